@@ -1,0 +1,150 @@
+"""API keys: the only code that sees a secret.
+
+A key is `ghub_sk_live_` or `ghub_sk_test_` and 32 random characters (190 bits), 45 in all. With
+that much randomness one round of SHA-256 is a safe digest. The first 21 characters are stored in
+the clear: they name the key in lists and logs and find its row.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import string
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from accounts import audit
+from accounts.models import ApiKey, Organization, User
+
+LIVE = "ghub_sk_live_"
+TEST = "ghub_sk_test_"
+PREFIX_LENGTH = 21
+SHAPE = re.compile(r"ghub_sk_(live|test)_[A-Za-z0-9]{32}")
+LAST_USED_STEP = timedelta(seconds=60)
+
+_ALPHABET = string.ascii_letters + string.digits
+
+
+class KeyRefused(Exception):
+    """The key does not open anything. The message is safe to show."""
+
+
+class InvalidKey(KeyRefused):
+    """There is no such key."""
+
+
+class RevokedKey(KeyRefused):
+    """The key was revoked or has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key and its secret, which is shown once and stored nowhere."""
+
+    row: ApiKey
+    secret: str
+
+
+def create(
+    organization: Organization,
+    name: str,
+    *,
+    sandbox: bool = False,
+    expires_at: datetime | None = None,
+    allowed_models: list[str] | None = None,
+    actor: User | None = None,
+    rotated_from: ApiKey | None = None,
+) -> NewKey:
+    """Return a new key of the organization."""
+    secret = (TEST if sandbox else LIVE) + "".join(secrets.choice(_ALPHABET) for _ in range(32))
+    with transaction.atomic():
+        row = ApiKey.objects.create(
+            organization=organization,
+            name=name,
+            prefix=secret[:PREFIX_LENGTH],
+            digest=_digest(secret),
+            sandbox=sandbox,
+            expires_at=expires_at,
+            allowed_models=allowed_models,
+            created_by=actor,
+            rotated_from=rotated_from,
+            family=rotated_from.family if rotated_from else uuid.uuid4(),
+        )
+        audit.record("key.created", organization=organization, actor=actor, subject=row.prefix)
+    return NewKey(row, secret)
+
+
+def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> NewKey:
+    """Return a successor with the same rights; the old key keeps working for `overlap`.
+
+    Both belong to one family, so a budget goes on counting where the old key left off.
+
+    Raises RevokedKey when the key is already revoked, expired or rotated.
+    """
+    with transaction.atomic():
+        old = ApiKey.objects.select_for_update().get(pk=key.pk)
+        now = timezone.now()
+        if _is_over(old, now) or ApiKey.objects.filter(rotated_from=old).exists():
+            raise RevokedKey("This key is revoked, expired or already rotated.")
+        # The successor lives as long as the old key would have.
+        new = create(
+            old.organization,
+            old.name,
+            sandbox=old.sandbox,
+            expires_at=old.expires_at,
+            allowed_models=old.allowed_models,
+            actor=actor,
+            rotated_from=old,
+        )
+        ends = now + overlap
+        old.expires_at = min(ends, old.expires_at) if old.expires_at else ends
+        old.save(update_fields=["expires_at"])
+        audit.record("key.rotated", organization=old.organization, actor=actor, subject=old.prefix)
+    return new
+
+
+def revoke(key: ApiKey, *, actor: User | None = None) -> None:
+    """End a key at once, on every host; ending it twice changes nothing."""
+    with transaction.atomic():
+        if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now()):
+            audit.record(
+                "key.revoked", organization=key.organization, actor=actor, subject=key.prefix
+            )
+
+
+def authenticate(secret: str) -> ApiKey:
+    """Return the key, its organization loaded; raises InvalidKey or RevokedKey.
+
+    Every request reads the row, so a revocation counts from the next request on. The time of
+    last use is written at most once a minute.
+    """
+    key = None
+    if SHAPE.fullmatch(secret):
+        key = (
+            ApiKey.objects.select_related("organization")
+            .filter(prefix=secret[:PREFIX_LENGTH])
+            .first()
+        )
+    if key is None or not hmac.compare_digest(key.digest, _digest(secret)):
+        raise InvalidKey(
+            "This API key is not valid. Keys start with ghub_sk_live_ or ghub_sk_test_ "
+            "and are 45 characters long."
+        )
+    now = timezone.now()
+    if _is_over(key, now):
+        raise RevokedKey("This API key was revoked or has expired. Use another one.")
+    if key.last_used_at is None or key.last_used_at < now - LAST_USED_STEP:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
+    return key
+
+
+def _is_over(key: ApiKey, now: datetime) -> bool:
+    return key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""Holds: money is set aside before a provider is called, and spent only for what is delivered.
+
+    held --capture--> captured      held --release--> released      held --expire--> expired
+
+Every step is one guarded UPDATE per row in one short transaction, always in the order account,
+then budget. Whoever finds the hold no longer `held` has lost it and must not deliver.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.utils import timezone
+
+from accounts.models import ApiKey
+from billing import budgets
+from billing.models import (
+    BillingAccount,
+    EntryKind,
+    Hold,
+    HoldState,
+    LedgerEntry,
+    still_spendable,
+)
+from billing.prices import Quote
+
+__all__ = ["HoldLost", "InsufficientBalance", "authorize", "capture", "expirable", "expire", "release"]
+
+
+class InsufficientBalance(Exception):
+    """The organization cannot pay for the request."""
+
+
+class HoldLost(Exception):
+    """The hold was settled by somebody else; the result must be discarded."""
+
+
+def authorize(
+    *,
+    key: ApiKey,
+    request_id: str,
+    quotes: Sequence[Quote],
+    quantity: int,
+    owner: uuid.UUID,
+    lease: timedelta,
+) -> Hold:
+    """Set aside the price of `quantity` images of the dearest quoted model.
+
+    Raises InsufficientBalance or BudgetExceeded, and then nothing is held. A second hold for the
+    same request violates its constraint. Runs in the caller's transaction if there is one.
+    """
+    amount = quantity * max(quote.unit_micro for quote in quotes)
+    with transaction.atomic():
+        account = BillingAccount.objects.filter(pk=key.organization_id).alias(
+            spendable=still_spendable()
+        )
+        if not account.filter(spendable__gte=amount).update(held_micro=F("held_micro") + amount):
+            raise InsufficientBalance
+        period_id = budgets.hold(key.family, amount)
+        return Hold.objects.create(
+            organization_id=key.organization_id,
+            api_key=key,
+            request_id=request_id,
+            quantity=quantity,
+            amount_micro=amount,
+            quotes={quote.model: [quote.price_version_id, quote.unit_micro] for quote in quotes},
+            budget_period_id=period_id,
+            owner=owner,
+            lease_until=timezone.now() + lease,
+        )
+
+
+def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
+    """Spend the price of what was delivered, give the rest back, and write the ledger.
+
+    The price is the one quoted at authorization. Raises HoldLost when the hold is no longer held:
+    the caller's transaction must not deliver then.
+    """
+    if not 0 < delivered <= hold.quantity:
+        raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
+    price_version_id, unit_micro = hold.quotes[model]
+    amount = delivered * unit_micro
+    with transaction.atomic():
+        _settle(hold, HoldState.CAPTURED, spent_micro=amount)
+        return LedgerEntry.objects.create(
+            organization_id=hold.organization_id,
+            entry_key=f"use:{hold.pk}",
+            kind=EntryKind.CONSUMPTION,
+            amount_micro=-amount,
+            balance_micro=BillingAccount.objects.values_list("balance_micro", flat=True).get(
+                pk=hold.organization_id
+            ),
+            price_version_id=price_version_id,
+            model=model,
+            quantity=delivered,
+            hold=hold,
+            api_key_id=hold.api_key_id,
+            request_id=hold.request_id,
+        )
+
+
+def release(hold: Hold) -> None:
+    """Give all of it back; raises HoldLost when it is no longer held."""
+    _settle(hold, HoldState.RELEASED, spent_micro=0)
+
+
+def expire(hold: Hold) -> None:
+    """Give back what a dead process held; raises HoldLost when it was settled after all."""
+    _settle(hold, HoldState.EXPIRED, spent_micro=0)
+
+
+def expirable(owners: Iterable[uuid.UUID]) -> Iterable[Hold]:
+    """Return the open holds whose lease is over or that belong to one of the dead `owners`."""
+    return Hold.objects.filter(
+        Q(lease_until__lt=timezone.now()) | Q(owner__in=list(owners)), state=HoldState.HELD
+    ).order_by("lease_until")
+
+
+def _settle(hold: Hold, state: HoldState, *, spent_micro: int) -> None:
+    with transaction.atomic():
+        held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD)
+        if not held.update(state=state, settled_at=timezone.now()):
+            raise HoldLost(hold.request_id)
+        BillingAccount.objects.filter(pk=hold.organization_id).update(
+            held_micro=F("held_micro") - hold.amount_micro,
+            balance_micro=F("balance_micro") - spent_micro,
+            spent_micro=F("spent_micro") + spent_micro,
+        )
+        budgets.settle(
+            hold.budget_period_id, held_micro=hold.amount_micro, spent_micro=spent_micro
+        )

@@ -1,0 +1,223 @@
+"""How much: prices, what may be spent, what is held, what was spent.
+
+Amounts are micro-USD. The ledger is the truth; the totals on BillingAccount and BudgetPeriod are
+kept in step with it in the same transaction, so that one guarded UPDATE can decide.
+"""
+
+import uuid
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Now
+
+from accounts.models import ApiKey, Organization
+
+
+class PriceVersion(models.Model):
+    """What one delivered image of a model costs, from a moment on; append-only."""
+
+    model = models.CharField(max_length=100)
+    version = models.PositiveIntegerField()
+    unit_micro = models.PositiveBigIntegerField()
+    effective_from = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
+            models.CheckConstraint(condition=Q(unit_micro__gt=0), name="price_is_positive"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} v{self.version}"
+
+
+class BillingAccount(models.Model):
+    """The money of one organization.
+
+    `balance_micro` is the sum of its ledger, `held_micro` of its open holds. It may spend down
+    to minus the credit limit.
+    """
+
+    organization = models.OneToOneField(
+        Organization, on_delete=models.PROTECT, primary_key=True, related_name="billing_account"
+    )
+    balance_micro = models.BigIntegerField(default=0)
+    spent_micro = models.BigIntegerField(default=0)
+    held_micro = models.BigIntegerField(default=0)
+    credit_limit_micro = models.BigIntegerField(default=0)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(held_micro__gte=0), name="account_holds_no_debt"),
+            models.CheckConstraint(
+                condition=Q(credit_limit_micro__gte=0), name="credit_limit_not_negative"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"account of {self.organization_id}"
+
+
+class Period(models.TextChoices):
+    """How often a budget starts anew; at 00:00 UTC, weeks on Monday."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class Budget(models.Model):
+    """The most a family of keys may spend in a period."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="budgets")
+    key_family = models.UUIDField(unique=True)
+    period = models.CharField(max_length=5, choices=Period)
+    limit_micro = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(limit_micro__gte=0), name="budget_not_negative"),
+            models.CheckConstraint(
+                condition=Q(period__in=Period.values), name="budget_period_is_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.limit_micro} µUSD a {self.period}"
+
+
+class BudgetPeriod(models.Model):
+    """One period of a budget. A new period is a new row: nothing is ever reset."""
+
+    budget = models.ForeignKey(Budget, on_delete=models.PROTECT, related_name="periods")
+    starts_at = models.DateTimeField()
+    spent_micro = models.BigIntegerField(default=0)
+    held_micro = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["budget", "starts_at"], name="one_row_per_period"),
+            models.CheckConstraint(condition=Q(held_micro__gte=0), name="budget_holds_no_debt"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.budget_id} from {self.starts_at:%Y-%m-%d}"
+
+
+class HoldState(models.TextChoices):
+    """Where a hold stands. All but `held` are final."""
+
+    HELD = "held"
+    CAPTURED = "captured"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+
+class Hold(models.Model):
+    """Money set aside for one request until it is known what the request delivered."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="holds")
+    api_key = models.ForeignKey(ApiKey, null=True, on_delete=models.PROTECT, related_name="+")
+    request_id = models.CharField(max_length=28)
+    quantity = models.PositiveIntegerField()
+    amount_micro = models.PositiveBigIntegerField()
+    quotes = models.JSONField(
+        help_text="What each candidate model costs: {model: [price version id, micro-USD]}."
+    )
+    budget_period = models.ForeignKey(
+        BudgetPeriod, null=True, on_delete=models.PROTECT, related_name="holds"
+    )
+    state = models.CharField(max_length=8, choices=HoldState, default=HoldState.HELD)
+    owner = models.UUIDField(help_text="The server process that works on the request.")
+    lease_until = models.DateTimeField()
+    created_at = models.DateTimeField(db_default=Now())
+    settled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["organization", "request_id"], name="one_hold_each"),
+            models.CheckConstraint(
+                condition=Q(state__in=HoldState.values), name="hold_state_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(state=HoldState.HELD, settled_at=None)
+                | (~Q(state=HoldState.HELD) & Q(settled_at__isnull=False)),
+                name="hold_settled_once_not_held",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["lease_until"], condition=Q(state=HoldState.HELD), name="open_holds"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount_micro} µUSD {self.state} for {self.request_id}"
+
+
+class EntryKind(models.TextChoices):
+    """Why a balance moved."""
+
+    BONUS = "bonus"
+    RECHARGE = "recharge"
+    CONSUMPTION = "consumption"
+    REFUND = "refund"
+    ADJUSTMENT = "adjustment"
+
+
+class LedgerEntry(models.Model):
+    """One movement of a balance; append-only, kept so by a trigger."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="ledger")
+    entry_key = models.CharField(max_length=150, unique=True)
+    kind = models.CharField(max_length=11, choices=EntryKind)
+    amount_micro = models.BigIntegerField()
+    balance_micro = models.BigIntegerField(help_text="The balance after this movement.")
+    price_version = models.ForeignKey(
+        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    model = models.CharField(max_length=100, blank=True)
+    quantity = models.PositiveIntegerField(default=0)
+    hold = models.OneToOneField(
+        Hold, null=True, on_delete=models.PROTECT, related_name="ledger_entry"
+    )
+    api_key = models.ForeignKey(
+        ApiKey, null=True, on_delete=models.PROTECT, related_name="ledger_entries"
+    )
+    request_id = models.CharField(max_length=28, blank=True)
+    note = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind__in=EntryKind.values), name="ledger_kind_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    kind=EntryKind.CONSUMPTION,
+                    amount_micro__lt=0,
+                    quantity__gt=0,
+                    hold__isnull=False,
+                    price_version__isnull=False,
+                )
+                | Q(kind__in=[EntryKind.BONUS, EntryKind.RECHARGE, EntryKind.REFUND])
+                & Q(amount_micro__gt=0)
+                | Q(kind=EntryKind.ADJUSTMENT) & ~Q(amount_micro=0),
+                name="ledger_sign_follows_kind",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-created_at"], name="ledger_of_one"),
+            models.Index(fields=["api_key", "-created_at"], name="ledger_of_a_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.amount_micro} µUSD"
+
+
+def still_spendable() -> F:
+    """Return the expression for what an account can still spend: balance + credit - held."""
+    return F("balance_micro") + F("credit_limit_micro") - F("held_micro")

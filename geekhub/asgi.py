@@ -1,0 +1,60 @@
+"""The server's entry point: /v1 on its own lean handler, every page on Django's.
+
+One synchronous middleware around a request that waits for a provider would cost a thread for all
+of that wait; so the public API has none, and the pages keep theirs.
+"""
+
+import os
+from contextlib import AsyncExitStack
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "geekhub.settings")
+django.setup(set_prefix=False)
+
+from django.conf import settings  # noqa: E402 - the settings must be there first
+from django.core.asgi import get_asgi_application  # noqa: E402
+
+from images.api.handler import ApiHandler  # noqa: E402
+from images.api.requests import Receive, Scope, Send  # noqa: E402
+from images.gateway import Gateway, open_gateway  # noqa: E402
+
+
+class Application:
+    """An ASGI application with a lifespan; it holds what one process shares."""
+
+    def __init__(self) -> None:
+        self._pages = get_asgi_application()
+        self._gateway: Gateway | None = None
+        self._api: ApiHandler | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        path = scope["path"]
+        if path == "/v1" or path.startswith("/v1/"):
+            if self._api is None:
+                raise RuntimeError("the server must run the ASGI lifespan")
+            await self._api(scope, receive, send)
+        else:
+            await self._pages({**scope, "gateway": self._gateway}, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            await receive()
+            try:
+                self._gateway = await stack.enter_async_context(open_gateway())
+                self._api = ApiHandler(self._gateway)
+            except Exception as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            # Requests whose client has left are known to nobody but us.
+            await self._api.drain(settings.REQUEST_DEADLINE_SECONDS + 10)
+        self._gateway = self._api = None
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+application = Application()

@@ -1,0 +1,1 @@
+"""Leaf helpers: they import no app and know no business rule."""

@@ -1,0 +1,8 @@
+"""Identifiers that leave the process."""
+
+import secrets
+
+
+def new_request_id() -> str:
+    """Return `req_` and 24 hex digits: the name of one call of the public API."""
+    return f"req_{secrets.token_hex(12)}"

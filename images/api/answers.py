@@ -1,0 +1,179 @@
+"""The bodies of successful answers."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pybase64
+
+from accounts.models import ApiKey
+from geekhub.lib import money
+from images.catalog import MAX_N, OWNERS, ImageModel
+from images.gateway import Gateway
+from images.generation import Finished, Priced
+from images.models import Generation, GenerationStatus, Image
+from images.status import Credits
+from images.storage import ImageStore
+
+
+def headers(row: Generation) -> dict[str, str]:
+    """Return the headers of a delivered request."""
+    return {"x-geekhub-cost-usd": money.to_usd(row.cost_micro)}
+
+
+async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
+    """Return OpenAI's images answer with our additions."""
+    row = finished.generation
+    data = [_image(image, store) for image in finished.images]
+    if row.parameters.get("response_format") == "b64_json":
+        bodies = finished.data or await asyncio.gather(
+            *(store.aread(image.name) for image in finished.images)
+        )
+        for entry, body in zip(data, bodies, strict=True):
+            entry["b64_json"] = pybase64.b64encode(body).decode()
+    body: dict[str, Any] = {
+        "id": row.request_id,
+        "object": "list",
+        "created": int(row.created_at.timestamp()),
+        "model": row.model,
+        "data": data,
+    }
+    if row.filtered:
+        body["filtered_count"] = row.filtered
+    if row.adjusted:
+        body["adjusted"] = row.adjusted
+    if row.parameters.get("listed"):
+        body["geekhub"] = {
+            "final_model": row.model,
+            "requested": row.requested,
+            "attempts": row.attempts,
+            "skipped": row.skipped,
+        }
+    return body
+
+
+def priced(what: Priced, request_id: str) -> dict[str, Any]:
+    """Return the answer to a dry run."""
+    n = what.candidate.request.n
+    return {
+        "id": request_id,
+        "object": "list",
+        "created": 0,
+        "model": what.candidate.model.id,
+        "data": [],
+        "dry_run": True,
+        "adjusted": [
+            {"param": one.param, "asked": one.asked, "used": one.used, "why": one.why}
+            for one in what.candidate.adjusted
+        ],
+        "geekhub": {
+            "unit_price_usd": money.to_usd(what.unit_micro),
+            "max_cost_usd": money.to_usd(what.unit_micro * n),
+            "skipped": [{"model": one.model, "reason": one.reason} for one in what.skipped],
+        },
+    }
+
+
+def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
+    """Return everything about one request, in OpenRouter's shape with our additions."""
+    images: Sequence[Image] = list(row.images.all())
+    return {
+        "data": {
+            "id": row.request_id,
+            "model": row.model or None,
+            "requested": row.requested,
+            "provider_name": OWNERS.get(row.provider),
+            "api_type": "image",
+            "status": row.status,
+            "sandbox": row.sandbox,
+            "created_at": row.created_at.isoformat(),
+            "finished_at": row.finished_at.isoformat() if row.finished_at else None,
+            "latency": row.latency_ms,
+            "total_cost": float(money.to_decimal(row.cost_micro)),
+            "cost_usd": money.to_usd(row.cost_micro),
+            "num_media_completion": row.delivered,
+            "n": row.n,
+            "parameters": row.parameters,
+            "tags": row.tags,
+            "attempts": row.attempts,
+            "skipped": row.skipped,
+            "adjusted": row.adjusted,
+            "error": (
+                {"code": row.error_code, "message": row.error_message}
+                if row.status == GenerationStatus.FAILED
+                else None
+            ),
+            "images": [_image(image, store) for image in images],
+        }
+    }
+
+
+def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
+    """Return one model in OpenAI's shape with our additions."""
+    return {
+        "id": row.id,
+        "object": "model",
+        "created": int(row.created_timestamp),
+        "owned_by": row.provider,
+        "kind": "image",
+        "name": row.name,
+        "description": row.good_for,
+        "pricing": {"per_image_usd": money.to_usd(row.price_micro), "currency": "USD"},
+        "sizes": ["auto", *row.sizes],
+        "max_n": MAX_N,
+        "qualities": list(row.qualities),
+        "supports": {
+            "seed": row.seed,
+            "style": row.style,
+            "transparent_background": row.transparent,
+            "partial_images": row.partial_images,
+        },
+        "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
+        "available": gateway.provider_for(row, sandbox=key.sandbox) is not None,
+        "status": row.status,
+        "shutdown_date": row.shutdown_date.isoformat() if row.shutdown_date else None,
+        "successor": row.successor,
+    }
+
+
+def credits(what: Credits) -> dict[str, Any]:
+    """Return OpenRouter's credits shape with our additions."""
+    account = what.account
+    total = account.balance_micro + account.spent_micro
+    budget = None
+    if what.budget is not None:
+        rule, running = what.budget
+        budget = {
+            "limit_usd": money.to_usd(rule.limit_micro),
+            "period": rule.period,
+            "since": running.starts_at.isoformat(),
+            "spent_usd": money.to_usd(running.spent_micro),
+            "held_usd": money.to_usd(running.held_micro),
+        }
+    return {
+        "data": {
+            "total_credits": float(money.to_decimal(total)),
+            "total_usage": float(money.to_decimal(account.spent_micro)),
+        },
+        "geekhub": {
+            "balance_usd": money.to_usd(account.balance_micro),
+            "held_usd": money.to_usd(account.held_micro),
+            "credit_limit_usd": money.to_usd(account.credit_limit_micro),
+            "spent_30_days_usd": money.to_usd(what.spent_30_days_micro),
+            "key": {"spent_usd": money.to_usd(what.key_spent_micro), "budget": budget},
+        },
+    }
+
+
+def _image(image: Image, store: ImageStore) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "url": store.url(image.name),
+        "width": image.width,
+        "height": image.height,
+        "mime_type": image.mime_type,
+        "bytes": image.bytes,
+        "sha256": image.sha256,
+    }
+    if image.revised_prompt:
+        entry["revised_prompt"] = image.revised_prompt
+    return entry

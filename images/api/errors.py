@@ -1,0 +1,211 @@
+"""Words, codes and statuses of the public API's errors: one table.
+
+The envelope is OpenAI's, `{"error": {"message", "type", "code", "param"}}`, with our `request_id`.
+`x-should-retry: false` stops OpenAI's SDKs from repeating what cannot succeed or may cost twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import rest_framework.exceptions as drf
+from django.http import Http404
+
+from accounts import keys
+from billing.budgets import BudgetExceeded
+from billing.holds import InsufficientBalance
+from billing.prices import UnknownPrice
+from images import generation, routing
+from images.limits import RateLimited
+from images.providers.base import ProviderError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One code: its HTTP status, OpenAI's `type`, and whether an SDK may repeat the request."""
+
+    status: int
+    type: str
+    retry: bool | None = None
+
+
+TABLE: Mapping[str, Row] = {
+    "invalid_request_error": Row(400, "invalid_request_error"),
+    "content_policy_violation": Row(400, "image_generation_user_error"),
+    "missing_api_key": Row(401, "authentication_error"),
+    "invalid_api_key": Row(401, "authentication_error"),
+    "key_revoked": Row(401, "authentication_error"),
+    "insufficient_balance": Row(402, "insufficient_quota", retry=False),
+    "guardrail_blocked": Row(403, "permission_error"),
+    "model_not_found": Row(404, "invalid_request_error"),
+    "not_found": Row(404, "invalid_request_error"),
+    "method_not_allowed": Row(405, "invalid_request_error"),
+    "idempotency_key_in_use": Row(409, "idempotency_error", retry=False),
+    "request_too_large": Row(413, "invalid_request_error"),
+    "unsupported_media_type": Row(415, "invalid_request_error"),
+    "idempotency_key_reused": Row(422, "idempotency_error"),
+    "rate_limit_exceeded": Row(429, "rate_limit_error"),
+    "internal_error": Row(500, "server_error"),
+    "provider_unavailable": Row(502, "server_error"),
+}
+
+
+@dataclass(slots=True)
+class ApiError(Exception):
+    """An answer of the table; `extra` joins the error object."""
+
+    code: str
+    message: str
+    param: str | None = None
+    type: str | None = None
+    retry: bool | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> int:
+        """Return the HTTP status."""
+        return TABLE[self.code].status
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """Return the envelope."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type or TABLE[self.code].type,
+                "code": self.code,
+                "param": self.param,
+                "request_id": request_id,
+                **self.extra,
+            }
+        }
+
+    def all_headers(self) -> dict[str, str]:
+        """Return the headers that go with it."""
+        retry = TABLE[self.code].retry if self.retry is None else self.retry
+        hint = {} if retry is None else {"x-should-retry": str(retry).lower()}
+        return hint | self.headers
+
+
+def internal() -> ApiError:
+    """Return what a client sees of a fault of ours."""
+    return ApiError(
+        "internal_error",
+        "Something went wrong on our side. Nothing was charged. The request_id helps us find it.",
+    )
+
+
+def translate(error: Exception) -> ApiError | None:  # noqa: PLR0911 - it is the table
+    """Return the API's answer to an exception; None when it is a fault of ours."""
+    match error:
+        case ApiError():
+            return error
+        case keys.InvalidKey():
+            return ApiError("invalid_api_key", str(error))
+        case keys.RevokedKey():
+            return ApiError("key_revoked", str(error))
+        case InsufficientBalance():
+            return ApiError(
+                "insufficient_balance",
+                "The organization's balance does not cover this request. Recharge it on the "
+                "billing page of the dashboard.",
+            )
+        case BudgetExceeded():
+            return ApiError("guardrail_blocked", str(error), retry=False)
+        case routing.ModelBlocked():
+            return ApiError("guardrail_blocked", str(error), "model")
+        case routing.ModelNotFound():
+            return ApiError("model_not_found", str(error), "model")
+        case routing.ModelUnfit():
+            return ApiError("invalid_request_error", str(error), error.param)
+        case routing.NoCandidate():
+            return _all_failed([], error.skipped, retry=None)
+        case UnknownPrice():
+            return ApiError("model_not_found", f"The model {error} has no price yet.", "model")
+        case generation.IdempotencyKeyInUse():
+            return ApiError(
+                "idempotency_key_in_use",
+                "The request with this Idempotency-Key is still running. Ask again later.",
+                headers={"retry-after": "2"},
+            )
+        case generation.IdempotencyKeyReused():
+            return ApiError(
+                "idempotency_key_reused",
+                "This Idempotency-Key was used for another request body. Use a new one.",
+            )
+        case generation.AllCandidatesFailed():
+            return _all_failed(error.attempts, [], retry=False if error.charged else None)
+        case RateLimited():
+            return _rate_limited(error)
+        case ProviderError():
+            return _provider(error)
+        case _:
+            return _from_framework(error)
+
+
+def _all_failed(
+    attempts: "list[generation.Attempt]", skipped: list[routing.Skipped], *, retry: bool | None
+) -> ApiError:
+    tried = [{"model": one.model, "error": one.error} for one in attempts]
+    left_out = [{"model": one.model, "reason": one.reason} for one in skipped]
+    return ApiError(
+        "provider_unavailable",
+        "None of the models delivered: "
+        + "; ".join(
+            [f"{one.model}: {one.error}" for one in attempts]
+            + [f"{one.model}: {one.reason}" for one in skipped]
+        ),
+        type="all_candidates_failed",
+        retry=retry,
+        extra={"attempts": tried, "skipped": left_out},
+    )
+
+
+def _rate_limited(error: RateLimited) -> ApiError:
+    whole = max(1, min(60, round(error.retry_after + 0.5)))
+    headers = {"retry-after": str(whole), "retry-after-ms": str(whole * 1000)}
+    if error.which == "requests":
+        message = f"This API key may send {error.limit} requests a minute. Wait {whole} s."
+        headers |= {
+            "x-ratelimit-limit-requests": str(error.limit),
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": f"{whole}s",
+        }
+    else:
+        message = (
+            f"The organization already has {error.limit} requests in flight, which is its limit."
+        )
+    return ApiError("rate_limit_exceeded", message, headers=headers)
+
+
+def _provider(error: ProviderError) -> ApiError:
+    code = error.code if error.code in TABLE else "internal_error"
+    answer = ApiError(code, error.message, error.param)
+    if error.stage is not None:
+        answer.extra["stage"] = error.stage
+    if error.charged and code == "provider_unavailable":
+        # The picture may have been drawn and billed to us; a blind repeat would draw another.
+        answer.retry = False
+    if code == "model_not_found":
+        answer.param = "model"
+    if code == "rate_limit_exceeded":
+        answer.headers["retry-after"] = "1"
+    return answer
+
+
+def _from_framework(error: Exception) -> ApiError | None:
+    match error:
+        case Http404() | drf.NotFound():
+            return ApiError("not_found", "There is nothing at this URL.")
+        case drf.MethodNotAllowed():
+            return ApiError("method_not_allowed", str(error.detail))
+        case drf.UnsupportedMediaType():
+            return ApiError(
+                "unsupported_media_type", "Send the body as JSON: Content-Type: application/json."
+            )
+        case drf.NotAcceptable():
+            return ApiError("invalid_request_error", "The answer is JSON; Accept must allow it.")
+        case drf.ParseError():
+            return ApiError("invalid_request_error", str(error.detail))
+        case _:
+            return None

@@ -1,0 +1,134 @@
+"""Serves /v1 in the event loop: no middleware, no thread per request, no page of HTML.
+
+Django's own handler makes one thread per request and runs synchronous middleware around the whole
+wait for a provider. Here a request costs an event-loop task and its database hops. What a client
+started is finished even if the client leaves: nothing listens for a disconnect.
+"""
+
+import asyncio
+import io
+import time
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.http import HttpResponse, HttpResponseBase
+from django.urls import Resolver404, resolve
+
+from images.api.errors import ApiError, internal, translate
+from images.api.renderers import OrjsonRenderer
+from images.api.requests import (
+    ApiRequest,
+    BodyTooLarge,
+    ClientGone,
+    Receive,
+    Scope,
+    Send,
+    read_body,
+)
+from images.gateway import Gateway
+
+log = structlog.get_logger("geekhub.api")
+
+BODY_SECONDS = 30.0
+URLS = "images.api.urls"
+
+
+class ApiHandler:
+    """An ASGI application for the paths under /v1."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.create_task(self._serve(scope, receive, send))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        # A server that cancels us when its client leaves must not cancel paid work.
+        await asyncio.shield(task)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until no request is running, at most so long."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+        request = ApiRequest(scope, io.BytesIO(), self._gateway)
+        try:
+            response = await self._respond(request, scope, receive)
+        except ClientGone:
+            return
+        response.headers.setdefault("x-request-id", request.request_id)
+        response.headers["cache-control"] = "no-store"
+        response.headers["x-content-type-options"] = "nosniff"
+        log.info(
+            "request",
+            request_id=request.request_id,
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            ms=round((time.monotonic() - began) * 1000),
+            **request.log,
+        )
+        await _send(response, request, send)
+
+    async def _respond(
+        self, request: ApiRequest, scope: Scope, receive: Receive
+    ) -> HttpResponseBase:
+        try:
+            match = resolve(request.path_info, URLS)
+            body = await read_body(
+                scope, receive, most=settings.API_MAX_BODY_BYTES, seconds=BODY_SECONDS
+            )
+            request._stream = io.BytesIO(body)
+            response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
+        except ClientGone:
+            raise
+        except Exception as error:
+            response = _plain(request, self._error(request, error))
+        return response
+
+    def _error(self, request: ApiRequest, error: Exception) -> ApiError:
+        match error:
+            case Resolver404():
+                answer = ApiError("not_found", f"There is no {request.method} {request.path[:100]}.")
+            case BodyTooLarge():
+                most = settings.API_MAX_BODY_BYTES
+                answer = ApiError("request_too_large", f"The body may have at most {most} bytes.")
+            case TimeoutError():
+                answer = ApiError("invalid_request_error", "The body took too long to arrive.")
+            case _:
+                known = translate(error)
+                if known is None:
+                    log.exception("unhandled", request_id=request.request_id)
+                answer = known or internal()
+        request.log["error"] = answer.code
+        return answer
+
+
+def _plain(request: ApiRequest, error: ApiError) -> HttpResponse:
+    return HttpResponse(
+        OrjsonRenderer().render(error.body(request.request_id)),
+        status=error.status,
+        headers=error.all_headers(),
+        content_type="application/json",
+    )
+
+
+async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> None:
+    body = b"" if request.method == "HEAD" else getattr(response, "content", b"")
+    headers: list[tuple[bytes, bytes]] = [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in response.items()
+        if name.lower() not in ("content-length", "vary", "allow")
+    ]
+    headers.append((b"content-length", str(len(body)).encode()))
+    start: dict[str, Any] = {
+        "type": "http.response.start",
+        "status": response.status_code,
+        "headers": headers,
+    }
+    await send(start)
+    await send({"type": "http.response.body", "body": body})

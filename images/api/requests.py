@@ -1,0 +1,51 @@
+"""A request to /v1 as it comes from the server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from django.core.handlers.asgi import ASGIRequest
+
+from geekhub.lib.ids import new_request_id
+from images.gateway import Gateway
+
+type Scope = dict[str, Any]
+type Receive = Callable[[], Awaitable[dict[str, Any]]]
+type Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class BodyTooLarge(Exception):
+    """The body is over the limit."""
+
+
+class ClientGone(Exception):
+    """The client left before its body was here."""
+
+
+class ApiRequest(ASGIRequest):
+    """A Django request that knows its process, its public id, and what its log line will say."""
+
+    def __init__(self, scope: Scope, body: Any, gateway: Gateway) -> None:
+        super().__init__(scope, body)
+        self.gateway = gateway
+        self.request_id = new_request_id()
+        self.log: dict[str, Any] = {}
+
+
+async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:
+    """Return the body; raises BodyTooLarge, ClientGone, or TimeoutError after `seconds`."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if not declared.isdigit() or int(declared) > most:
+        raise BodyTooLarge
+    chunks, size, more = [], 0, True
+    async with asyncio.timeout(seconds):
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > most:
+                raise BodyTooLarge
+            more = message.get("more_body", False)
+    return b"".join(chunks)

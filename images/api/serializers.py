@@ -1,0 +1,226 @@
+"""The request body, field by field, and a GenerationRequest of it."""
+
+from decimal import Decimal
+from typing import Any
+
+from django.core.validators import ProhibitNullCharactersValidator
+from rest_framework import serializers
+from rest_framework.validators import ProhibitSurrogateCharactersValidator
+
+from geekhub.lib import money
+from images.api.errors import ApiError
+from images.catalog import MAX_N, MAX_PROMPT
+from images.requests import AUTO, GenerationRequest
+
+MAX_MODELS = 8
+MAX_SEED = 2**31 - 1
+MAX_TAGS = 8
+MAX_TAG = 40
+MAX_COST_USD = 1_000_000
+IDEMPOTENCY_KEY_MAX = 255
+
+
+class Text(serializers.Field[str, Any, str, Any]):
+    """A JSON string of `least` to `most` characters; nothing is converted or trimmed."""
+
+    def __init__(self, *, most: int, least: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.least, self.most = least, most
+        # A lone surrogate or a NUL is legal JSON and no text that a database takes.
+        self.validators = [ProhibitNullCharactersValidator(), ProhibitSurrogateCharactersValidator()]
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            raise serializers.ValidationError("must be a string.")
+        if not self.least <= len(data) <= self.most or (self.least and not data.strip()):
+            raise serializers.ValidationError(
+                f"must have {self.least} to {self.most} characters; it has {len(data)}."
+                if data.strip() or not data
+                else "must not be blank."
+            )
+        return data
+
+
+class Choice(serializers.Field[str, Any, str, Any]):
+    """One of a few words."""
+
+    def __init__(self, *words: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.words = words
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str) or data not in self.words:
+            raise serializers.ValidationError(f"must be one of: {', '.join(self.words)}.")
+        return data
+
+
+class Integer(serializers.Field[int, Any, int, Any]):
+    """A JSON integer of a range; neither `true` nor `"2"` nor `2.0` is one."""
+
+    def __init__(self, least: int, most: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.least, self.most = least, most
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, int) or isinstance(data, bool):
+            raise serializers.ValidationError(
+                f"must be an integer from {self.least} to {self.most}."
+            )
+        if not self.least <= data <= self.most:
+            raise serializers.ValidationError(f"must be from {self.least} to {self.most}.")
+        return data
+
+
+class Boolean(serializers.Field[bool, Any, bool, Any]):
+    """`true` or `false`."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            raise serializers.ValidationError("must be true or false.")
+        return data
+
+
+class Usd(serializers.Field[int, Any, int, Any]):
+    """An amount of USD as a JSON number; becomes micro-USD, rounded down."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if not isinstance(data, (int, float)) or isinstance(data, bool):
+            raise serializers.ValidationError("must be a number of USD.")
+        if not 0 < data <= MAX_COST_USD:
+            raise serializers.ValidationError(f"must be above 0 and at most {MAX_COST_USD} USD.")
+        return int(Decimal(str(data)) * money.MICRO)
+
+
+class Texts(serializers.Field[list[str], Any, list[str], Any]):
+    """A list of different short strings."""
+
+    def __init__(self, *, least: int, most: int, each: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.least, self.most = least, most
+        self.each = Text(most=each)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if not isinstance(data, list) or not self.least <= len(data) <= self.most:
+            raise serializers.ValidationError(
+                f"must be a list of {self.least} to {self.most} strings."
+            )
+        texts = [self.each.run_validation(item) for item in data]
+        if len(set(texts)) != len(texts):
+            raise serializers.ValidationError("must not name the same twice.")
+        return texts
+
+
+class Models(Texts):
+    """A model id, `auto`, or a list of ids in the order of preference."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(least=1, most=MAX_MODELS, each=100, **options)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if isinstance(data, str):
+            return [self.each.run_validation(data)]
+        if not isinstance(data, list):
+            raise serializers.ValidationError("must be a model id, a list of ids, or auto.")
+        return super().to_internal_value(data)
+
+
+class Known(serializers.Serializer[Any]):
+    """A JSON object that has no other fields than these; null means absent."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise serializers.ValidationError({"": ["must be an object."]})
+        for name in data:
+            if name not in self.fields:
+                raise serializers.ValidationError({name[:100]: ["is not a field of this endpoint."]})
+        return super().to_internal_value(
+            {name: value for name, value in data.items() if value is not None}
+        )
+
+
+class RoutingSerializer(Known):
+    """How `auto` and lists choose."""
+
+    strategy = Choice("cheapest", "fastest", "balanced", required=False)
+    candidates = Texts(least=1, most=MAX_MODELS, each=100, required=False)
+    on_refusal = Choice("next", "stop", required=False)
+
+
+class GenerationSerializer(Known):
+    """The body of POST /v1/images/generations."""
+
+    model = Models()
+    prompt = Text(most=MAX_PROMPT)
+    n = Integer(1, MAX_N, required=False)
+    size = Text(most=20, required=False)
+    quality = Choice("auto", "standard", "hd", "low", "medium", "high", required=False)
+    style = Choice("vivid", "natural", required=False)
+    response_format = Choice("url", "b64_json", required=False)
+    output_format = Choice("png", "jpeg", "webp", required=False)
+    output_compression = Integer(0, 100, required=False)
+    background = Choice("auto", "transparent", "opaque", required=False)
+    moderation = Choice("auto", "low", required=False)
+    seed = Integer(0, MAX_SEED, required=False)
+    user = Text(most=256, required=False)
+    stream = Boolean(required=False)
+    partial_images = Integer(0, 3, required=False)
+    routing = RoutingSerializer(required=False)
+    strict = Boolean(required=False)
+    max_cost = Usd(required=False)
+    dry_run = Boolean(required=False)
+    tags = Texts(least=0, most=MAX_TAGS, each=MAX_TAG, required=False)
+
+
+def parse(data: Any) -> GenerationRequest:
+    """Return the checked request; raises ApiError naming the first field at fault."""
+    serializer = GenerationSerializer(data=data)
+    if not serializer.is_valid():
+        raise first_error(serializer.errors)
+    fields = dict(serializer.validated_data)
+    models = fields.pop("model")
+    listed = isinstance(data["model"], list) or models == [AUTO]
+    routing = fields.pop("routing", {})
+    if routing and not listed:
+        raise invalid("routing", "is for a list of models or auto.")
+    if models != [AUTO] and {"strategy", "candidates"} & routing.keys():
+        raise invalid("routing", "strategy and candidates are for model auto.")
+    if AUTO in models and len(models) > 1:
+        raise invalid("model", "auto stands alone; routing.candidates names its models.")
+    if "partial_images" in fields and not fields.get("stream"):
+        raise invalid("partial_images", "needs stream: true.")
+    return GenerationRequest(
+        models=tuple(models),
+        listed=listed,
+        strategy=routing.get("strategy", "cheapest"),
+        auto_candidates=tuple(routing.get("candidates", ())),
+        on_refusal=routing.get("on_refusal", "next"),
+        max_cost_micro=fields.pop("max_cost", None),
+        tags=tuple(fields.pop("tags", ())),
+        **fields,
+    )
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """Return the Idempotency-Key header's value; raises ApiError when it is not one."""
+    if header is None:
+        return None
+    if not 0 < len(header) <= IDEMPOTENCY_KEY_MAX or not header.isascii() or not header.isprintable():
+        raise invalid(
+            "Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters."
+        )
+    return header
+
+
+def invalid(param: str, message: str) -> ApiError:
+    """Return the 400 that names a field."""
+    return ApiError("invalid_request_error", f"{param} {message}", param)
+
+
+def first_error(errors: Any, path: str = "") -> ApiError:
+    """Return the 400 for the first of a serializer's errors, nested fields named with a dot."""
+    if isinstance(errors, dict):
+        name, inner = next(iter(errors.items()))
+        return first_error(inner, f"{path}.{name}".strip("."))
+    first = errors[0]
+    text = "is required." if getattr(first, "code", "") == "required" else str(first)
+    return invalid(path, text)

@@ -1,0 +1,172 @@
+"""The endpoints under /v1. They translate; `images.generation` decides."""
+
+from typing import Any, cast
+
+import structlog
+from django.conf import settings
+from django.http import HttpRequest
+from rest_framework.exceptions import MethodNotAllowed
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts.models import ApiKey
+from images import generation, routing, status
+from images.api import answers, serializers, throttling
+from images.api.errors import ApiError, internal, translate
+from images.api.requests import ApiRequest
+from images.catalog import CATALOG
+from images.generation import Finished, Priced, Started
+from images.limits import Admission
+
+log = structlog.get_logger("geekhub.api")
+
+
+class AsyncAPIView(APIView):
+    """A DRF view in the event loop. Its handlers are plain functions, each one database hop."""
+
+    http_method_names = ["get", "head"]
+
+    @property
+    def raw(self) -> ApiRequest:
+        """Return the request under DRF's, which knows the process and the request's id."""
+        return cast(ApiRequest, self.request._request)
+
+    @property
+    def key(self) -> ApiKey:
+        """Return the caller's key."""
+        return cast(ApiKey, self.request.auth)
+
+    async def dispatch(  # type: ignore[override]
+        self, request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> Response:
+        self.args, self.kwargs, self.headers = args, kwargs, {}
+        self.request = self.initialize_request(request, *args, **kwargs)
+        try:
+            if (request.method or "").lower() not in self.http_method_names:
+                raise MethodNotAllowed(request.method or "")
+            response = await self.handle(*args, **kwargs)
+        except Exception as error:
+            response = self.handle_exception(error)
+        self.response = self.finalize_response(self.request, response, *args, **kwargs)
+        return self.response.render()
+
+    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+        """Authenticate and answer, in one database hop."""
+        return await self.raw.gateway.db.run(self.work, *args, **kwargs)
+
+    def work(self, *args: Any, **kwargs: Any) -> Response:
+        """Authenticate and answer."""
+        self.initial(self.request, *args, **kwargs)
+        return self.get(self.request, *args, **kwargs)
+
+    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
+        """Return the answer to GET."""
+        raise NotImplementedError
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        self.raw.log |= {"organization": str(self.key.organization_id), "key": self.key.prefix}
+
+    def handle_exception(self, exc: Exception) -> Response:
+        error = translate(exc)
+        if error is None:
+            log.exception("unhandled", request_id=self.raw.request_id)
+            error = internal()
+        self.raw.log["error"] = error.code
+        body = error.body(self.raw.request_id)
+        return Response(body, status=error.status, headers=error.all_headers())
+
+
+class GenerationsView(AsyncAPIView):
+    """POST /v1/images/generations"""
+
+    http_method_names = ["post"]
+    admission: Admission | None = None
+
+    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+        gateway = self.raw.gateway
+        try:
+            begun = await gateway.db.run(self.begin)
+            if isinstance(begun, Priced):
+                return Response(answers.priced(begun, self.raw.request_id))
+            if isinstance(begun, Finished):
+                return await self.answer(begun, replayed=True)
+            finished = await generation.complete(gateway, begun)
+            return await self.answer(finished, replayed=False)
+        finally:
+            if self.admission is not None:
+                await gateway.leave(self.admission)
+
+    def begin(self) -> Started | Finished | Priced:
+        """Authenticate, check the limits and the body, and let the request in."""
+        self.initial(self.request)
+        request = serializers.parse(self.request.data)
+        self.raw.log["model"] = ",".join(request.models)
+        if settings.LOG_PROMPTS:
+            self.raw.log["prompt"] = request.prompt
+        self.admission = throttling.enter(self.raw.gateway.limiter, self.key, self.raw.request_id)
+        return generation.begin(
+            self.raw.gateway,
+            self.key,
+            request,
+            request_id=self.raw.request_id,
+            idempotency_key=serializers.idempotency_key(
+                self.request.headers.get("idempotency-key")
+            ),
+        )
+
+    async def answer(self, finished: Finished, *, replayed: bool) -> Response:
+        """Return OpenAI's answer for what was delivered."""
+        row = finished.generation
+        body = await answers.generation(finished, self.raw.gateway.store)
+        headers = answers.headers(row)
+        if self.admission is not None:
+            headers |= throttling.headers(self.admission)
+        if replayed:
+            headers |= {"x-request-id": row.request_id, "idempotent-replayed": "true"}
+        self.raw.log |= {
+            "model": row.model,
+            "cost_usd": headers["x-geekhub-cost-usd"],
+            "images": row.delivered,
+        }
+        return Response(body, headers=headers)
+
+
+class ModelsView(AsyncAPIView):
+    """GET /v1/models"""
+
+    def get(self, request: Request) -> Response:
+        return Response(
+            {
+                "object": "list",
+                "data": [answers.model(row, self.raw.gateway, self.key) for row in CATALOG.values()],
+            }
+        )
+
+
+class ModelView(AsyncAPIView):
+    """GET /v1/models/{id}"""
+
+    def get(self, request: Request, model_id: str) -> Response:
+        return Response(answers.model(routing.find(model_id), self.raw.gateway, self.key))
+
+
+class CreditsView(AsyncAPIView):
+    """GET /v1/credits"""
+
+    def get(self, request: Request) -> Response:
+        return Response(answers.credits(status.credits(self.key)))
+
+
+class GenerationView(AsyncAPIView):
+    """GET /v1/generation?id=req_…"""
+
+    def get(self, request: Request) -> Response:
+        wanted = request.query_params.get("id", "")
+        if not wanted:
+            raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
+        found = status.find_generation(self.key, wanted)
+        if found is None:
+            raise ApiError("not_found", f"There is no request {wanted[:40]!r}.", "id")
+        return Response(answers.audit(found, self.raw.gateway.store))

@@ -1,0 +1,97 @@
+"""What one server process holds for the public API: clients, threads, limits.
+
+Opened when the server starts, closed when it stops; nothing of it is global.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+from django.conf import settings
+from django.core.files.storage import storages
+
+from geekhub.lib import http
+from geekhub.lib.db import DatabaseThreads
+from geekhub.lib.liveness import Presence
+from images.catalog import ImageModel
+from images.limits import Admission, Limiter, MemoryLimiter, RedisLimiter
+from images.providers import openai
+from images.providers.base import Provider
+from images.providers.downloads import Downloads
+from images.providers.sandbox import Sandbox
+from images.storage import ImageStore
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of a running process; `providers` holds those that are configured."""
+
+    db: DatabaseThreads
+    presence: Presence
+    limiter: Limiter
+    providers: Mapping[str, Provider]
+    sandbox: Provider
+    store: ImageStore
+
+    async def leave(self, admission: Admission) -> None:
+        """Give a place in flight back."""
+        await asyncio.to_thread(self.limiter.leave, admission)
+
+    def provider_for(self, model: ImageModel, *, sandbox: bool) -> Provider | None:
+        """Return who draws the model, or None when its provider is not configured."""
+        return self.sandbox if sandbox else self.providers.get(model.provider)
+
+    def why_off(self, model: ImageModel, *, sandbox: bool) -> str | None:
+        """Return why the model's provider cannot be called now, or None when it can."""
+        provider = self.provider_for(model, sandbox=sandbox)
+        if provider is None:
+            return "its provider is not configured"
+        if provider.circuit.state == "open":
+            return "its provider is failing and is left alone for a moment"
+        return None
+
+
+@asynccontextmanager
+async def open_gateway() -> AsyncIterator[Gateway]:
+    """Yield the gateway of this process, made from the settings."""
+    async with AsyncExitStack() as stack:
+        db = DatabaseThreads(settings.DATABASE_THREADS)
+        stack.push_async_callback(asyncio.to_thread, db.close)
+        presence = Presence(settings.DATA_DIR / "run")
+        stack.callback(presence.close)
+        downloads = Downloads(settings.PROVIDER_DOWNLOAD_HOSTS)
+        stack.push_async_callback(downloads.aclose)
+        providers: dict[str, Provider] = {}
+        if config := _configured("openai"):
+            providers["openai"] = openai.OpenAI(
+                http=_client(config["base_url"], openai.headers(config["key"])),
+                downloads=downloads,
+            )
+        for provider in providers.values():
+            stack.push_async_callback(provider.aclose)
+        store = storages["images"]
+        stack.push_async_callback(store.aclose)
+        yield Gateway(
+            db=db,
+            presence=presence,
+            limiter=RedisLimiter(settings.REDIS_URL) if settings.REDIS_URL else MemoryLimiter(),
+            providers=providers,
+            sandbox=Sandbox(),
+            store=store,
+        )
+
+
+def _configured(name: str) -> dict[str, str] | None:
+    config: dict[str, str] = settings.PROVIDERS[name]
+    return config if config["key"] else None
+
+
+def _client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
+    return http.client(
+        base_url=base_url, headers=headers, connect=CONNECT_SECONDS, read=READ_SECONDS
+    )

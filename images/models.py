@@ -1,0 +1,116 @@
+"""What was asked, and the pictures that came of it."""
+
+import uuid
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from accounts.models import ApiKey, Organization
+from billing.models import Hold
+
+
+class GenerationStatus(models.TextChoices):
+    """Where a request stands."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Generation(models.Model):
+    """One request; its row exists before a provider is called.
+
+    `id` is part of the pictures' URLs and known to nobody else; `request_id` is the public name.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    request_id = models.CharField(max_length=28, unique=True)
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="generations"
+    )
+    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="generations")
+    sandbox = models.BooleanField()
+    hold = models.OneToOneField(
+        Hold, null=True, on_delete=models.PROTECT, related_name="generation"
+    )
+    owner = models.UUIDField(help_text="The server process that works on it.")
+    status = models.CharField(
+        max_length=9, choices=GenerationStatus, default=GenerationStatus.RUNNING
+    )
+    requested = models.JSONField(help_text="The models asked for, in order.")
+    parameters = models.JSONField(help_text="The request as sent, without model and prompt.")
+    prompt = models.TextField(blank=True, help_text="Empty when the organization keeps none.")
+    tags = models.JSONField(default=list)
+    n = models.PositiveSmallIntegerField()
+    idempotency_key = models.CharField(max_length=255, null=True)  # noqa: DJ001 - NULL is not unique
+    fingerprint = models.CharField(max_length=64)
+
+    model = models.CharField(max_length=100, blank=True, help_text="Who drew it in the end.")
+    provider = models.CharField(max_length=20, blank=True)
+    delivered = models.PositiveSmallIntegerField(default=0)
+    filtered = models.PositiveSmallIntegerField(default=0)
+    cost_micro = models.PositiveBigIntegerField(default=0)
+    attempts = models.JSONField(default=list)
+    skipped = models.JSONField(default=list)
+    adjusted = models.JSONField(default=list)
+    error_code = models.CharField(max_length=40, blank=True)
+    error_message = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+    deadline_at = models.DateTimeField(help_text="After this nobody works on it any more.")
+    finished_at = models.DateTimeField(null=True)
+    latency_ms = models.PositiveIntegerField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "sandbox", "idempotency_key"],
+                condition=~Q(status=GenerationStatus.FAILED),
+                name="one_generation_per_idempotency_key",
+            ),
+            models.CheckConstraint(
+                condition=Q(status__in=GenerationStatus.values), name="generation_status_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(status=GenerationStatus.SUCCEEDED, delivered__gt=0)
+                | ~Q(status=GenerationStatus.SUCCEEDED) & Q(delivered=0, cost_micro=0),
+                name="generation_costs_only_if_delivered",
+            ),
+            models.CheckConstraint(
+                condition=Q(sandbox=False) | Q(hold=None, cost_micro=0), name="sandbox_is_free"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-created_at"], name="generations_of_one"),
+            models.Index(
+                fields=["deadline_at"],
+                condition=Q(status=GenerationStatus.RUNNING),
+                name="running_generations",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class Image(models.Model):
+    """One stored picture."""
+
+    generation = models.ForeignKey(Generation, on_delete=models.PROTECT, related_name="images")
+    index = models.PositiveSmallIntegerField()
+    name = models.CharField(max_length=100, unique=True, help_text="Its name in the storage.")
+    mime_type = models.CharField(max_length=20)
+    width = models.PositiveIntegerField()
+    height = models.PositiveIntegerField()
+    bytes = models.PositiveIntegerField()
+    sha256 = models.CharField(max_length=64)
+    revised_prompt = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["index"]
+        constraints = [
+            models.UniqueConstraint(fields=["generation", "index"], name="one_image_per_index")
+        ]
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,78 @@
+"""Pictures as bytes: what they are is read from the bytes, never from a name or a header."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image as Pillow
+
+MAX_BYTES = 20 * 1024 * 1024
+MAX_PIXELS = 40_000_000
+FORMATS = {
+    "PNG": ("image/png", "png"),
+    "JPEG": ("image/jpeg", "jpg"),
+    "WEBP": ("image/webp", "webp"),
+}
+
+
+class NotAPicture(ValueError):
+    """The bytes are no PNG, JPEG or WebP, or too large to be decoded safely."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The bytes of a picture and what they say of themselves; sizes in pixels."""
+
+    data: bytes
+    mime_type: str
+    extension: str
+    width: int
+    height: int
+
+    def is_a(self, output_format: str) -> bool:
+        """Return whether the picture is a `png`, `jpeg` or `webp`."""
+        return self.mime_type == f"image/{output_format}"
+
+
+def inspect(data: bytes) -> Picture:
+    """Return the picture the bytes are; only the header is decoded. Raises NotAPicture."""
+    if len(data) > MAX_BYTES:
+        raise NotAPicture(f"larger than {MAX_BYTES} bytes")
+    try:
+        with warnings.catch_warnings():
+            # The bound on pixels is checked below, for all sizes alike.
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+            with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+                kind, (width, height) = image.format, image.size
+    except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
+        raise NotAPicture("not a PNG, JPEG or WebP") from error
+    if kind is None or width * height > MAX_PIXELS:
+        raise NotAPicture(f"more than {MAX_PIXELS} pixels")
+    mime_type, extension = FORMATS[kind]
+    return Picture(data, mime_type, extension, width, height)
+
+
+def transcode(picture: Picture, output_format: str, compression: int | None) -> Picture:
+    """Return the picture as `png`, `jpeg` or `webp`; `compression` is a quality from 0 to 100.
+
+    Decodes and encodes: tens of milliseconds, not for the event loop. Raises NotAPicture when the
+    bytes behind a good header are broken.
+    """
+    quality = {} if output_format == "png" else {"quality": 90 if compression is None else compression}
+    out = io.BytesIO()
+    try:
+        with Pillow.open(io.BytesIO(picture.data), formats=tuple(FORMATS)) as image:
+            # JPEG has no transparency; what shows through is white, as on a page.
+            opaque = _flattened(image) if output_format == "jpeg" else image
+            opaque.save(out, output_format.upper(), **quality)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise NotAPicture("broken") from error
+    return inspect(out.getvalue())
+
+
+def _flattened(image: Pillow.Image) -> Pillow.Image:
+    if image.mode not in ("RGBA", "LA", "P", "PA"):
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    ground = Pillow.new("RGBA", layer.size, "white")
+    return Pillow.alpha_composite(ground, layer).convert("RGB")

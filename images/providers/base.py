@@ -1,0 +1,451 @@
+"""What every provider shares: the request, the answer, the errors, and how to call out.
+
+A provider is one file with one class that turns an ImageRequest into upstream calls. Fan-out,
+retries, the circuit, time and size limits, and safe downloads live here, once.
+"""
+
+import asyncio
+import logging
+import random
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import httpx
+import orjson
+import pybase64
+
+from geekhub.lib.http import BodyTooLarge, read_at_most
+from images import pictures
+from images.pictures import Picture
+from images.providers.downloads import DownloadRefused, Downloads
+
+log = logging.getLogger(__name__)
+
+RETRIES_PER_REQUEST = 2
+LONGEST_PAUSE = 20.0
+# Base64 adds a third; the rest of an answer is small.
+ANSWER_BYTES_PER_PICTURE = pictures.MAX_BYTES * 4 // 3 + 64 * 1024
+
+type Stage = Literal["prompt", "output", "provider"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest:
+    """What one model is asked to draw, checked against its catalogue row.
+
+    `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
+    provider's own words; `per_call` is the most pictures one upstream call returns;
+    `deadline` is the event loop's time at which nobody waits any more.
+    """
+
+    model: str
+    upstream_id: str
+    prompt: str
+    deadline: float
+    n: int = 1
+    per_call: int = 1
+    size: str | None = None
+    quality: str | None = None
+    style: str | None = None
+    output_format: str | None = None
+    output_compression: int | None = None
+    background: str | None = None
+    moderation: str | None = None
+    seed: int | None = None
+    user: str | None = None
+    partial_images: int = 0
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, never below zero."""
+        return max(0.0, self.deadline - asyncio.get_running_loop().time())
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderImage:
+    """One finished picture; `index` is its place among those asked for."""
+
+    picture: Picture
+    index: int = 0
+    revised_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartialImage:
+    """An early view of a picture that is still being drawn."""
+
+    picture: Picture
+    index: int
+
+
+class ProviderError(Exception):
+    """A provider did not draw.
+
+    `code` is one of the public API's: `content_policy_violation`, `invalid_request_error`,
+    `model_not_found` or `provider_unavailable` (the sandbox imitates others too).
+    `message` may be shown to a customer, `detail` (what the upstream said) only to an operator.
+    `retryable`: the same call may succeed soon. `charged`: the upstream may bill it all the same,
+    so it is never repeated. `account`: our account there is at fault, and every call will fail.
+    `retry_after`: seconds the upstream asked us to wait.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        charged: bool = False,
+        stage: Stage | None = None,
+        param: str | None = None,
+        account: bool = False,
+        retry_after: float | None = None,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = retryable
+        self.charged = charged
+        self.stage: Stage | None = stage
+        self.param = param
+        self.account = account
+        self.retry_after = retry_after
+        self.detail = detail
+
+
+def refused(stage: Stage, *, charged: bool = False, detail: str = "") -> ProviderError:
+    """Return the error for a refusal: of the prompt, of the picture, or of one or the other."""
+    what = {"prompt": "prompt", "output": "picture", "provider": "prompt or the picture"}[stage]
+    return ProviderError(
+        "content_policy_violation",
+        f"The provider's content policy does not allow this {what}.",
+        stage=stage,
+        charged=charged,
+        detail=detail,
+    )
+
+
+def unavailable(
+    *,
+    retryable: bool = False,
+    charged: bool = False,
+    account: bool = False,
+    retry_after: float | None = None,
+    detail: str = "",
+) -> ProviderError:
+    """Return the error for a provider that is down, overloaded, too slow or makes no sense."""
+    return ProviderError(
+        "provider_unavailable",
+        "The provider did not deliver. Try again, or name another model as a fallback.",
+        retryable=retryable,
+        charged=charged,
+        account=account,
+        retry_after=retry_after,
+        detail=detail,
+    )
+
+
+def rejected(param: str | None = None, *, detail: str = "") -> ProviderError:
+    """Return the error for a value that the provider does not take."""
+    what = f"this value of {param!r}" if param else "this request"
+    return ProviderError(
+        "invalid_request_error",
+        f"The provider does not accept {what}.",
+        param=param,
+        detail=detail,
+    )
+
+
+def gone(*, detail: str = "") -> ProviderError:
+    """Return the error for a model that the provider no longer serves."""
+    return ProviderError(
+        "model_not_found", "The provider does not serve this model any more.", detail=detail
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """`count` pictures that will not come, and why."""
+
+    error: ProviderError
+    count: int
+
+
+type Item = ProviderImage | PartialImage | Shortfall
+
+
+@dataclass(slots=True)
+class Circuit:
+    """Stops calling a provider that keeps failing.
+
+    Closed until `THRESHOLD` failures in a row, then open for `pause` seconds, then half-open: one
+    call is let through, and its outcome closes or opens it again.
+    """
+
+    THRESHOLD: ClassVar[int] = 5
+    pause: float = 30.0
+    failures: int = 0
+    opened_at: float | None = None
+    probing: bool = False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """Return what a call would meet now."""
+        if self.opened_at is None:
+            return "closed"
+        waited = time.monotonic() - self.opened_at
+        return "half-open" if waited >= self.pause and not self.probing else "open"
+
+    def admit(self) -> bool:
+        """Return whether a call may be made; in the half-open state only the first may."""
+        state = self.state
+        self.probing = self.probing or state == "half-open"
+        return state != "open"
+
+    def succeeded(self) -> None:
+        """Note that the provider answered sensibly, a refusal included."""
+        self.failures, self.opened_at, self.probing = 0, None, False
+
+    def failed(self, *, at_once: bool) -> bool:
+        """Note a failure; return whether the circuit has just opened."""
+        self.failures += 1
+        if not (at_once or self.probing or self.failures >= self.THRESHOLD):
+            return False
+        newly = self.opened_at is None
+        self.opened_at, self.probing = time.monotonic(), False
+        return newly
+
+    def abandoned(self) -> None:
+        """Note that a call ended without telling anything about the provider."""
+        self.probing = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an upstream answered: status, headers (lower case) and the whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the parsed body, or None when it is no JSON."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+
+@dataclass(slots=True)
+class _Retries:
+    left: int = RETRIES_PER_REQUEST
+
+
+@dataclass(slots=True, kw_only=True)
+class Provider(ABC):
+    """Whatever draws: fan-out, retries and the circuit around `call()`."""
+
+    name: ClassVar[str]
+    #: Upstream calls at the same time for one request.
+    parallel: ClassVar[int] = 8
+
+    circuit: Circuit = field(default_factory=Circuit)
+
+    @abstractmethod
+    def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        """Make one upstream call for `request.n` (at most `per_call`) pictures.
+
+        Yields its items as they come, indexed from 0; raises ProviderError when there are none.
+        """
+
+    async def aclose(self) -> None:  # noqa: B027 - nothing to close unless a provider says so
+        """Close what the provider holds open."""
+
+    async def generate(self, request: ImageRequest) -> AsyncGenerator[Item]:
+        """Yield pictures and shortfalls in the order of arrival; together they make `n`."""
+        retries = _Retries()
+        arrived: asyncio.Queue[Item | None] = asyncio.Queue()
+        gate = asyncio.Semaphore(self.parallel)
+
+        async def work(offset: int, part: ImageRequest) -> None:
+            try:
+                async with gate:
+                    async for item in self._insist(part, retries):
+                        if not isinstance(item, Shortfall):
+                            item = replace(item, index=offset + item.index)  # noqa: PLW2901
+                        arrived.put_nowait(item)
+            finally:
+                arrived.put_nowait(None)
+
+        parts = list(split(request))
+        tasks = [asyncio.create_task(work(offset, part)) for offset, part in parts]
+        try:
+            running = len(tasks)
+            while running:
+                item = await arrived.get()
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _insist(self, request: ImageRequest, retries: _Retries) -> AsyncIterator[Item]:
+        """Call once, and again where that is safe and there is time; yield all items of it."""
+        while True:
+            delivered = 0
+            if not self.circuit.admit():
+                error = unavailable(detail="circuit open")
+                yield Shortfall(error, request.n)
+                return
+            try:
+                async for item in self.call(request):
+                    delivered += not isinstance(item, PartialImage)
+                    yield item
+                self.circuit.succeeded()
+                return
+            except ProviderError as error:
+                self._judge(error)
+                pause = self._pause(error, request, retries) if not delivered else None
+                if pause is None:
+                    yield Shortfall(error, request.n - delivered)
+                    return
+            except BaseException:
+                self.circuit.abandoned()
+                raise
+            retries.left -= 1
+            await asyncio.sleep(pause)
+
+    def _judge(self, error: ProviderError) -> None:
+        if error.code != "provider_unavailable":
+            self.circuit.succeeded()
+        elif self.circuit.failed(at_once=error.account) or error.account:
+            # Worth a person's attention: nothing else will mend it.
+            log.error("provider %s is cut off: %s", self.name, error.detail)
+        else:
+            log.warning("provider %s failed: %s", self.name, error.detail)
+
+    def _pause(
+        self, error: ProviderError, request: ImageRequest, retries: _Retries
+    ) -> float | None:
+        """Return the seconds to wait before the same call is made again, None if it must not be."""
+        if not error.retryable or error.charged or retries.left <= 0:
+            return None
+        step = 0.25 * 2.0 ** (RETRIES_PER_REQUEST - retries.left)
+        pause = error.retry_after if error.retry_after is not None else step * random.uniform(1, 2)
+        # A retry that leaves no time to draw only costs money.
+        fits = pause <= min(LONGEST_PAUSE, request.seconds_left() / 2)
+        return pause if fits else None
+
+
+@dataclass(slots=True, kw_only=True)
+class HttpProvider(Provider):
+    """A provider behind an HTTP API. `http` carries its base URL and credentials."""
+
+    http: httpx.AsyncClient
+    downloads: Downloads
+    # Bounds the memory of answers being read and decoded at the same time.
+    _reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(8))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self.http.aclose()
+
+    async def post(
+        self, url: str, body: Mapping[str, Any], *, images: int, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Return the answer to a JSON request; `images`, the pictures asked for, bounds its size.
+
+        Raises ProviderError `provider_unavailable` when none arrives whole.
+        """
+        content = orjson.dumps(body)
+        headers = {"Content-Type": "application/json", **(headers or {})}
+        return await self.exchange(
+            self.http.build_request("POST", url, content=content, headers=headers), images
+        )
+
+    async def exchange(self, request: httpx.Request, images: int) -> Answer:
+        """Send a request and return its whole answer; errors as in post()."""
+        limit = images * ANSWER_BYTES_PER_PICTURE
+        try:
+            response = await self.http.send(request, stream=True)
+            try:
+                async with self._reading:
+                    body = await read_at_most(response, limit)
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise lost(error) from error
+        except BodyTooLarge as error:
+            raise unavailable(charged=True, detail=f"answer over {limit} bytes") from error
+        return Answer(response.status_code, dict(response.headers), body)
+
+    async def fetch(self, url: object, *, revised_prompt: str | None = None) -> ProviderImage:
+        """Return the picture at a URL that the provider gave us."""
+        if not isinstance(url, str):
+            raise unavailable(charged=True, detail="no picture URL in the answer")
+        try:
+            data = await self.downloads.get(url)
+        except DownloadRefused as error:
+            raise unavailable(charged=True, detail=f"picture not fetched: {error}") from error
+        return picture(data, revised_prompt=revised_prompt)
+
+
+def split(request: ImageRequest) -> list[tuple[int, ImageRequest]]:
+    """Return the upstream calls for a request as (index of the first picture, request).
+
+    Each call has the seed of its first picture, so that n pictures differ and can be drawn again.
+    """
+    return [
+        (
+            start,
+            replace(
+                request,
+                n=min(request.per_call, request.n - start),
+                seed=None if request.seed is None else request.seed + start,
+            ),
+        )
+        for start in range(0, request.n, request.per_call)
+    ]
+
+
+def lost(error: httpx.HTTPError) -> ProviderError:
+    """Return the error for a call without an answer: only if it was never sent is it safe again."""
+    unsent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+    return unavailable(retryable=unsent, charged=not unsent, detail=f"{type(error).__name__}: {error}")
+
+
+def picture(data: bytes, *, index: int = 0, revised_prompt: str | None = None) -> ProviderImage:
+    """Return the bytes as a picture; raises ProviderError when they are none."""
+    try:
+        return ProviderImage(pictures.inspect(data), index, revised_prompt or None)
+    except pictures.NotAPicture as error:
+        raise unavailable(charged=True, detail=f"not a picture: {error}") from error
+
+
+def decode(text: object) -> bytes:
+    """Return the bytes of a base64 text; raises ProviderError when it is none."""
+    try:
+        if not isinstance(text, str):
+            raise TypeError("no base64 text")
+        return pybase64.b64decode(text, validate=True)
+    except (ValueError, TypeError) as error:
+        raise unavailable(charged=True, detail=f"picture is no base64: {error}") from error
+
+
+def retry_after(headers: Mapping[str, str], text: str = "") -> float | None:
+    """Return the seconds an upstream asks us to wait, from its headers or its message."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) / unit)
+        except (KeyError, ValueError):
+            continue
+    told = re.search(r"try again in ([\d.]+) ?(ms|s)", text)
+    return float(told[1]) / (1000 if told[2] == "ms" else 1) if told else None

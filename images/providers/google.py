@@ -1,0 +1,224 @@
+"""Google's Gemini API: Imagen's `:predict` and the Gemini image models' `:generateContent`.
+
+Source of every fact here: the provider's documentation and the types of its SDK. All answers are
+base64. A refusal is usually a 200 without a picture, and a wrong key is a 400. There is no
+idempotency: an answer that is lost may have been billed.
+"""
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from typing import Any
+
+from images.providers.base import (
+    Answer,
+    HttpProvider,
+    ImageRequest,
+    Item,
+    ProviderError,
+    ProviderImage,
+    Shortfall,
+    decode,
+    gone,
+    picture,
+    refused,
+    rejected,
+    retry_after,
+    unavailable,
+)
+from images.providers.ratios import edges, nearest
+
+IMAGEN_RATIOS = ("1:1", "3:4", "4:3", "9:16", "16:9")
+# gemini-nano-banana-2.1 is said to know more; these every Gemini image model takes.
+GEMINI_RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
+# The longest edge a tier draws; beyond the last is the largest tier.
+IMAGEN_TIERS = ((1408, "1K"), (None, "2K"))
+GEMINI_TIERS = ((1584, "1K"), (3168, "2K"), (None, "4K"))
+MAX_SEED = 2**31
+
+REFUSALS = {
+    "SAFETY",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "RECITATION",
+    "SPII",
+    "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT",
+    "IMAGE_RECITATION",
+}
+# A refused prompt has no code of its own; the wording is not settled by the documentation.
+REFUSED_PROMPT = re.compile(r"prompt could not be submitted|responsible ai|support codes?", re.I)
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return what authorises a call; the key never stands in a URL, which would be logged."""
+    return {"x-goog-api-key": key}
+
+
+class Google(HttpProvider):
+    """Draws with Imagen 4 and the Gemini image models."""
+
+    name = "google"
+
+    async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        imagen = request.upstream_id.startswith("imagen-")
+        url = f"models/{request.upstream_id}:{'predict' if imagen else 'generateContent'}"
+        body = (imagen_body if imagen else gemini_body)(request)
+        answer = await self.post(url, body, images=request.n)
+        if answer.status != 200:
+            raise error(answer)
+        content = answer.json()
+        if not isinstance(content, dict):
+            raise unavailable(charged=True, detail="200 without JSON")
+        if not imagen:
+            yield generated(content)
+            return
+        failed: list[ProviderError] = []
+        for index, outcome in enumerate(predicted(content, request.n)):
+            if isinstance(outcome, ProviderError):
+                failed.append(outcome)
+            else:
+                yield replace(outcome, index=index)
+        if len(failed) == request.n:
+            raise failed[0]
+        for reason in failed:
+            yield Shortfall(reason, 1)
+
+
+def imagen_body(request: ImageRequest) -> dict[str, Any]:
+    """Return the JSON for `:predict`; the count is always sent, because it defaults to four."""
+    parameters: dict[str, Any] = {
+        "sampleCount": request.n,
+        "aspectRatio": nearest(request.size, IMAGEN_RATIOS),
+        "sampleImageSize": tier(request, IMAGEN_TIERS),
+        "includeRaiReason": True,
+    }
+    if request.output_format in ("png", "jpeg"):
+        options: dict[str, Any] = {"mimeType": f"image/{request.output_format}"}
+        if request.output_format == "jpeg" and request.output_compression is not None:
+            options["compressionQuality"] = request.output_compression
+        parameters["outputOptions"] = options
+    return {"instances": [{"prompt": request.prompt}], "parameters": parameters}
+
+
+def gemini_body(request: ImageRequest) -> dict[str, Any]:
+    """Return the JSON for `:generateContent`, which draws one picture a call."""
+    config: dict[str, Any] = {
+        "responseModalities": ["IMAGE"],
+        "imageConfig": {
+            "aspectRatio": nearest(request.size, GEMINI_RATIOS),
+            "imageSize": tier(request, GEMINI_TIERS),
+        },
+    }
+    if request.seed is not None:
+        config["seed"] = request.seed % MAX_SEED  # the field has 32 bits and a sign
+    return {
+        "contents": [{"role": "user", "parts": [{"text": request.prompt}]}],
+        "generationConfig": config,
+    }
+
+
+def tier(request: ImageRequest, tiers: tuple[tuple[int | None, str], ...]) -> str:
+    """Return the larger of the tier the size needs and the tier the quality names."""
+    longest = max(edges(request.size)) if request.size else 0
+    needed = next(name for most, name in tiers if most is None or longest <= most)
+    return max(needed, request.quality or needed)
+
+
+def predicted(content: dict[str, Any], n: int) -> Iterator[ProviderImage | ProviderError]:
+    """Yield what became of each of `n` pictures.
+
+    One that is missing was filtered: Imagen says so with a reason, a shorter list or `{}`, and
+    does not charge for it.
+    """
+    # "Positive Prompt" carries the safety scores of the prompt and no picture.
+    rows = [
+        row
+        for row in objects(content.get("predictions"))
+        if row.get("contentType") != "Positive Prompt"
+    ]
+    for row in [*rows, *[{}] * n][:n]:
+        if "bytesBase64Encoded" in row:
+            try:
+                yield picture(decode(row["bytesBase64Encoded"]))
+            except ProviderError as broken:
+                yield broken
+        else:
+            yield refused("output", detail=str(row.get("raiFilteredReason") or "filtered")[:300])
+
+
+def generated(content: dict[str, Any]) -> ProviderImage:
+    """Return the picture of a `:generateContent` answer, which may stand between texts."""
+    match content:
+        case {"promptFeedback": {"blockReason": blocked}}:
+            raise refused("prompt", detail=f"blockReason {blocked}")
+    candidate = next(iter(objects(content.get("candidates"))), {})
+    reason = candidate.get("finishReason")
+    if reason in REFUSALS:
+        raise refused("output", detail=f"finishReason {reason}")
+    spoken = candidate.get("content")
+    for part in objects(spoken.get("parts")) if isinstance(spoken, dict) else []:
+        match part:
+            case {"thought": True}:
+                continue  # a sketch on the way to the picture
+            case {"inlineData": {"data": data}}:
+                return picture(decode(data))
+    # NO_IMAGE, IMAGE_OTHER, words alone: no picture was drawn, and the next try may draw one.
+    raise unavailable(retryable=True, detail=f"200 without a picture, finishReason {reason}")
+
+
+def error(answer: Answer) -> ProviderError:
+    """Return what an error answer means; the reason of a 400 stands in its details."""
+    content = answer.json()
+    told = content.get("error") if isinstance(content, dict) else None
+    told = told if isinstance(told, dict) else {}
+    details = objects(told.get("details"))
+    reasons = [str(row.get("reason")) for row in details if "reason" in row]
+    said = str(told.get("message") or "")
+    detail = f"HTTP {answer.status} {told.get('status')} {' '.join(reasons)}: {said[:300]}"
+    if any(reason.startswith("API_KEY_") for reason in reasons):
+        return unavailable(account=True, detail=detail)
+    match answer.status:
+        case 401 | 403:
+            return unavailable(account=True, detail=detail)
+        case 400 if told.get("status") == "FAILED_PRECONDITION":
+            # Billing is off, or the API is not sold where this server stands.
+            return unavailable(account=True, detail=detail)
+        case 400 if REFUSED_PROMPT.search(said):
+            return refused("prompt", detail=detail)
+        case 400 | 413:
+            return rejected("prompt" if "prompt" in said.lower() else None, detail=detail)
+        case 404:
+            return gone(detail=detail)
+        case 429:
+            # Tomorrow's quota is too far away to wait for.
+            return unavailable(
+                retryable=not daily(details), retry_after=wait(answer, details), detail=detail
+            )
+        case status if status >= 500 or status == 408:
+            return unavailable(retryable=True, retry_after=wait(answer, details), detail=detail)
+        case _:
+            return unavailable(detail=detail)
+
+
+def objects(rows: object) -> list[dict[str, Any]]:
+    """Return the objects of a JSON array; none when it is no array."""
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def daily(details: list[dict[str, Any]]) -> bool:
+    """Return whether a quota counted by the day is used up."""
+    return any(
+        "PerDay" in str(violation.get("quotaId"))
+        for row in details
+        for violation in objects(row.get("violations"))
+    )
+
+
+def wait(answer: Answer, details: list[dict[str, Any]]) -> float | None:
+    """Return the seconds to wait: from RetryInfo (`"41s"`), else from the headers."""
+    for row in details:
+        told = re.fullmatch(r"(\d+(?:\.\d+)?)s", str(row.get("retryDelay")))
+        if told:
+            return float(told[1])
+    return retry_after(answer.headers)

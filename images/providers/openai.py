@@ -1,0 +1,115 @@
+"""OpenAI's Images API. Source of every fact here: its API reference and image guide.
+
+The GPT image models return base64 only and reject `response_format`; DALL-E 3 returns one picture a
+call, as a URL that lives for an hour. Unknown fields are a 400, so each model has its own list.
+OpenAI has no idempotency for images: an answer that is lost may have been billed.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from images.providers.base import (
+    Answer,
+    HttpProvider,
+    ImageRequest,
+    Item,
+    ProviderError,
+    decode,
+    gone,
+    picture,
+    refused,
+    rejected,
+    retry_after,
+    unavailable,
+)
+
+REFUSALS = {"moderation_blocked", "content_policy_violation"}
+# Money, not speed: waiting does not help.
+EXHAUSTED = {
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "billing_hard_limit_reached",
+}
+STAGES = {"input": "prompt", "output": "output"}
+
+
+class OpenAI(HttpProvider):
+    """Draws with the GPT image models and DALL-E 3."""
+
+    name = "openai"
+
+    async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        answer = await self.post("images/generations", body(request), images=request.n)
+        if answer.status != 200:
+            raise error(answer)
+        content = answer.json()
+        rows = content.get("data") if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not rows:
+            raise unavailable(charged=True, detail="200 without pictures")
+        for index, row in enumerate(rows[: request.n]):
+            if "b64_json" in row:
+                image = picture(decode(row["b64_json"]), revised_prompt=row.get("revised_prompt"))
+            else:
+                image = await self.fetch(row.get("url"), revised_prompt=row.get("revised_prompt"))
+            yield replace(image, index=index)
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return the headers that every call carries."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def body(request: ImageRequest) -> dict[str, Any]:
+    """Return the JSON for one call; only fields the model knows, and none that is not set."""
+    fields: dict[str, Any] = {
+        "model": request.upstream_id,
+        "prompt": request.prompt,
+        "n": request.n,
+        "size": request.size,
+        "quality": request.quality,
+        "user": request.user,
+    }
+    if request.upstream_id == "dall-e-3":
+        fields |= {"style": request.style, "response_format": "url"}
+    else:
+        fields |= {
+            "background": request.background,
+            "output_format": request.output_format,
+            "output_compression": request.output_compression,
+            "moderation": request.moderation,
+        }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def error(answer: Answer) -> ProviderError:
+    """Return what an error answer means; branches on `code`, as OpenAI advises."""
+    content = answer.json()
+    details = content.get("error") if isinstance(content, dict) else None
+    details = details if isinstance(details, dict) else {}
+    code, kind = details.get("code"), details.get("type")
+    said = str(details.get("message") or "")
+    detail = f"HTTP {answer.status} {kind} {code}: {said[:300]}"
+    if code in REFUSALS:
+        where = (details.get("moderation_details") or {}).get("moderation_stage")
+        return refused(STAGES.get(where, "provider"), detail=detail)
+    if code in EXHAUSTED or kind == "insufficient_quota":
+        return unavailable(account=True, detail=detail)
+    match answer.status:
+        case 401 | 403:
+            return unavailable(account=True, detail=detail)
+        case 404:
+            return gone(detail=detail)
+        case 400 if code == "model_not_found":
+            return gone(detail=detail)
+        case 429:
+            wait = retry_after(answer.headers, said)
+            return unavailable(retryable=True, retry_after=wait, detail=detail)
+        case status if status >= 500:
+            return unavailable(
+                retryable=True, retry_after=retry_after(answer.headers), detail=detail
+            )
+        case _:
+            return rejected(details.get("param"), detail=detail)

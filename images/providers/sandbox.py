@@ -1,0 +1,126 @@
+"""The sandbox: draws for `ghub_sk_test_` keys, calls nobody, costs nothing.
+
+Words in the prompt cause what they say, so that clients can test how they handle it:
+
+    sandbox:refuse                        the prompt is refused
+    sandbox:refuse=output                 the finished picture is refused
+    sandbox:slow=5                        the picture takes five seconds
+    sandbox:deliver=2                     only two of the pictures come
+    sandbox:error=provider_unavailable    that error; add @MODEL for one candidate of a list
+"""
+
+import asyncio
+import hashlib
+import io
+import random
+import re
+import textwrap
+import unicodedata
+from collections.abc import AsyncIterator, Mapping
+
+from PIL import Image as Pillow
+from PIL import ImageDraw, ImageFont
+
+from images.providers.base import (
+    ImageRequest,
+    Item,
+    Provider,
+    ProviderError,
+    Shortfall,
+    picture,
+    refused,
+    unavailable,
+)
+
+DIRECTIVE = re.compile(r"sandbox:(refuse|slow|deliver|error)(?:=([\w.]+))?(?:@(\S+))?")
+LONGEST_SECONDS = 300.0
+ERRORS = {
+    "provider_unavailable": "The sandbox imitates a provider that is down.",
+    "rate_limit_exceeded": "The sandbox imitates a rate limit.",
+    "insufficient_balance": "The sandbox imitates an empty balance.",
+    "guardrail_blocked": "The sandbox imitates a key's guardrail.",
+    "model_not_found": "The sandbox imitates a model that is gone.",
+    "invalid_request_error": "The sandbox imitates a value that the provider does not take.",
+    "internal_error": "The sandbox imitates a fault of ours.",
+}
+
+
+class Sandbox(Provider):
+    """Draws the prompt's words on a pattern that follows from prompt, seed and index."""
+
+    name = "sandbox"
+
+    async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        wanted = {
+            kind: value
+            for kind, value, model in DIRECTIVE.findall(request.prompt)
+            if model in ("", request.model)
+        }
+        await asyncio.sleep(_number(wanted.get("slow", ""), most=LONGEST_SECONDS))
+        error, deliver = imitated(wanted, request.n)
+        for index in range(deliver):
+            data = await asyncio.to_thread(draw, request, index)
+            yield picture(data, index=index)
+        if error is not None:
+            # Yielded, not raised: an imitated failure must not open the circuit for everybody.
+            yield Shortfall(error, request.n - deliver)
+
+
+def imitated(wanted: Mapping[str, str], n: int) -> tuple[ProviderError | None, int]:
+    """Return the error that the directives cause, and how many of n pictures come all the same."""
+    if "refuse" in wanted:
+        return refused("output" if wanted["refuse"] == "output" else "prompt"), 0
+    if code := wanted.get("error"):
+        if code in ERRORS:
+            return ProviderError(code, ERRORS[code]), 0
+        known = f"The sandbox knows these errors: {', '.join(sorted(ERRORS))}."
+        return ProviderError("invalid_request_error", known, param="prompt"), 0
+    deliver = int(_number(wanted["deliver"], most=n)) if "deliver" in wanted else n
+    return (unavailable(detail="asked for"), deliver) if deliver < n else (None, n)
+
+
+def draw(request: ImageRequest, index: int) -> bytes:
+    """Return picture number `index` of the request, encoded; the same request, the same bytes."""
+    width, height = (int(side) for side in (request.size or "1024x1024").split("x"))
+    digest = hashlib.sha256(f"{request.prompt}\n{request.seed}\n{index}".encode()).digest()
+    dice = random.Random(digest)
+    hue = dice.randrange(360)
+    image = Pillow.new("RGB", (width, height), f"hsl({hue}, 45%, 20%)")
+    canvas = ImageDraw.Draw(image)
+    cell = max(16, min(width, height) // 12)
+    for left in range(0, width, cell):
+        for top in range(0, height, cell):
+            shade = f"hsl({(hue + dice.randrange(-40, 40)) % 360}, 55%, {dice.randrange(18, 46)}%)"
+            box = (left, top, left + cell - 1, top + cell - 1)
+            (canvas.ellipse if dice.random() < 0.5 else canvas.rectangle)(box, fill=shade)
+    size = max(12, min(width, height) // 18)
+    font = ImageFont.load_default(size)
+    # The built-in font has the basic letters only.
+    plain = unicodedata.normalize("NFKD", request.prompt).encode("ascii", "ignore").decode()
+    words = textwrap.wrap(plain, width=max(8, int(width / size * 1.6)), max_lines=6)
+    lines = [*words, "", f"{request.model}  #{index + 1}", f"{width}x{height}  sandbox"]
+    text = "\n".join(lines)
+    box = canvas.multiline_textbbox((size, size), text, font=font, spacing=size // 3)
+    pad = size // 2
+    panel = (box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad)
+    canvas.rectangle(panel, fill=f"hsl({hue}, 60%, 10%)")
+    canvas.multiline_text((size, size), text, font=font, fill="white", spacing=size // 3)
+    out = io.BytesIO()
+    image.save(out, (request.output_format or "png").upper(), **_options(request))
+    return out.getvalue()
+
+
+def _options(request: ImageRequest) -> dict[str, int]:
+    match request.output_format:
+        case "jpeg" | "webp":
+            quality = request.output_compression
+            return {"quality": 90 if quality is None else max(1, quality)}
+        case _:
+            return {"compress_level": 1}
+
+
+def _number(text: str, *, most: float) -> float:
+    try:
+        return min(most, max(0.0, float(text)))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,208 @@
+"""From what was asked to the models that may draw it, in order, and why one was left out."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from images.catalog import CATALOG, MAX_N, ImageModel
+from images.providers.base import ImageRequest
+from images.requests import AUTO, GenerationRequest
+
+OPENAI_LEVELS = {"low", "medium", "high"}
+
+
+class ModelNotFound(Exception):
+    """No such model in the catalogue."""
+
+
+class ModelUnfit(Exception):
+    """A model cannot do what was asked; `param` is the field at fault."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ModelBlocked(Exception):
+    """The key's policy does not allow the model."""
+
+
+class NoCandidate(Exception):
+    """Every model of a list was left out."""
+
+    def __init__(self, skipped: "list[Skipped]") -> None:
+        super().__init__("; ".join(f"{one.model}: {one.reason}" for one in skipped))
+        self.skipped = skipped
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """A parameter that is not drawn as asked."""
+
+    param: str
+    asked: Any
+    used: Any
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A model that was left out, and why."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may draw, and what it will be asked."""
+
+    model: ImageModel
+    adjusted: tuple[Adjustment, ...]
+    request: GenerationRequest
+
+    def for_provider(self, *, deadline: float, sandbox: bool) -> ImageRequest:
+        """Return the provider's request; `deadline` is the event loop's time."""
+        asked, model = self.request, self.model
+        ignored = {one.param for one in self.adjusted if one.used is None}
+        return ImageRequest(
+            model=model.id,
+            upstream_id=model.upstream_id,
+            prompt=asked.prompt,
+            deadline=deadline,
+            n=asked.n,
+            per_call=MAX_N if sandbox else model.per_call,
+            size=_drawn_size(asked, model),
+            quality=model.qualities.get(asked.quality) if asked.quality else None,
+            style=asked.style if model.style else None,
+            output_format=_upstream_format(asked, model, sandbox=sandbox),
+            output_compression=(
+                None if "output_compression" in ignored else asked.output_compression
+            ),
+            background=asked.background if model.transparent else None,
+            moderation=asked.moderation if model.moderation else None,
+            seed=asked.seed if model.seed or sandbox else None,
+            # Providers get a name for the end user that means nothing outside.
+            user=hashlib.sha256(asked.user.encode()).hexdigest()[:32] if asked.user else None,
+            partial_images=asked.partial_images if model.partial_images else 0,
+        )
+
+
+def find(model_id: str) -> ImageModel:
+    """Return a catalogue row; raises ModelNotFound."""
+    try:
+        return CATALOG[model_id]
+    except KeyError:
+        raise ModelNotFound(
+            f"The model {model_id!r} does not exist. GET /v1/models lists the models."
+        ) from None
+
+
+def candidates(
+    request: GenerationRequest,
+    *,
+    allowed: list[str] | None,
+    off: Callable[[ImageModel], str | None],
+    prices: Mapping[str, int],
+) -> tuple[list[Candidate], list[Skipped]]:
+    """Return who may draw, best first, and who was left out.
+
+    `allowed` are the ids the key may use (None: all), `off` tells why a model's provider cannot be
+    called now, `prices` are micro-USD per image. A single model raises ModelUnfit or ModelBlocked
+    where a list skips; a list without anybody left raises NoCandidate; ModelNotFound always.
+    """
+    fitting: list[Candidate] = []
+    skipped: list[Skipped] = []
+    for model in _ordered(request, prices):
+        try:
+            if allowed is not None and model.id not in allowed:
+                raise ModelBlocked(f"This API key may not use {model.id}.")
+            candidate = Candidate(model, fit(request, model, prices[model.id]), request)
+        except (ModelUnfit, ModelBlocked) as error:
+            if not request.listed:
+                raise
+            skipped.append(Skipped(model.id, str(error)))
+            continue
+        reason = off(model)
+        if reason is not None and request.listed:
+            skipped.append(Skipped(model.id, reason))
+        else:
+            fitting.append(candidate)
+    if not fitting:
+        raise NoCandidate(skipped)
+    return fitting, skipped
+
+
+def fit(request: GenerationRequest, model: ImageModel, price_micro: int) -> tuple[Adjustment, ...]:
+    """Return what the model draws differently from what was asked; raises ModelUnfit if it can't."""
+    if len(request.prompt) > model.max_prompt:
+        raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
+    if request.size not in (None, AUTO) and request.size not in model.sizes:
+        raise ModelUnfit(
+            "size", f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}."
+        )
+    if request.max_cost_micro is not None and price_micro * request.n > request.max_cost_micro:
+        raise ModelUnfit("max_cost", f"{request.n} of {model.id} cost more than max_cost.")
+    if (
+        model.transparent
+        and request.background == "transparent"
+        and request.output_format == "jpeg"
+    ):
+        raise ModelUnfit("background", "A transparent background needs output_format png or webp.")
+    adjusted = tuple(_adjustments(request, model))
+    if request.strict and adjusted:
+        first = adjusted[0]
+        raise ModelUnfit(first.param, f"strict: {first.why}")
+    return adjusted
+
+
+def _adjustments(request: GenerationRequest, model: ImageModel) -> "list[Adjustment]":
+    found = []
+
+    def note(param: str, asked: Any, used: Any, why: str) -> None:
+        found.append(Adjustment(param, asked, used, f"{model.id} {why}"))
+
+    drawn = _drawn_size(request, model)
+    if request.size not in (None, AUTO) and drawn != request.size:
+        note("size", request.size, drawn, f"draws the nearest size it has, {drawn}.")
+    if request.quality in OPENAI_LEVELS | {"hd"}:
+        word = model.qualities.get(request.quality)
+        if word is None:
+            note("quality", request.quality, None, "has no quality setting.")
+        elif request.quality in OPENAI_LEVELS and word not in OPENAI_LEVELS:
+            note("quality", request.quality, word, f"calls its nearest quality {word}.")
+    if request.seed is not None and not model.seed:
+        note("seed", request.seed, None, "takes no seed.")
+    if request.style is not None and not model.style:
+        note("style", request.style, None, "has no style setting.")
+    if request.background == "transparent" and not model.transparent:
+        note("background", request.background, None, "draws opaque backgrounds only.")
+    if request.moderation == "low" and not model.moderation:
+        note("moderation", request.moderation, None, "has no moderation setting.")
+    if request.output_compression is not None and request.output_format in (None, "png"):
+        note(
+            "output_compression",
+            request.output_compression,
+            None,
+            "is asked for a lossless picture; set output_format to jpeg or webp.",
+        )
+    return found
+
+
+def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
+    return model.default_size if request.size in (None, AUTO) else model.sizes[request.size]
+
+
+def _upstream_format(
+    request: GenerationRequest, model: ImageModel, *, sandbox: bool
+) -> str | None:
+    asked = request.output_format
+    return asked if sandbox or asked in model.formats else None
+
+
+def _ordered(request: GenerationRequest, prices: Mapping[str, int]) -> list[ImageModel]:
+    if request.models != (AUTO,):
+        return [find(model_id) for model_id in request.models]
+    among = [find(model_id) for model_id in request.auto_candidates or CATALOG]
+    return sorted(among, key=lambda model: prices[model.id])

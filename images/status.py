@@ -1,0 +1,43 @@
+"""What became of a request, and what is left to spend: questions, no changes."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.utils import timezone
+
+from accounts.models import ApiKey
+from billing import budgets, ledger
+from billing.models import BillingAccount, Budget, BudgetPeriod
+from images.models import Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """The money of an organization as one of its keys sees it; micro-USD."""
+
+    account: BillingAccount
+    spent_30_days_micro: int
+    key_spent_micro: int
+    budget: tuple[Budget, BudgetPeriod] | None
+
+
+def find_generation(key: ApiKey, request_id: str) -> Generation | None:
+    """Return a request of the key's organization, its pictures loaded; None if there is none."""
+    return (
+        Generation.objects.filter(organization_id=key.organization_id, request_id=request_id)
+        .prefetch_related("images")
+        .first()
+    )
+
+
+def credits(key: ApiKey) -> Credits:
+    """Return balance, spend and budget."""
+    month_ago = timezone.now() - timedelta(days=30)
+    budget = budgets.current(key.family)
+    since = budget[1].starts_at if budget else month_ago
+    return Credits(
+        account=ledger.balance(key.organization),
+        spent_30_days_micro=ledger.spent_since(key.organization, since=month_ago),
+        key_spent_micro=ledger.spent_since(key.organization, since=since, key_family=key.family),
+        budget=budget,
+    )

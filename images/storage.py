@@ -1,0 +1,761 @@
+"""Where pictures are kept: a folder of this machine, or a bucket of Supabase Storage.
+
+Both are Django storage backends, for `STORAGES["images"]`, and both have the asynchronous calls of
+`ImageStore` for the request path. A name is `organization/request/index.extension`: unguessable,
+never used twice, the same in both stores.
+
+What is said of Supabase's answers was observed on Supabase Storage, August 2026.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import mimetypes
+import os
+import random
+import re
+import tempfile
+import threading
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import aiohttp
+import httpx
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation
+from django.core.files.base import ContentFile, File
+from django.core.files.storage import FileSystemStorage, Storage
+from django.utils import timezone
+from django.utils.deconstruct import deconstructible
+from django.utils.encoding import filepath_to_uri
+
+from geekhub.lib.http import USER_AGENT, AiohttpTransport, BodyTooLarge, read_at_most
+from images import pictures
+
+# What Supabase accepts in a key.
+_ALLOWED = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
+_SEGMENT_BYTES = 255
+# How often another name is tried when one is taken.
+_NAMES = 5
+
+
+class StorageError(Exception):
+    """The store did not do what was asked."""
+
+
+class StorageUnavailable(StorageError):
+    """The store could not be reached, is overloaded or broken; the same call may succeed later."""
+
+
+class StorageRefused(StorageError):
+    """The store understood the call and will not do it, however often it is asked.
+
+    `status` is the HTTP status the store means and `code` its own word for the reason.
+    """
+
+    def __init__(self, message: str, *, status: int, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class NameTaken(StorageRefused):
+    """An object of this name exists already; nothing was written."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} exists already", status=409, code="KeyAlreadyExists")
+
+
+class ImageStore(Protocol):
+    """What the request path needs of a store. All raise StorageError when the store fails."""
+
+    async def asave(
+        self, name: str, data: bytes, content_type: str, deadline: float | None = None
+    ) -> str:
+        """Keep `data` under `name` and return the name; raises NameTaken, never overwrites.
+
+        `deadline` is the event loop's time after which StorageUnavailable is raised.
+        """
+
+    async def aread(self, name: str) -> bytes:
+        """Return the bytes kept under `name`. Raises FileNotFoundError."""
+
+    async def adelete(self, name: str) -> None:
+        """Delete `name`; a missing one is fine."""
+
+    async def probe(self) -> None:
+        """Return when the store can be used, raise StorageError when it cannot."""
+
+    async def aclose(self) -> None:
+        """Give back threads and connections; the next call makes new ones."""
+
+    def url(self, name: str | None) -> str:
+        """Return the address the picture is read from."""
+
+
+def check_name(name: str) -> str:
+    """Return `name` if every store can keep it. Raises SuspiciousFileOperation.
+
+    No segment starts with a dot: `..` would climb, and the local store's unfinished files do.
+    """
+    if not _ALLOWED.fullmatch(name):
+        raise SuspiciousFileOperation(f"{name!r} has characters the store does not allow")
+    for segment in name.split("/"):
+        if not segment or segment.startswith(".") or len(segment) > _SEGMENT_BYTES:
+            raise SuspiciousFileOperation(f"{name!r} has a segment the store does not allow")
+    return name
+
+
+def ascii_name(name: str) -> str:
+    """Return a file name of ASCII letters, digits, dots, dashes and underscores like `name`.
+
+    Django's own keeps the letters of every alphabet, which Supabase refuses.
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    path = PurePosixPath("_" + re.sub(r"[^\w.-]", "", plain.strip().replace(" ", "_")))
+    return (path.stem[1:].strip(".") or "file") + path.suffix
+
+
+class LocalStorage(FileSystemStorage):
+    """Pictures in a folder; a file appears under its name when it is complete, or not at all.
+
+    Options: `location` is the folder, `base_url` what its files are served under.
+    """
+
+    THREADS = 4
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = (
+            WeakKeyDictionary()
+        )
+
+    def path(self, name: str) -> str:
+        return super().path(check_name(name) if name else name)
+
+    def get_valid_name(self, name: str) -> str:
+        return ascii_name(name)
+
+    def _save(self, name: str, content: "File[Any]") -> str:
+        for _ in range(_NAMES):
+            try:
+                self._place(name, content.chunks())
+            except NameTaken:
+                name = self.get_available_name(name)
+            else:
+                return name
+        raise StorageUnavailable(f"no free name like {name}")
+
+    def _place(self, name: str, chunks: Iterable[bytes | str]) -> None:
+        """Write a file beside its final name, then link it there, which never overwrites."""
+        final = self.path(name)
+        folder = os.path.dirname(final)
+        for _ in range(100):
+            unfinished = os.path.join(folder, f".{uuid4().hex}")
+            try:
+                os.makedirs(folder, exist_ok=True)
+                file = open(unfinished, "xb")  # noqa: SIM115 - closed below
+                break
+            except FileNotFoundError:
+                continue  # a delete took the empty folder away in between
+        else:
+            raise StorageUnavailable(f"the folder of {name} keeps going away")
+        try:
+            with file:
+                for chunk in chunks:
+                    file.write(chunk.encode() if isinstance(chunk, str) else chunk)
+                file.flush()
+                # Without it a power cut may leave an empty file under the final name.
+                os.fsync(file.fileno())
+            if self.file_permissions_mode is not None:
+                os.chmod(unfinished, self.file_permissions_mode)
+            try:
+                os.link(unfinished, final)
+            except FileExistsError as error:
+                raise NameTaken(name) from error
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(unfinished)
+
+    def delete(self, name: str) -> None:
+        super().delete(name)
+        # The folders of a request and of an organization go with their last picture.
+        folder = os.path.dirname(self.path(name))
+        with contextlib.suppress(OSError):
+            while folder.startswith(os.path.join(self.location, "")):
+                os.rmdir(folder)
+                folder = os.path.dirname(folder)
+
+    def listdir(self, path: str) -> tuple[list[str], list[str]]:
+        """Return the folders and files of `path`; of a missing one none, as object stores do."""
+        try:
+            folders, files = super().listdir(path.strip("/"))
+        except FileNotFoundError:
+            return [], []
+        return sorted(folders), sorted(file for file in files if not file.startswith("."))
+
+    async def asave(
+        self, name: str, data: bytes, content_type: str, deadline: float | None = None
+    ) -> str:
+        """See ImageStore; a cancelled or late save may still be completed by its thread."""
+        self.path(name)
+        await self._run(self._place, name, (data,), deadline=deadline)
+        return name
+
+    async def aread(self, name: str) -> bytes:
+        return await self._run(_read, self.path(name))
+
+    async def adelete(self, name: str) -> None:
+        await self._run(self.delete, name)
+
+    async def probe(self) -> None:
+        def writable() -> None:
+            os.makedirs(self.location, exist_ok=True)
+            if not os.access(self.location, os.W_OK | os.X_OK):
+                raise StorageUnavailable(f"{self.location} cannot be written")
+
+        await self._run(writable)
+
+    async def aclose(self) -> None:
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            pool.shutdown(wait=False)
+
+    async def _run[T](self, call: Callable[..., T], *args: Any, deadline: float | None = None) -> T:
+        """Call in a thread of our own: the event loop's shared ones may all be busy."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._pools:
+            self._pools[loop] = ThreadPoolExecutor(self.THREADS, "images")
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await loop.run_in_executor(self._pools[loop], call, *args)
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # TimeoutError is one
+            raise StorageUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@deconstructible
+class SupabaseStorage(Storage):
+    """Pictures in a bucket of Supabase Storage, over its REST interface.
+
+    Options (times in seconds, sizes in bytes):
+    `url` is the project's address, with or without `/storage/v1`; `key` a secret key
+    (`sb_secret_...`) or a legacy service_role JWT; `bucket` the bucket's name.
+    `public_url` is the host in links, such as a CDN in front of the project; the default is `url`.
+    `location` is a folder of the bucket under which every name lies.
+    `expires_in` makes `url()` sign links for that long, for a private bucket.
+    `timeout` bounds one attempt of an asynchronous call, and each read and write of a synchronous
+    one; `attempts` and `backoff` say how often a call is tried, and the pause before the second.
+    `max_bytes` is the largest upload, refused before it is sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        key: str,
+        bucket: str,
+        public_url: str = "",
+        location: str = "",
+        cache_control: str = "public, max-age=31536000, immutable",
+        expires_in: int | None = None,
+        connect_timeout: float = 5,
+        timeout: float = 30,
+        attempts: int = 4,
+        backoff: float = 0.2,
+        max_bytes: int = pictures.MAX_BYTES,
+    ) -> None:
+        self.bucket = bucket
+        self.base = _base(url)
+        self.public_base = _base(public_url or url)
+        self.location = location.strip("/")
+        self.cache_control = cache_control
+        self.expires_in = expires_in
+        self.max_bytes = max_bytes
+        self.attempts = attempts
+        self._backoff = backoff
+        self._timeout = httpx.Timeout(timeout, connect=connect_timeout)
+        self._seconds = timeout
+        self._headers = {"User-Agent": USER_AGENT, **_credentials(key)}
+        self._lock = threading.Lock()
+        self._client: tuple[int, httpx.Client] | None = None
+        self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+            WeakKeyDictionary()
+        )
+        # A link is signed anew when half its time is over, so that one handed out has the rest.
+        self._sign_once = functools.lru_cache(4096)(
+            lambda name, _half: self.sign(name, self.expires_in or 0)
+        )
+
+    # --- Names and addresses ----------------------------------------------------------------
+
+    def get_valid_name(self, name: str) -> str:
+        return ascii_name(name)
+
+    def is_name_available(self, name: str, max_length: int | None = None) -> bool:
+        """Look at the length only: the server refuses a name that is taken, at no extra call."""
+        return not (max_length and len(name) > max_length)
+
+    def url(self, name: str | None) -> str:
+        """Return the public link, which needs no call; with `expires_in` one signed for it."""
+        if not name:
+            raise ValueError("a picture without a name has no URL")
+        if self.expires_in is not None:
+            return self._sign_once(name, time.monotonic() // (self.expires_in / 2))
+        return f"{self.public_base}/object/public/{self._place(name)}"
+
+    def sign(self, name: str, expires_in: int) -> str:
+        """Return a link that works for `expires_in` seconds. Raises FileNotFoundError."""
+        answer = self._json(
+            "POST", f"/object/sign/{self._place(name)}", json={"expiresIn": expires_in}
+        )
+        return self.public_base + str(answer["signedURL"])
+
+    def sign_many(self, names: Collection[str], expires_in: int) -> dict[str, str | None]:
+        """Return a link for each name as `sign` does, in one call; None for a missing one."""
+        keys = {self._key(name): name for name in names}
+        answer = self._json(
+            "POST",
+            f"/object/sign/{self.bucket}",
+            json={"expiresIn": expires_in, "paths": list(keys)},
+        )
+        # The address is relative to the storage server, not to the host.
+        return {
+            keys[row["path"]]: row["signedURL"] and self.public_base + row["signedURL"]
+            for row in answer
+        }
+
+    async def asign(self, name: str, expires_in: int) -> str:
+        """See `sign`."""
+        body = await self._asend(
+            "POST", f"/object/sign/{self._place(name)}", json={"expiresIn": expires_in}
+        )
+        return self.public_base + str(_parsed(body)["signedURL"])
+
+    def _key(self, name: str) -> str:
+        return check_name(f"{self.location}/{name}" if self.location else name)
+
+    def _place(self, name: str) -> str:
+        return f"{self.bucket}/{filepath_to_uri(self._key(name))}"
+
+    # --- The request path -------------------------------------------------------------------
+
+    async def asave(
+        self, name: str, data: bytes, content_type: str, deadline: float | None = None
+    ) -> str:
+        """See ImageStore. A retry overwrites: the first attempt may have been kept, unanswered."""
+        headers = self._upload_headers(name, len(data), content_type)
+        body = await self._asend(
+            "POST", f"/object/{self._place(name)}", headers=headers, data=data, deadline=deadline
+        )
+        _check_stored(body)
+        return name
+
+    async def aread(self, name: str) -> bytes:
+        return await self._asend("GET", f"/object/authenticated/{self._place(name)}")
+
+    async def adelete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await self._asend("DELETE", f"/object/{self._place(name)}")
+
+    async def probe(self) -> None:
+        """Ask for the bucket, once: the store answers, the key is good, the bucket is there."""
+        await self._asend("GET", f"/bucket/{self.bucket}", attempts=1)
+
+    async def aclose(self) -> None:
+        client = self._aclients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    async def _asend(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        data: bytes | None = None,
+        deadline: float | None = None,
+        attempts: int | None = None,
+    ) -> bytes:
+        """Return the body of a good answer; try again while that can help and time is left."""
+        now = asyncio.get_running_loop().time
+        pauses = _pauses(attempts or self.attempts, self._backoff)
+        while True:
+            limit = now() + self._seconds
+            try:
+                async with (
+                    asyncio.timeout_at(limit if deadline is None else min(limit, deadline)),
+                    self._aclient().stream(
+                        method,
+                        self.base + path,
+                        headers=headers,
+                        json=json,
+                        content=None if data is None else _pieces(data),
+                    ) as response,
+                ):
+                    body = await read_at_most(response, self.max_bytes)
+                if response.is_success:
+                    return body
+                raise _failure(response.status_code, body, path)
+            except BodyTooLarge as error:
+                raise StorageRefused(
+                    f"{path}: larger than {self.max_bytes} bytes", status=413
+                ) from error
+            except (httpx.HTTPError, TimeoutError) as error:
+                failure = _unreachable(error, path)
+            except StorageUnavailable as error:
+                failure = error
+            pause = next(pauses, None)
+            if pause is None or (deadline is not None and now() + pause >= deadline):
+                raise failure
+            await asyncio.sleep(pause)
+            if data is not None:
+                headers = {**(headers or {}), "x-upsert": "true"}
+
+    def _aclient(self) -> httpx.AsyncClient:
+        """Return the client of this event loop; its connections can be used in no other."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._aclients:
+            self._aclients[loop] = httpx.AsyncClient(
+                headers=self._headers,
+                timeout=self._timeout,
+                transport=_UploadTransport(),
+                follow_redirects=False,
+                trust_env=False,
+            )
+        return self._aclients[loop]
+
+    # --- Django's storage interface ---------------------------------------------------------
+
+    def _save(self, name: str, content: "File[Any]") -> str:
+        """Keep `content`, under another name if this one is taken; never overwrites.
+
+        The names Django gives are not unique, so a retry does not overwrite either: when the first
+        attempt was kept but its answer was lost, the second takes another name.
+        """
+        content.seek(0)
+        if isinstance(content.read(0), str):  # whose size is in letters
+            content = ContentFile(content.read().encode(), content.name)
+        kind = getattr(content, "content_type", None) or mimetypes.guess_type(name)[0]
+        headers = self._upload_headers(name, content.size, kind or "application/octet-stream")
+        for _ in range(_NAMES):
+            path = f"/object/{self._place(name)}"
+            try:
+                # A refused body that the sockets' buffers cannot swallow is never read, and this
+                # client writes all of it before it reads the answer: it would wait for `timeout`.
+                if content.size > _SWALLOWED and self.exists(name):
+                    raise NameTaken(name)
+                _check_stored(self._retried("POST", path, headers=headers, content=content))
+            except NameTaken:
+                taken = PurePosixPath(name)
+                other = self.get_alternative_name(taken.stem, taken.suffix)
+                name = str(taken.with_name(other))
+            else:
+                return name
+        raise StorageUnavailable(f"no free name like {name}")
+
+    def _open(self, name: str, mode: str = "rb") -> "File[bytes]":
+        if mode != "rb":
+            raise ValueError("a picture can be opened for reading only")
+        file = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115 - handed out
+        try:
+            self._retried("GET", f"/object/authenticated/{self._place(name)}", into=file)
+        except BaseException:
+            file.close()
+            raise
+        file.seek(0)
+        return File(file, name)
+
+    def delete(self, name: str) -> None:
+        """Delete one object by the call that says so when the key may not."""
+        if not name:
+            raise ValueError("the name of the picture to delete is empty")
+        with contextlib.suppress(FileNotFoundError):
+            self._retried("DELETE", f"/object/{self._place(name)}")
+
+    def exists(self, name: str) -> bool:
+        """Return whether the object is there; only "no such object" is a no, all else raises.
+
+        HEAD cannot tell a missing object from a bad key, so the object's information is asked for.
+        """
+        try:
+            self._info(name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def size(self, name: str) -> int:
+        return int(self._info(name)["size"])
+
+    def get_created_time(self, name: str) -> datetime:
+        return _moment(self._info(name)["created_at"])
+
+    def get_modified_time(self, name: str) -> datetime:
+        return _moment(self._info(name)["last_modified"])
+
+    def listdir(self, path: str) -> tuple[list[str], list[str]]:
+        """Return the folders and files right under `path`; of a missing folder none."""
+        parts = [part for part in (self.location, path.strip("/")) if part]
+        prefix = check_name("/".join(parts)) + "/" if parts else ""
+        folders: list[str] = []
+        files: list[str] = []
+        query = {"prefix": prefix, "limit": 1000, "with_delimiter": True}
+        while True:
+            page = self._json("POST", f"/object/list-v2/{self.bucket}", json=query)
+            folders += [row["name"].removeprefix(prefix).rstrip("/") for row in page["folders"]]
+            files += [row["name"].removeprefix(prefix) for row in page["objects"]]
+            if not page["hasNext"]:
+                return folders, files
+            query["cursor"] = page["nextCursor"]
+
+    def ensure_bucket(self, *, size_limit: int, mime_types: Iterable[str]) -> list[str]:
+        """Create the bucket, or return in what an existing one differs, one text each.
+
+        `size_limit` is in bytes; `mime_types` are all that may be uploaded. With `expires_in` the
+        bucket is to be private, otherwise public.
+        """
+        wanted = {
+            "public": self.expires_in is None,
+            "file_size_limit": size_limit,
+            "allowed_mime_types": sorted(mime_types),
+        }
+        try:
+            found = self._json("GET", f"/bucket/{self.bucket}")
+        except StorageRefused as error:
+            if error.status != 404:
+                raise
+            new = {"id": self.bucket, "name": self.bucket, **wanted}
+            try:
+                self._json("POST", "/bucket", json=new)
+            except NameTaken:  # by another process at the same moment
+                found = self._json("GET", f"/bucket/{self.bucket}")
+            else:
+                return []
+        found["allowed_mime_types"] = sorted(found.get("allowed_mime_types") or [])
+        return [
+            f"{name} is {found.get(name)!r}, should be {value!r}"
+            for name, value in wanted.items()
+            if found.get(name) != value
+        ]
+
+    def close(self) -> None:
+        """Close the synchronous client's connections; the next call makes new ones."""
+        with self._lock:
+            if self._client is not None:
+                self._client[1].close()
+                self._client = None
+
+    def _info(self, name: str) -> Any:
+        return self._json("GET", f"/object/info/{self._place(name)}")
+
+    def _json(self, method: str, path: str, *, json: Any = None) -> Any:
+        return _parsed(self._retried(method, path, json=json))
+
+    def _retried(self, method: str, path: str, **options: Any) -> bytes:
+        """See `_send`; for calls that may be done twice."""
+        pauses = _pauses(self.attempts, self._backoff)
+        while True:
+            try:
+                return self._send(method, path, **options)
+            except StorageUnavailable:
+                pause = next(pauses, None)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        json: Any = None,
+        content: "File[bytes] | None" = None,
+        into: tempfile.SpooledTemporaryFile[bytes] | None = None,
+    ) -> bytes:
+        """Call once and return the body of a good answer, or put it `into` a file."""
+        try:
+            with self._sync_client().stream(
+                method,
+                self.base + path,
+                headers=headers,
+                json=json,
+                # chunks() begins at the start each time. Without it, a File yields lines.
+                content=None if content is None else content.chunks(),
+            ) as response:
+                if into is not None and response.is_success:
+                    into.seek(0)
+                    into.truncate()
+                    for chunk in response.iter_raw():
+                        into.write(chunk)
+                    return b""
+                body = response.read()
+                if content is not None and not response.is_success:
+                    # See _UploadResponse.
+                    response.extensions["network_stream"].close()
+        except httpx.HTTPError as error:
+            raise _unreachable(error, path) from error
+        if response.is_success:
+            return body
+        raise _failure(response.status_code, body, path)
+
+    def _sync_client(self) -> httpx.Client:
+        """Return the client of this process; one made before a fork must not be shared."""
+        with self._lock:
+            if self._client is None or self._client[0] != os.getpid():
+                self._client = (
+                    os.getpid(),
+                    httpx.Client(
+                        headers=self._headers,
+                        timeout=self._timeout,
+                        # The server ends an idle connection after 61 seconds.
+                        limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
+                        follow_redirects=False,
+                        trust_env=False,
+                    ),
+                )
+            return self._client[1]
+
+    def _upload_headers(self, name: str, size: int, content_type: str) -> dict[str, str]:
+        if size > self.max_bytes:
+            raise StorageRefused(
+                f"{name} has {size} bytes, more than {self.max_bytes}",
+                status=413,
+                code="EntityTooLarge",
+            )
+        return {
+            # Without a length the body goes out in chunks, past the bucket's size limit.
+            "Content-Length": str(size),
+            # Compared with the bucket's allowed types letter by letter, parameters included.
+            "Content-Type": content_type.partition(";")[0].strip().lower(),
+            # Kept and served word for word.
+            "Cache-Control": self.cache_control,
+            "x-upsert": "false",
+        }
+
+
+# More than this may not fit in the buffers of the two sockets (seen: 1.5 MB still does).
+_SWALLOWED = 1024 * 1024
+_PIECE = 256 * 1024
+
+
+class _UploadResponse(aiohttp.ClientResponse):
+    """The answer to an upload; a refused one ends its connection.
+
+    A server that refuses an upload answers at once, promises to keep the connection and never reads
+    the rest of the body: the next request on that connection waits for ever. aiohttp returns it to
+    the pool when the answer is complete, before anybody has seen the status.
+    """
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        transport = connection.transport
+        await super().start(connection)
+        if self.method == "POST" and self.status >= 300 and transport is not None:
+            # Not close(), which waits until the rest is written.
+            self.content.on_eof(transport.abort)
+        return self
+
+
+class _UploadTransport(AiohttpTransport):
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # The server ends an idle connection after 61 seconds.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=50),
+                response_class=_UploadResponse,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    """Yield views of `data`, without a copy; between two of them other requests get their turn."""
+    view = memoryview(data)
+    for start in range(0, len(view), _PIECE):
+        yield view[start : start + _PIECE]  # type: ignore[misc]
+
+
+def _base(url: str) -> str:
+    """Return the address of the storage server, which a project's address stands for too."""
+    return url.rstrip("/").removesuffix("/storage/v1") + "/storage/v1"
+
+
+def _credentials(key: str) -> dict[str, str]:
+    """Return the headers for a key: the gateway takes a new one as `apikey` only.
+
+    Both headers for a legacy JWT, so that it works without the gateway as well.
+    """
+    key = key.strip()
+    if not key or key.startswith("sb_publishable_"):
+        raise ImproperlyConfigured("SUPABASE_KEY must be a secret or service_role key")
+    if key.startswith("sb_"):
+        return {"apikey": key}
+    return {"apikey": key, "Authorization": f"Bearer {key}"}
+
+
+def _pauses(attempts: int, first: float) -> Iterator[float]:
+    """Yield the seconds before each further attempt: doubled each time, and never in step."""
+    for attempt in range(attempts - 1):
+        yield first * 2**attempt * random.uniform(0.5, 1)
+
+
+def _unreachable(error: Exception, path: str) -> StorageUnavailable:
+    return StorageUnavailable(f"{path}: {type(error).__name__}: {error}")
+
+
+def _failure(status: int, body: bytes, path: str) -> Exception:
+    """Return what an answer that is not a success means.
+
+    The server answers nearly every error with HTTP 400 and puts the status it means into the body,
+    as text; older servers leave `code` out. A gateway in front answers with HTML or plain text.
+    """
+    try:
+        fields = json.loads(body)
+        status = int(fields["statusCode"])
+    except (ValueError, TypeError, KeyError):
+        fields = {"message": body[:200].decode(errors="replace")}
+    code = str(fields.get("code") or fields.get("error") or "")
+    message = f"{path}: {status} {code} {fields.get('message') or ''}".rstrip()
+    if status in (408, 429) or status >= 500:
+        return StorageUnavailable(message)
+    if status == 404 and code in ("NoSuchKey", "not_found"):
+        return FileNotFoundError(message)
+    if status == 409:
+        return NameTaken(message)
+    return StorageRefused(message, status=status, code=code)
+
+
+def _parsed(body: bytes) -> Any:
+    """Return a good answer's JSON; anything else comes from something in front of the server."""
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise StorageUnavailable("the store's answer is not JSON") from error
+
+
+def _check_stored(body: bytes) -> None:
+    answer = _parsed(body)
+    if not isinstance(answer, dict) or "Key" not in answer:
+        raise StorageUnavailable("the store did not confirm the upload")
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if settings.USE_TZ else timezone.make_naive(moment)

@@ -1,0 +1,21 @@
+"""What templates need of pictures and money."""
+
+from django import template
+from django.core.files.storage import storages
+
+from geekhub.lib import money
+from images.models import Image
+
+register = template.Library()
+
+
+@register.filter
+def usd(micro: int) -> str:
+    """Return micro-USD as exact USD."""
+    return money.to_usd(micro)
+
+
+@register.simple_tag
+def picture_url(image: Image) -> str:
+    """Return where the picture is read from."""
+    return storages["images"].url(image.name)

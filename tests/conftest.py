@@ -1,0 +1,131 @@
+"""Fixtures: a database per test, the emulators, the application on a socket, and some people."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pytest_django.fixtures import Settings
+
+from accounts.keys import NewKey
+from accounts.models import Organization
+from billing import prices
+from images.catalog import CATALOG
+from tests.emulators.openai import OpenAIEmulator
+from tests.factories import KeyFactory, OrganizationFactory
+from tests.server import Api, AppServer
+
+
+@pytest.fixture(scope="session")
+def _openai() -> Iterator[OpenAIEmulator]:
+    with OpenAIEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def openai(_openai: OpenAIEmulator) -> OpenAIEmulator:
+    """OpenAI's Images API, without memory of other tests."""
+    _openai.reset()
+    return _openai
+
+
+@pytest.fixture
+def providers(settings: Settings, openai: OpenAIEmulator) -> None:
+    """Point the settings at the emulators."""
+    settings.PROVIDERS = {
+        **settings.PROVIDERS,
+        "openai": {"key": openai.key, "base_url": openai.url},
+    }
+    settings.PROVIDER_DOWNLOAD_HOSTS = [openai.origin]
+
+
+@pytest.fixture
+def published(transactional_db: None) -> None:
+    """Publish the catalogue's prices."""
+    prices.publish({model.id: model.price_micro for model in CATALOG.values()})
+
+
+@pytest.fixture
+def serve(
+    settings: Settings, tmp_path: Any, published: None, providers: None
+) -> Iterator[Callable[[], AppServer]]:
+    """Start the application when called, after a test has changed the settings."""
+    settings.DATA_DIR = tmp_path
+    settings.STATIC_ROOT = tmp_path / "static"
+    settings.STATIC_ROOT.mkdir()
+    settings.WHITENOISE_USE_FINDERS = True
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+        "images": {
+            "BACKEND": "images.storage.LocalStorage",
+            "OPTIONS": {
+                "location": tmp_path / "images",
+                "base_url": "http://pictures.test/storage/v1/object/public/generated-images/",
+            },
+        },
+    }
+    running: list[AppServer] = []
+
+    def start() -> AppServer:
+        running.append(AppServer().__enter__())
+        return running[-1]
+
+    yield start
+    for server in running:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def app(serve: Callable[[], AppServer]) -> AppServer:
+    """The application with the test settings."""
+    return serve()
+
+
+@pytest.fixture
+def acme(published: None) -> Organization:
+    """Alice's organization, with 10 USD to spend."""
+    return OrganizationFactory(name="Acme", owner__email="alice@acme.test")
+
+
+@pytest.fixture
+def globex(published: None) -> Organization:
+    """Bob's organization, a stranger to Acme."""
+    return OrganizationFactory(name="Globex", owner__email="bob@globex.test")
+
+
+@pytest.fixture
+def live_key(acme: Organization) -> NewKey:
+    """A live key of Acme."""
+    return KeyFactory(organization=acme)
+
+
+@pytest.fixture
+def test_key(acme: Organization) -> NewKey:
+    """A sandbox key of Acme."""
+    return KeyFactory(organization=acme, name="ci-bot", sandbox=True)
+
+
+@pytest.fixture
+def connect(app: AppServer) -> Iterator[Callable[[str | None], Api]]:
+    """Make a client of the application with any key, or none."""
+    clients: list[Api] = []
+
+    def make(secret: str | None) -> Api:
+        clients.append(Api(app.origin, secret))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.http.close()
+
+
+@pytest.fixture
+def api(connect: Callable[[str | None], Api], live_key: NewKey) -> Api:
+    """A client with Acme's live key."""
+    return connect(live_key.secret)
+
+
+@pytest.fixture
+def sandbox(connect: Callable[[str | None], Api], test_key: NewKey) -> Api:
+    """A client with Acme's sandbox key."""
+    return connect(test_key.secret)

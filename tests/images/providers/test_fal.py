@@ -1,0 +1,565 @@
+"""fal.ai's adapter against the emulator's queue, over sockets."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from geekhub.lib import http
+from images.providers import fal
+from images.providers.base import Answer, Item, ProviderError
+from images.providers.downloads import Downloads
+from images.providers.fal import Model
+from tests.emulators.base import Behaviour
+from tests.emulators.fal import FalEmulator
+from tests.images.providers import call, draw, images, shortfalls, sizes
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FalEmulator]:
+    with FalEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(server: FalEmulator) -> FalEmulator:
+    server.reset()
+    return server
+
+
+def ask(
+    emulator: FalEmulator, model: str = Model.FLUX, *, queue_url: str = "", **fields: Any
+) -> list[Item]:
+    def make(client: httpx.AsyncClient, downloads: Downloads) -> fal.Fal:
+        return fal.Fal(
+            http=client,
+            downloads=downloads,
+            queue_url=queue_url or emulator.queue_url,
+            poll_seconds=0.005,
+        )
+
+    return draw(make, emulator, fal.headers(emulator.key), upstream_id=str(model), **fields)
+
+
+def fails(emulator: FalEmulator, model: str = Model.FLUX, **fields: Any) -> ProviderError:
+    with pytest.raises(ProviderError) as caught:
+        ask(emulator, model, **fields)
+    return caught.value
+
+
+UNAVAILABLE = "provider_unavailable"
+REFUSED = "content_policy_violation"
+INVALID = "invalid_request_error"
+
+WIDE = {"width": 1440, "height": 960}
+FLUX = {"image_size": "square_hd", "num_images": 1, "safety_tolerance": "2"}
+ULTRA = {"aspect_ratio": "1:1", "num_images": 1, "safety_tolerance": "2"}
+RECRAFT = {"image_size": "square_hd", "enable_safety_checker": True}
+IDEOGRAM = {"aspect_ratio": "1:1", "style": "auto"}
+STABLE = {"image_size": "square_hd", "num_images": 1, "enable_safety_checker": True}
+ASKED = {"seed": 7, "output_format": "png", "moderation": "low", "style": "natural"}
+# What a model has no word for is left out.
+UNKNOWN = {"output_compression": 60, "background": "transparent", "user": "hash"}
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "sent", "drawn"),
+    [
+        (Model.FLUX, UNKNOWN, FLUX, "1024x1024"),
+        (
+            Model.FLUX,
+            {"size": "1440x960", "n": 4, **ASKED},
+            FLUX
+            | {"image_size": WIDE, "num_images": 4, "seed": 7}
+            | {"output_format": "png", "safety_tolerance": "5"},
+            "1440x960",
+        ),
+        (Model.FLUX, {"output_format": "webp"}, FLUX | {"output_format": "png"}, "1024x1024"),
+        (Model.FLUX, {"output_format": "jpeg"}, FLUX | {"output_format": "jpeg"}, "1024x1024"),
+        (Model.ULTRA, UNKNOWN, ULTRA, "2048x2048"),
+        (
+            Model.ULTRA,
+            {"size": "2720x1536", "n": 2, **ASKED},
+            ULTRA
+            | {"aspect_ratio": "16:9", "num_images": 2, "seed": 7, "raw": True}
+            | {"output_format": "png", "safety_tolerance": "5"},
+            "2720x1536",
+        ),
+        (Model.ULTRA, {"style": "vivid"}, ULTRA | {"raw": False}, "2048x2048"),
+        (Model.RECRAFT, UNKNOWN, RECRAFT, "1024x1024"),
+        (
+            Model.RECRAFT,
+            {"size": "1440x960", **ASKED},
+            RECRAFT | {"image_size": WIDE, "style": "realistic_image"},
+            "1440x960",
+        ),
+        (
+            Model.RECRAFT,
+            {"style": "vivid"},
+            RECRAFT | {"style": "digital_illustration"},
+            "1024x1024",
+        ),
+        (Model.IDEOGRAM, UNKNOWN, IDEOGRAM, "1024x1024"),
+        (
+            Model.IDEOGRAM,
+            {"size": "1248x832", **ASKED},
+            {"aspect_ratio": "3:2", "seed": 7, "style": "realistic"},
+            "1248x832",
+        ),
+        (Model.IDEOGRAM, {"style": "vivid"}, IDEOGRAM, "1024x1024"),
+        (Model.STABLE, UNKNOWN, STABLE, "1024x1024"),
+        (
+            Model.STABLE,
+            {"size": "1440x960", "n": 4, "quality": "40", **ASKED},
+            STABLE
+            | {"image_size": WIDE, "num_images": 4, "seed": 7}
+            | {"output_format": "png", "num_inference_steps": 40},
+            "1440x960",
+        ),
+    ],
+)
+def test_each_model_gets_its_own_input(
+    emulator: FalEmulator, model: str, fields: dict[str, Any], sent: dict[str, Any], drawn: str
+) -> None:
+    items = ask(emulator, model, **fields)
+
+    (received,) = emulator.calls
+    assert received.path == f"/queue/{model}"
+    assert received.body == {"prompt": "a red kite"} | sent
+    assert emulator.ignored == []
+    count = fields.get("n", 1)
+    assert sizes(items) == [drawn] * count
+    assert [item.index for item in images(items)] == list(range(count))
+    assert [item.picture.data for item in images(items)] == emulator.pictures
+    # Some models repeat the prompt, which is no revision of it.
+    assert {item.revised_prompt for item in images(items)} == {None}
+
+
+def test_an_endpoint_without_a_known_input_is_never_called(emulator: FalEmulator) -> None:
+    with pytest.raises(LookupError, match="fal-ai/unknown"):
+        ask(emulator, "fal-ai/unknown")
+
+    assert emulator.calls == []
+
+
+def test_a_job_is_not_begun_late_nor_rerouted_nor_kept(emulator: FalEmulator) -> None:
+    ask(emulator, seconds=20)
+
+    (received,) = emulator.calls
+    assert 0 < int(received.headers["x-fal-request-timeout"]) < 20
+    assert received.headers["x-app-fal-disable-fallback"] == "true"
+    assert received.headers["x-fal-store-io"] == "0"
+    lifecycle = json.loads(received.headers["x-fal-object-lifecycle-preference"])
+    assert lifecycle == {"expiration_duration_seconds": 3600}
+
+
+def test_the_urls_of_the_queue_are_followed_and_the_key_stays_with_it(
+    emulator: FalEmulator,
+) -> None:
+    emulator.queue(Behaviour(polls=3))
+
+    ask(emulator, Model.ULTRA, n=2)
+
+    (job,) = emulator.runs
+    # The sub-path of the endpoint is not in them.
+    base = f"/queue/fal-ai/flux-pro/requests/{job}"
+    assert emulator.followups == [*[("GET", f"{base}/status")] * 4, ("GET", base)]
+    assert len(emulator.downloads) == 2
+    assert emulator.leaks == []
+
+
+# (error, code, retryable, charged, account, stage)
+MODEL_ERRORS = [
+    ("content_policy_violation", REFUSED, False, True, "provider", None),
+    ("content_policy_violation_billed", REFUSED, False, True, "provider", None),
+    ("no_media_generated", UNAVAILABLE, True, False, None, None),
+    ("missing", INVALID, False, False, None, "prompt"),
+    ("literal_error", INVALID, False, False, None, "prompt"),
+    ("greater_than_equal", INVALID, False, False, None, "prompt"),
+    ("less_than_equal", INVALID, False, False, None, "prompt"),
+    ("multiple_of", INVALID, False, False, None, "prompt"),
+    ("one_of", INVALID, False, False, None, "prompt"),
+    ("sequence_too_long", INVALID, False, False, None, "prompt"),
+    ("image_too_large", INVALID, False, False, None, "prompt"),
+    ("image_too_small", INVALID, False, False, None, "prompt"),
+    ("downstream_service_error", UNAVAILABLE, False, False, None, None),
+    ("downstream_service_error_retryable", UNAVAILABLE, True, False, None, None),
+    ("internal_server_error", UNAVAILABLE, True, False, None, None),
+    ("internal_server_error_final", UNAVAILABLE, False, False, None, None),
+    ("downstream_service_unavailable", UNAVAILABLE, True, False, None, None),
+    ("generation_timeout", UNAVAILABLE, False, False, None, None),
+    ("request_timeout", UNAVAILABLE, True, False, None, None),
+    ("request_timeout_user", UNAVAILABLE, False, False, None, None),
+    ("startup_timeout", UNAVAILABLE, True, False, None, None),
+    ("runner_scheduling_failure", UNAVAILABLE, True, False, None, None),
+    ("runner_connection_timeout", UNAVAILABLE, True, False, None, None),
+    ("runner_disconnected", UNAVAILABLE, True, False, None, None),
+    ("runner_connection_refused", UNAVAILABLE, True, False, None, None),
+    ("runner_connection_error", UNAVAILABLE, True, False, None, None),
+    ("bad_request", INVALID, False, False, None, None),
+    ("client_cancelled", UNAVAILABLE, False, False, None, None),
+    ("client_disconnected", UNAVAILABLE, False, False, None, None),
+    ("internal_error", UNAVAILABLE, True, False, None, None),
+]
+# (error, code, retryable, account)
+SUBMIT_ERRORS = [
+    ("unauthorized", UNAVAILABLE, False, True),
+    ("user_locked", UNAVAILABLE, False, True),
+    ("user_locked_other", UNAVAILABLE, False, True),
+    ("not_found", "model_not_found", False, False),
+    ("rate_limited", UNAVAILABLE, True, False),
+    ("ingress_502", UNAVAILABLE, True, False),
+    ("ingress_503", UNAVAILABLE, True, False),
+    ("ingress_504", UNAVAILABLE, True, False),
+]
+
+
+@pytest.mark.parametrize("step", [None, "submit"])
+@pytest.mark.parametrize(("name", "code", "retryable", "charged", "stage", "param"), MODEL_ERRORS)
+def test_error_answers_of_a_model(
+    emulator: FalEmulator,
+    step: Any,
+    name: str,
+    code: str,
+    retryable: bool,
+    charged: bool,
+    stage: str | None,
+    param: str | None,
+) -> None:
+    """Those of a job that is COMPLETED, and the same in answer to the submit."""
+    emulator.queue(Behaviour(error=name, step=step))
+
+    error = fails(emulator)
+
+    told = (error.code, error.retryable, error.charged, error.stage, error.param)
+    assert told == (code, retryable, charged, stage, param)
+    assert error.account is False
+    body: Any = emulator.ERRORS[name].body
+    said = body["detail"] if isinstance(body["detail"], str) else body["detail"][0]["msg"]
+    assert said in error.detail
+    assert said not in error.message
+    assert len(emulator.calls) == 1
+    assert emulator.cancelled == 0
+    assert all(method == "GET" for method, _ in emulator.followups)
+
+
+@pytest.mark.parametrize(("name", "code", "retryable", "account"), SUBMIT_ERRORS)
+def test_error_answers_of_the_platform(
+    emulator: FalEmulator, name: str, code: str, retryable: bool, account: bool
+) -> None:
+    emulator.queue(Behaviour(error=name))
+
+    error = fails(emulator)
+
+    told = (error.code, error.retryable, error.account, error.charged)
+    assert told == (code, retryable, account, False)
+    assert "balance" not in error.message
+    assert emulator.runs == {}
+
+
+def test_no_error_of_the_emulator_is_left_out() -> None:
+    rows = [*MODEL_ERRORS, *SUBMIT_ERRORS]
+    assert {row[0] for row in rows} == FalEmulator.ERRORS.keys()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "account", "retryable"),
+    [
+        (403, {"detail": "You have no access to this application."}, False, False),
+        (302, {}, False, False),
+        (500, {"detail": 5}, False, True),
+        (503, [], False, True),
+    ],
+)
+def test_error_answers_that_are_not_described(
+    status: int, body: Any, account: bool, retryable: bool
+) -> None:
+    error = fal.error(Answer(status, {"x-fal-request-id": "1"}, json.dumps(body).encode()))
+
+    assert (error.code, error.account, error.retryable) == (UNAVAILABLE, account, retryable)
+
+
+@pytest.mark.parametrize(
+    ("loc", "param"),
+    [
+        (["body", "image_size", "width"], "size"),
+        (["body", "aspect_ratio"], "size"),
+        (["body", "num_images"], "n"),
+        (["body", "safety_tolerance"], "moderation"),
+        (["body", "enhance_prompt"], None),
+        (["body", 0], None),
+        ("body", None),
+    ],
+)
+def test_the_wrong_field_is_named_in_our_words(loc: Any, param: str | None) -> None:
+    detail = [{"loc": loc, "msg": "wrong", "type": "one_of"}]
+    body = json.dumps({"detail": detail}).encode()
+
+    assert fal.error(Answer(422, {}, body)).param == param
+
+
+def test_the_wait_that_a_rate_limit_names(emulator: FalEmulator) -> None:
+    emulator.queue(Behaviour(error="rate_limited", retry_after=3))
+
+    assert fails(emulator).retry_after == 3
+
+
+def test_a_wrong_key_is_the_accounts(emulator: FalEmulator) -> None:
+    def make(client: httpx.AsyncClient, downloads: Downloads) -> fal.Fal:
+        return fal.Fal(http=client, downloads=downloads, queue_url=emulator.queue_url)
+
+    with pytest.raises(ProviderError) as caught:
+        draw(make, emulator, fal.headers("wrong"), upstream_id=str(Model.FLUX))
+
+    assert caught.value.account is True
+
+
+def test_a_flagged_picture_is_neither_fetched_nor_delivered(emulator: FalEmulator) -> None:
+    emulator.queue(Behaviour(refuse=1))
+
+    items = ask(emulator, n=3)
+
+    assert [item.index for item in images(items)] == [0, 1]
+    (short,) = shortfalls(items)
+    assert (short.count, short.error.code, short.error.stage) == (1, REFUSED, "output")
+    assert short.error.charged is True
+    assert len(emulator.downloads) == 2
+
+
+def test_only_flagged_pictures_are_a_refusal(emulator: FalEmulator) -> None:
+    emulator.queue(Behaviour(refuse=2))
+
+    error = fails(emulator, n=2)
+
+    assert (error.code, error.stage, error.charged) == (REFUSED, "output", True)
+    assert emulator.downloads == []
+
+
+@pytest.mark.parametrize("model", [Model.RECRAFT, Model.IDEOGRAM])
+def test_models_without_flags_refuse_the_whole_call(emulator: FalEmulator, model: str) -> None:
+    emulator.queue(Behaviour(refuse=1))
+
+    assert fails(emulator, model).code == REFUSED
+
+
+def test_fewer_pictures_than_asked_say_so(emulator: FalEmulator) -> None:
+    emulator.queue(Behaviour(fewer=1))
+
+    items = ask(emulator, n=3)
+
+    assert [item.index for item in images(items)] == [0, 1]
+    (short,) = shortfalls(items)
+    assert (short.count, short.error.code, short.error.charged) == (1, UNAVAILABLE, True)
+
+
+def test_no_picture_at_all_is_an_error(emulator: FalEmulator) -> None:
+    emulator.queue(Behaviour(fewer=1))
+
+    error = fails(emulator)
+
+    assert (error.code, error.charged) == (UNAVAILABLE, True)
+
+
+@pytest.mark.parametrize("mode", ["404", "html", "bomb", "huge", "inside", "redirect_inside"])
+def test_a_picture_that_cannot_be_fetched_may_be_charged(emulator: FalEmulator, mode: Any) -> None:
+    emulator.queue(Behaviour(picture=mode))
+
+    error = fails(emulator)
+
+    assert (error.code, error.charged, error.retryable) == (UNAVAILABLE, True, False)
+    assert len(emulator.calls) == 1
+    assert "169.254" not in error.message
+
+
+LOST = [
+    Behaviour(drop="before"),
+    Behaviour(cut=True),
+    Behaviour(bad_json=True),
+    Behaviour(error="ingress_502"),
+    Behaviour(error="ingress_504"),
+    Behaviour(error="rate_limited"),
+]
+
+
+@pytest.mark.parametrize("step", ["status", "result"])
+@pytest.mark.parametrize("behaviour", LOST, ids=lambda one: ",".join(sorted(one.changed())))
+def test_a_lost_answer_about_a_job_is_asked_for_again(
+    emulator: FalEmulator, step: Any, behaviour: Behaviour
+) -> None:
+    knobs = {name: getattr(behaviour, name) for name in behaviour.changed()}
+    emulator.queue(Behaviour(**knobs, step=step, polls=2))
+
+    items = ask(emulator)
+
+    assert len(images(items)) == 1
+    # It is the job that was paid for, not a second one.
+    assert list(emulator.runs.values()) == [1]
+    assert len(emulator.calls) == 1
+    assert emulator.cancelled == 0
+
+
+@pytest.mark.parametrize("name", ["internal_error", "runner_disconnected"])
+def test_a_failing_status_is_not_the_failure_of_the_job(emulator: FalEmulator, name: str) -> None:
+    emulator.queue(Behaviour(error=name, step="status"))
+
+    assert len(images(ask(emulator))) == 1
+    assert len(emulator.calls) == 1
+
+
+@pytest.mark.parametrize("step", ["status", "result"])
+@pytest.mark.parametrize(("name", "account"), [("user_locked", True), ("not_found", False)])
+def test_a_job_that_cannot_be_asked_after_may_be_charged(
+    emulator: FalEmulator, step: Any, name: str, account: bool
+) -> None:
+    emulator.queue(Behaviour(error=name, step=step))
+
+    error = fails(emulator)
+
+    assert (error.code, error.charged) == (UNAVAILABLE, True)
+    assert error.retryable is False
+    assert error.account is account
+
+
+@pytest.mark.parametrize("drop", ["before", "after"])
+def test_a_lost_submit_may_be_charged_and_is_not_repeated(emulator: FalEmulator, drop: Any) -> None:
+    emulator.queue(Behaviour(drop=drop, step="submit"))
+
+    error = fails(emulator)
+
+    assert (error.code, error.charged, error.retryable) == (UNAVAILABLE, True, False)
+    assert len(emulator.calls) == 1
+    assert len(emulator.runs) == (drop == "after")
+    assert emulator.followups == []
+
+
+def test_a_queue_that_is_not_there_was_never_asked() -> None:
+    with FalEmulator() as gone:
+        pass
+
+    error = fails(gone)
+
+    assert (error.code, error.retryable, error.charged) == (UNAVAILABLE, True, False)
+
+
+def test_the_key_goes_to_no_other_origin(emulator: FalEmulator) -> None:
+    """The emulator names itself by its address; here the queue is configured by its name."""
+    by_name = emulator.queue_url.replace("127.0.0.1", "localhost")
+
+    error = fails(emulator, queue_url=by_name)
+
+    assert (error.code, error.charged, error.retryable) == (UNAVAILABLE, True, False)
+    assert len(emulator.calls) == 1
+    assert emulator.followups == []
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        ("https://queue.fal.run/fal-ai/x/requests/1", True),
+        ("https://QUEUE.fal.run:443/x", True),
+        ("http://queue.fal.run/x", False),
+        ("https://queue.fal.run:8443/x", False),
+        ("https://queue.fal.run.example/x", False),
+        ("https://queue.fal.run@example.com/x", False),
+        ("https://key@queue.fal.run/x", False),
+        ("/fal-ai/x/requests/1", False),
+        ("https://[/x", False),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(url: str, same: bool) -> None:
+    assert fal.same_origin(url, "https://queue.fal.run") is same
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b'{"status_url": 5}', b"<html>"])
+def test_a_submit_that_is_not_understood_may_be_charged(
+    answer: bytes,
+) -> None:
+    with pytest.raises(ProviderError) as caught:
+        fal.submitted(Answer(200, {}, answer), "https://queue.fal.run")
+
+    assert (caught.value.code, caught.value.charged) == (UNAVAILABLE, True)
+
+
+def test_a_job_is_cancelled_at_the_deadline(emulator: FalEmulator) -> None:
+    gate = threading.Event()
+    emulator.queue(Behaviour(gate=gate))
+
+    error = fails(emulator, seconds=0.4)
+    gate.set()
+
+    assert (error.code, error.charged, error.retryable) == (UNAVAILABLE, True, False)
+    assert emulator.cancelled == 1
+    assert emulator.runs == {}
+    assert emulator.followups[-1][0] == "PUT"
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_job_nobody_waits_for_is_cancelled(emulator: FalEmulator, twice: bool) -> None:
+    """Also when the caller is cancelled again while the cancel is on its way."""
+    gate = threading.Event()
+    emulator.queue(Behaviour(gate=gate))
+
+    async def run() -> None:
+        downloads = Downloads([emulator.origin])
+        client = http.client(headers=fal.headers(emulator.key), connect=2, read=10)
+        provider = fal.Fal(
+            http=client, downloads=downloads, queue_url=emulator.queue_url, poll_seconds=0.005
+        )
+        polled = asyncio.Event()
+
+        async def on_request(request: httpx.Request) -> None:
+            if request.method == "PUT" and twice:
+                caller.cancel()
+
+        async def on_response(response: httpx.Response) -> None:
+            if response.request.method == "GET":
+                polled.set()
+
+        client.event_hooks = {"request": [on_request], "response": [on_response]}
+        caller = asyncio.create_task(call(provider, upstream_id=str(Model.FLUX)))
+        await polled.wait()
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await provider.aclose()
+        await downloads.aclose()
+
+    asyncio.run(run())
+    gate.set()
+
+    assert emulator.cancelled == 1
+    assert emulator.runs == {}
+
+
+def test_a_cancel_that_fails_does_not_hide_the_deadline(emulator: FalEmulator) -> None:
+    gate = threading.Event()
+    emulator.queue(Behaviour(gate=gate))
+
+    async def run() -> None:
+        downloads = Downloads([emulator.origin])
+        client = http.client(headers=fal.headers(emulator.key), connect=2, read=10)
+        provider = fal.Fal(
+            http=client, downloads=downloads, queue_url=emulator.queue_url, poll_seconds=0.005
+        )
+
+        async def on_request(request: httpx.Request) -> None:
+            if request.method == "PUT":
+                raise httpx.ConnectError("unplugged", request=request)
+
+        client.event_hooks = {"request": [on_request]}
+        try:
+            await call(provider, upstream_id=str(Model.FLUX), seconds=0.3)
+        finally:
+            await provider.aclose()
+            await downloads.aclose()
+
+    with pytest.raises(ProviderError) as caught:
+        asyncio.run(run())
+    gate.set()
+
+    assert (caught.value.code, caught.value.charged) == (UNAVAILABLE, True)
+    assert emulator.cancelled == 0

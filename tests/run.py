@@ -1,0 +1,244 @@
+"""Run the whole suite, on SQLite and then on a real PostgreSQL and Redis, and sum up plainly.
+
+Usage:
+
+- `python -m tests.run [--only sqlite|postgresql] [pytest's arguments]`
+- `python -m tests.run --services -- COMMAND` starts fresh servers and runs the command with their
+  addresses in DATABASE_URL and REDIS_URL
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tests import services
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = "GEEKHUB_TEST_REPORT"
+STOP_SECONDS = 30
+# pytest's exit code. A failure here: a suite that vanished is not a suite that passed.
+NO_TESTS_RAN = 5
+
+# A developer's own keys must reach no test: drawing costs money. They are set to nothing rather
+# than removed, because the settings would take a removed one from a .env file.
+EMPTY = (
+    "REDIS_URL",
+    *("OPENAI_API_KEY", "GOOGLE_API_KEY", "XAI_API_KEY", "FAL_KEY"),
+    *("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLIC_URL"),
+    *("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE", "STRIPE_METER_EVENTS_BASE"),
+    *("SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+)
+# What else would make a result depend on the shell it was started from.
+REMOVED = (
+    *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "PUBLIC_URL", "PORT", "BIND", "WEB_WORKERS"),
+    *("OPENAI_BASE_URL", "GOOGLE_BASE_URL", "XAI_BASE_URL", "FAL_BASE_URL", "FAL_QUEUE_BASE_URL"),
+    *("PROVIDER_DOWNLOAD_HOSTS", "SUPABASE_BUCKET", "SIGNUP_BONUS_USD", "DEFAULT_CREDIT_LIMIT_USD"),
+    *("REQUEST_DEADLINE_SECONDS", "RATE_LIMIT_RPM", "MAX_IN_FLIGHT", "LOG_FORMAT", "LOG_PROMPTS"),
+    *("DEMO", "ONCE", "LOG_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "DJANGO_SETTINGS_MODULE"),
+    # make's own, which would change a make that a test starts
+    *("MAKEFLAGS", "MAKELEVEL", "MFLAGS"),
+)
+
+
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP, raised so that every `with` block is left and its servers are stopped."""
+
+
+@dataclass
+class Outcome:
+    database: str
+    exit_code: int = 1
+    closing_line: str = "did not run"
+    skipped: dict[str, str] = field(default_factory=dict)  # test -> reason
+
+
+def main(arguments: list[str]) -> int:
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _terminate)
+    try:
+        if "--services" in arguments:
+            return run_with_services(arguments)
+        return run_suite(arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Terminated as reason:
+        print("\nterminated", file=sys.stderr)
+        return int(str(reason))
+
+
+def run_with_services(arguments: list[str]) -> int:
+    command = arguments[arguments.index("--services") + 1 :]
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        print("usage: python -m tests.run --services -- COMMAND", file=sys.stderr)
+        return 2
+    try:
+        with services.postgresql() as database_url, services.redis() as redis_url:
+            urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+            return _run(command, os.environ | urls)
+    except services.Unavailable as reason:
+        print(f"tests.run: {reason}", file=sys.stderr)
+        return 1
+
+
+def run_suite(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.run",
+        usage="%(prog)s [--only {sqlite,postgresql}] [pytest's arguments]\n"
+        "       %(prog)s --services -- COMMAND",
+        allow_abbrev=False,  # -k and the like are pytest's
+    )
+    parser.add_argument("--only", choices=("sqlite", "postgresql"))
+    options, pytest_arguments = parser.parse_known_args(arguments)
+
+    outcomes: list[Outcome] = []
+    missing: list[str] = []
+    for database, servers in (("sqlite", _sqlite), ("postgresql", _postgresql)):
+        if options.only not in (None, database):
+            missing.append(f"the tests on {database}: left out by --only {options.only}")
+            continue
+        try:
+            with ExitStack() as stack:
+                folder = Path(stack.enter_context(_temporary_folder()))
+                environment = stack.enter_context(servers(folder))
+                print(f"\n=== {database} ===", flush=True)
+                outcomes.append(_pytest(database, folder, environment, pytest_arguments))
+        except services.Unavailable as reason:
+            missing.append(f"the tests on {database}: {reason}")
+    print(_summary(outcomes, missing), flush=True)
+    ran = bool(outcomes) and all(outcome.exit_code == 0 for outcome in outcomes)
+    return 0 if ran else 1
+
+
+@contextmanager
+def _sqlite(folder: Path) -> Iterator[dict[str, str]]:
+    yield {"DATABASE_URL": f"sqlite:///{folder / 'db.sqlite3'}"}
+
+
+@contextmanager
+def _postgresql(folder: Path) -> Iterator[dict[str, str]]:
+    with services.postgresql() as database_url, services.redis() as redis_url:
+        yield {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
+
+
+def _pytest(
+    database: str, folder: Path, settings: dict[str, str], pytest_arguments: list[str]
+) -> Outcome:
+    report = folder / "report.json"
+    environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
+    environment |= dict.fromkeys(EMPTY, "")
+    environment |= {
+        "DATA_DIR": str(folder / "data"),
+        "SECRET_KEY": "only-for-tests-" + "x" * 40,
+        "DEBUG": "false",
+        REPORT: str(report),
+    }
+    environment |= settings
+    # pytest writes to our own stdout, so nothing is held back and colours stay; this module is its
+    # plugin as well, which is how the summary learns what was skipped.
+    command = [sys.executable, "-m", "pytest", "-p", "tests.run", *pytest_arguments]
+    began = time.monotonic()
+    outcome = Outcome(database, _run(command, environment))
+    if report.exists():
+        saved = json.loads(report.read_text())
+        outcome.closing_line = f"{saved['counts']} in {time.monotonic() - began:.0f} s"
+        outcome.skipped = saved["skipped"]
+    else:
+        outcome.closing_line = f"pytest ended early, exit code {outcome.exit_code}"
+    if outcome.exit_code == NO_TESTS_RAN:
+        outcome.closing_line = "no test ran"
+    return outcome
+
+
+def _summary(outcomes: list[Outcome], missing: list[str]) -> str:
+    lines = ["", "=== summary ==="]
+    lines += [f"{outcome.database:<10}  {outcome.closing_line}" for outcome in outcomes]
+    # A test that only one of the databases can run did run. What was skipped everywhere could not
+    # run here.
+    reasons: Counter[str] = Counter()
+    for test, reason in (outcomes[0].skipped if outcomes else {}).items():
+        reasons[reason] += all(test in outcome.skipped for outcome in outcomes)
+    missing = missing + [
+        f"{reason} ({count} skipped)" for reason, count in sorted(reasons.items()) if count
+    ]
+    if not missing:
+        return "\n".join([*lines, "everything ran"])
+    return "\n".join([*lines, "could not run here:", *(f"  - {reason}" for reason in missing)])
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run a command in the foreground and return its exit code; stop it with us."""
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, preexec_fn=services.die_with_parent(signal.SIGTERM)
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        # The terminal sent Ctrl-C to the command too. A second one would break off its cleaning up.
+        raise
+    except Terminated:
+        process.terminate()
+        raise
+    finally:
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="geekhub-test-", ignore_cleanup_errors=True) as name:
+        yield name
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signum, signal.SIG_IGN)  # once is enough, and cleaning up must not be interrupted
+    raise Terminated(128 + signum)
+
+
+# --- The same module as pytest's plugin, in the process that runs the tests -------------------
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end the tests as Ctrl-C does, with their cleaning up, which it would skip."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        # It can come twice, from whoever signals the whole group and from the process that started
+        # us.
+        signal.signal(signum, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Save what the summary needs."""
+    if REPORT not in os.environ:
+        return
+    parts = [text for text, _ in terminalreporter.build_summary_stats_line()[0]]
+    skipped = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skipped[report.nodeid] = reason.removeprefix("Skipped: ")
+    saved = {"counts": ", ".join(parts), "skipped": skipped}
+    Path(os.environ[REPORT]).write_text(json.dumps(saved))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""The real application on a real socket, in a thread of the test process."""
+
+import socket
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import uvicorn
+
+from geekhub.asgi import Application
+
+START_SECONDS = 20
+
+
+class AppServer:
+    """Serves a fresh Application on a free port; the settings are read when it starts."""
+
+    def __init__(self) -> None:
+        config = uvicorn.Config(Application(), lifespan="on", log_config=None, access_log=False)
+        self._server = uvicorn.Server(config)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.origin = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="app", daemon=True)
+
+    def _run(self) -> None:
+        self._socket.listen(2048)
+        self._ready.set()
+        self._server.run(sockets=[self._socket])
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(START_SECONDS)
+        # The socket already queues; the first answer tells that the application is up.
+        httpx.get(f"{self.origin}/health", timeout=START_SECONDS).raise_for_status()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join(START_SECONDS)
+        self._socket.close()
+        assert not self._thread.is_alive()
+
+
+class Api:
+    """A client of the public API with one key; answers are httpx responses."""
+
+    def __init__(self, origin: str, key: str | None) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self.origin = origin
+        self.http = httpx.Client(base_url=f"{origin}/v1/", headers=headers, timeout=60)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        """Return the answer to GET /v1/{path}."""
+        return self.http.get(path, **options)
+
+    def draw(self, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+        """Return the answer to a generation request; model and prompt have defaults."""
+        body = {"model": "openai/gpt-image-1", "prompt": "a red kite", **body}
+        return self.http.post("images/generations", json=body, headers=headers)
+
+    def post(self, content: bytes, content_type: str = "application/json") -> httpx.Response:
+        """Return the answer to raw bytes sent to the generations endpoint."""
+        return self.http.post(
+            "images/generations", content=content, headers={"Content-Type": content_type}
+        )

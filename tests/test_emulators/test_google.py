@@ -1,0 +1,188 @@
+"""The Google emulator is as strict as the Gemini API."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.emulators.base import Behaviour
+from tests.emulators.google import GEMINI_SIZES, IMAGEN_SIZES, GoogleEmulator
+from tests.test_emulators.conftest import opened
+
+IMAGEN = "imagen-4.0-generate-001:predict"
+FLASH = "gemini-3.1-flash-image:generateContent"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[GoogleEmulator]:
+    with GoogleEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def google(server: GoogleEmulator) -> GoogleEmulator:
+    server.reset()
+    return server
+
+
+def post(
+    http: httpx.Client, google: GoogleEmulator, action: str, body: dict[str, Any]
+) -> httpx.Response:
+    headers = {"x-goog-api-key": google.key}
+    return http.post(f"{google.url}/models/{action}", json=body, headers=headers)
+
+
+def predict(
+    http: httpx.Client, google: GoogleEmulator, action: str = IMAGEN, **parameters: Any
+) -> httpx.Response:
+    body = {"instances": [{"prompt": "a kite"}], "parameters": parameters}
+    return post(http, google, action, body)
+
+
+def generate(http: httpx.Client, google: GoogleEmulator, **config: Any) -> httpx.Response:
+    contents = [{"role": "user", "parts": [{"text": "a kite"}]}]
+    return post(http, google, FLASH, {"contents": contents, "generationConfig": config})
+
+
+def test_keys(http: httpx.Client, google: GoogleEmulator) -> None:
+    url = f"{google.url}/models/{FLASH}"
+    missing = http.post(url, params={"key": google.key}, json={})
+    assert (missing.status_code, missing.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
+    wrong = http.post(url, headers={"x-goog-api-key": "no"}, json={})
+    assert wrong.status_code == 400
+    assert wrong.json()["error"]["details"][0]["reason"] == "API_KEY_INVALID"
+
+
+def test_models(http: httpx.Client, google: GoogleEmulator) -> None:
+    for action in ("imagen-9:predict", "imagen-4.0-generate-001:generateContent", "x"):
+        assert predict(http, google, action).json()["error"]["status"] == "NOT_FOUND"
+    google.retired = frozenset({"imagen-4.0-generate-001"})
+    assert predict(http, google).status_code == 404
+    google.retired = frozenset()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"sampleCount": 5},
+        {"sampleCount": 0},
+        {"aspectRatio": "3:2"},
+        {"sampleImageSize": "4K"},
+        {"seed": 7},
+        {"negativePrompt": "x"},
+        {"addWatermark": False},
+        {"personGeneration": "anyone"},
+        {"safetySetting": "block_only_high"},
+        {"unheard": 1},
+        {"outputOptions": {"mimeType": "image/webp"}},
+        {"outputOptions": {"mimeType": "image/png", "compressionQuality": 80}},
+    ],
+)
+def test_imagen_refuses(
+    http: httpx.Client, google: GoogleEmulator, parameters: dict[str, Any]
+) -> None:
+    answer = predict(http, google, **parameters)
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
+def test_imagen_refuses_more(http: httpx.Client, google: GoogleEmulator) -> None:
+    fast = "imagen-4.0-fast-generate-001:predict"
+    assert predict(http, google, fast, sampleImageSize="2K").status_code == 400
+    long = {"instances": [{"prompt": "x" * 1921}]}
+    assert post(http, google, IMAGEN, long).status_code == 400
+    assert post(http, google, IMAGEN, {"instances": []}).status_code == 400
+
+
+def test_imagen_defaults(http: httpx.Client, google: GoogleEmulator) -> None:
+    predictions = predict(http, google).json()["predictions"]
+    assert len(predictions) == google.billed == 4
+    assert predictions[0]["mimeType"] == "image/png"
+    assert opened(predictions[0]["bytesBase64Encoded"]) == ("PNG", (1024, 1024))
+
+
+@pytest.mark.parametrize("ratio", IMAGEN_SIZES)
+def test_imagen_sizes(http: httpx.Client, google: GoogleEmulator, ratio: str) -> None:
+    options = {"mimeType": "image/jpeg", "compressionQuality": 85}
+    answer = predict(
+        http, google, aspectRatio=ratio, sampleCount=1, sampleImageSize="2K", outputOptions=options
+    )
+    (prediction,) = answer.json()["predictions"]
+    wide, high = IMAGEN_SIZES[ratio]
+    assert opened(prediction["bytesBase64Encoded"]) == ("JPEG", (2 * wide, 2 * high))
+
+
+def test_imagen_refusals(http: httpx.Client, google: GoogleEmulator) -> None:
+    google.always(Behaviour(refuse=2))
+    assert len(predict(http, google, sampleCount=3).json()["predictions"]) == 1
+    with_reasons = predict(http, google, sampleCount=3, includeRaiReason=True).json()
+    assert [set(item) for item in with_reasons["predictions"]] == [
+        {"mimeType", "bytesBase64Encoded"},
+        {"raiFilteredReason"},
+        {"raiFilteredReason"},
+    ]
+    assert predict(http, google, sampleCount=2).json() == {}
+    assert google.billed == 2
+    attributes = predict(http, google, includeSafetyAttributes=True).json()["predictions"]
+    assert attributes[-1]["contentType"] == "Positive Prompt"
+
+
+@pytest.mark.parametrize("ratio", GEMINI_SIZES)
+def test_gemini_sizes(http: httpx.Client, google: GoogleEmulator, ratio: str) -> None:
+    image = {"aspectRatio": ratio, "imageSize": "1K"}
+    body = generate(http, google, responseModalities=["IMAGE"], imageConfig=image, seed=7).json()
+    (part,) = body["candidates"][0]["content"]["parts"]
+    assert opened(part["inlineData"]["data"]) == ("PNG", GEMINI_SIZES[ratio])
+    assert body["candidates"][0]["finishReason"] == "STOP"
+    assert body["modelVersion"] == "gemini-3.1-flash-image"
+
+
+def test_gemini_mixes_text(http: httpx.Client, google: GoogleEmulator) -> None:
+    parts = generate(http, google).json()["candidates"][0]["content"]["parts"]
+    assert [set(part) for part in parts] == [{"text"}, {"inlineData"}]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"candidateCount": 2},
+        {"imageConfig": {"aspectRatio": "7:5"}},
+        {"imageConfig": {"imageSize": "512"}},
+        {"imageConfig": {"size": "1K"}},
+        {"responseModalities": ["PICTURE"]},
+        {"seed": "7"},
+        {"sampleCount": 2},
+    ],
+)
+def test_gemini_refuses(http: httpx.Client, google: GoogleEmulator, config: dict[str, Any]) -> None:
+    answer = generate(http, google, **config)
+    assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
+def test_gemini_refusals(http: httpx.Client, google: GoogleEmulator) -> None:
+    google.queue(Behaviour(refuse=1), Behaviour(error="block_safety"), Behaviour(fewer=1))
+    refused = generate(http, google)
+    assert refused.status_code == 200
+    assert refused.json()["candidates"][0]["finishReason"] == "IMAGE_SAFETY"
+    assert generate(http, google).json()["promptFeedback"] == {"blockReason": "SAFETY"}
+    parts = generate(http, google).json()["candidates"][0]["content"]["parts"]
+    assert [set(part) for part in parts] == [{"text"}]
+    assert google.billed == 0
+
+
+@pytest.mark.parametrize("name", GoogleEmulator.ERRORS)
+def test_error_rows(http: httpx.Client, google: GoogleEmulator, name: str) -> None:
+    google.queue(Behaviour(error=name))
+    answer = generate(http, google)
+    row = GoogleEmulator.ERRORS[name]
+    assert (answer.status_code, answer.json()) == (row.status, row.body)
+    assert google.billed == 0
+
+
+def test_retry_delay_is_in_the_body(http: httpx.Client, google: GoogleEmulator) -> None:
+    google.queue(Behaviour(error="resource_exhausted", retry_after=2))
+    answer = generate(http, google)
+    assert answer.json()["error"]["details"][-1]["retryDelay"] == "2s"
+    assert "retry-after" not in answer.headers
+    with pytest.raises(ValueError):
+        google.queue(Behaviour(picture="hang"))
