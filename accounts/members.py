@@ -15,7 +15,10 @@ def found(name: str, *, owner: User) -> Organization:
         organization = Organization.objects.create(name=name, slug=_free_slug(name))
         Membership.objects.create(organization=organization, user=owner, role=Role.OWNER)
         audit.record(
-            "organization.created", organization=organization, actor=owner, subject=organization.slug
+            "organization.created",
+            organization=organization,
+            actor=owner,
+            subject=organization.slug,
         )
     return organization
 

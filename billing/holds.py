@@ -26,7 +26,15 @@ from billing.models import (
 )
 from billing.prices import Quote
 
-__all__ = ["HoldLost", "InsufficientBalance", "authorize", "capture", "expirable", "expire", "release"]
+__all__ = [
+    "HoldLost",
+    "InsufficientBalance",
+    "authorize",
+    "capture",
+    "expirable",
+    "expire",
+    "release",
+]
 
 
 class InsufficientBalance(Exception):
@@ -52,7 +60,7 @@ def authorize(
     same request violates its constraint. Runs in the caller's transaction if there is one.
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         account = BillingAccount.objects.filter(pk=key.organization_id).alias(
             spendable=still_spendable()
         )
@@ -82,16 +90,13 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
     price_version_id, unit_micro = hold.quotes[model]
     amount = delivered * unit_micro
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         _settle(hold, HoldState.CAPTURED, spent_micro=amount)
         return LedgerEntry.objects.create(
             organization_id=hold.organization_id,
             entry_key=f"use:{hold.pk}",
             kind=EntryKind.CONSUMPTION,
             amount_micro=-amount,
-            balance_micro=BillingAccount.objects.values_list("balance_micro", flat=True).get(
-                pk=hold.organization_id
-            ),
             price_version_id=price_version_id,
             model=model,
             quantity=delivered,
@@ -119,7 +124,7 @@ def expirable(owners: Iterable[uuid.UUID]) -> Iterable[Hold]:
 
 
 def _settle(hold: Hold, state: HoldState, *, spent_micro: int) -> None:
-    with transaction.atomic():
+    with transaction.atomic(savepoint=False):
         held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD)
         if not held.update(state=state, settled_at=timezone.now()):
             raise HoldLost(hold.request_id)
@@ -128,6 +133,4 @@ def _settle(hold: Hold, state: HoldState, *, spent_micro: int) -> None:
             balance_micro=F("balance_micro") - spent_micro,
             spent_micro=F("spent_micro") + spent_micro,
         )
-        budgets.settle(
-            hold.budget_period_id, held_micro=hold.amount_micro, spent_micro=spent_micro
-        )
+        budgets.settle(hold.budget_period_id, held_micro=hold.amount_micro, spent_micro=spent_micro)

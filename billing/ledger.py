@@ -1,12 +1,11 @@
 """The ledger: every movement of a balance, and the questions asked of it."""
 
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import F, QuerySet, Sum, Window
 
 from accounts.models import Organization
 from billing.models import BillingAccount, EntryKind, LedgerEntry
@@ -56,7 +55,6 @@ def record(
             organization=organization,
             kind=kind,
             amount_micro=amount_micro,
-            balance_micro=account.balance_micro + amount_micro,
             entry_key=entry_key,
             note=note,
         )
@@ -83,7 +81,9 @@ def spent_since(
     return -(entries.aggregate(total=Sum("amount_micro"))["total"] or 0)
 
 
-def spend_by_model(organization: Organization, *, since: datetime | None = None) -> list[ModelSpend]:
+def spend_by_model(
+    organization: Organization, *, since: datetime | None = None
+) -> list[ModelSpend]:
     """Return what each model delivered and cost, by model id."""
     entries = LedgerEntry.objects.filter(organization=organization, kind=EntryKind.CONSUMPTION)
     if since is not None:
@@ -92,6 +92,10 @@ def spend_by_model(organization: Organization, *, since: datetime | None = None)
     return [ModelSpend(row["model"], row["images"], row["cost"]) for row in rows.order_by("model")]
 
 
-def movements(organization: Organization) -> Iterable[LedgerEntry]:
-    """Return the organization's entries, newest first."""
-    return LedgerEntry.objects.filter(organization=organization).order_by("-created_at", "-pk")
+def movements(organization: Organization) -> QuerySet[LedgerEntry]:
+    """Return the organization's entries, newest first, each with its `balance_after` in micro-USD."""
+    return (
+        LedgerEntry.objects.filter(organization=organization)
+        .annotate(balance_after=Window(Sum("amount_micro"), order_by=["pk"]))
+        .order_by("-pk")
+    )

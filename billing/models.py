@@ -8,6 +8,7 @@ import uuid
 
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from accounts.models import ApiKey, Organization
@@ -174,7 +175,6 @@ class LedgerEntry(models.Model):
     entry_key = models.CharField(max_length=150, unique=True)
     kind = models.CharField(max_length=11, choices=EntryKind)
     amount_micro = models.BigIntegerField()
-    balance_micro = models.BigIntegerField(help_text="The balance after this movement.")
     price_version = models.ForeignKey(
         PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
     )
@@ -218,6 +218,6 @@ class LedgerEntry(models.Model):
         return f"{self.kind} {self.amount_micro} µUSD"
 
 
-def still_spendable() -> F:
+def still_spendable() -> CombinedExpression:
     """Return the expression for what an account can still spend: balance + credit - held."""
     return F("balance_micro") + F("credit_limit_micro") - F("held_micro")

@@ -1,5 +1,7 @@
 """Price versions: append-only, the newest one counts."""
 
+import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -48,6 +50,29 @@ def current(models: Iterable[str]) -> dict[str, Quote]:
         if model not in quotes:
             raise UnknownPrice(model)
     return quotes
+
+
+class PriceBook:
+    """The current quotes, read again at most every `fresh_seconds`.
+
+    A price that has just been superseded is still a price that was published: a request is billed
+    what it was quoted.
+    """
+
+    def __init__(self, fresh_seconds: float = 5.0) -> None:
+        self._fresh_seconds = fresh_seconds
+        self._read_at = -math.inf
+        self._quotes: Mapping[str, Quote] = {}
+
+    def current(self, models: Iterable[str]) -> dict[str, Quote]:
+        """Return the quote of every model, as `current` does."""
+        wanted = list(models)
+        old = time.monotonic() - self._read_at > self._fresh_seconds
+        if old or not all(model in self._quotes for model in wanted):
+            kept = {} if old else self._quotes
+            self._quotes = {**kept, **current(wanted)}
+            self._read_at = time.monotonic() if old else self._read_at
+        return {model: self._quotes[model] for model in wanted}
 
 
 def _newest(models: Iterable[str]) -> Iterable[PriceVersion]:

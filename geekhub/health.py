@@ -6,9 +6,10 @@ from collections.abc import Awaitable
 
 from asgiref.sync import sync_to_async
 from django.core.cache import cache
-from django.core.files.storage import storages
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
+
+from images.gateway import image_store
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +27,13 @@ async def ready(request: HttpRequest) -> JsonResponse:
     results = await asyncio.gather(
         _check("database", sync_to_async(_database)()),
         _check("cache", sync_to_async(_cache)()),
-        _check("storage", storages["images"].probe()),
+        _check("storage", image_store().probe()),
     )
     body: dict[str, object] = {
         "status": "ok" if all(results) else "unavailable",
-        "checks": {name: "ok" if good else "failed" for name, good in zip(names, results, strict=True)},
+        "checks": {
+            name: "ok" if good else "failed" for name, good in zip(names, results, strict=True)
+        },
     }
     gateway = getattr(request, "scope", {}).get("gateway")
     if "verbose" in request.GET and gateway is not None:

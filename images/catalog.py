@@ -62,7 +62,6 @@ class ImageModel:
         """Return the size drawn when a request names none."""
         return next(iter(self.sizes.values()))
 
-
     @property
     def created_timestamp(self) -> int:
         """Return when the model appeared, in Unix seconds."""

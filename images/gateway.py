@@ -7,11 +7,13 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import httpx
 from django.conf import settings
 from django.core.files.storage import storages
 
+from billing.prices import PriceBook
 from geekhub.lib import http
 from geekhub.lib.db import DatabaseThreads
 from geekhub.lib.liveness import Presence
@@ -37,6 +39,7 @@ class Gateway:
     providers: Mapping[str, Provider]
     sandbox: Provider
     store: ImageStore
+    prices: PriceBook
 
     async def leave(self, admission: Admission) -> None:
         """Give a place in flight back."""
@@ -74,7 +77,7 @@ async def open_gateway() -> AsyncIterator[Gateway]:
             )
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
-        store = storages["images"]
+        store = image_store()
         stack.push_async_callback(store.aclose)
         yield Gateway(
             db=db,
@@ -83,7 +86,13 @@ async def open_gateway() -> AsyncIterator[Gateway]:
             providers=providers,
             sandbox=Sandbox(),
             store=store,
+            prices=PriceBook(),
         )
+
+
+def image_store() -> ImageStore:
+    """Return the store of pictures that the settings name."""
+    return cast(ImageStore, storages["images"])
 
 
 def _configured(name: str) -> dict[str, str] | None:

@@ -1,8 +1,8 @@
 """THE story of one request: check, hold, draw, keep, capture. Told once, top to bottom.
 
-    begin()      one short transaction: the Generation row and the hold exist before anybody draws
-    complete()   draw and keep, nothing open meanwhile; then one short transaction: pictures,
-                 charge and result together, or the hold released and the error written down
+begin()      one short transaction: the Generation row and the hold exist before anybody draws
+complete()   draw and keep, nothing open meanwhile; then one short transaction: pictures,
+             charge and result together, or the hold released and the error written down
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from accounts.models import ApiKey
-from billing import holds, prices
+from billing import holds
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.models import Hold
@@ -144,14 +144,15 @@ def begin(
 ) -> Started | Finished | Priced:
     """Let a request in: one database hop, one short transaction.
 
-    Returns what an earlier request with the same Idempotency-Key came to, or Priced for a dry run. Raises the errors of routing and holds, IdempotencyKeyInUse and
-    IdempotencyKeyReused; then nothing is held and nothing was written.
+    Returns what an earlier request with the same Idempotency-Key came to, or Priced for a dry run.
+    Raises the errors of routing and holds, IdempotencyKeyInUse and IdempotencyKeyReused; then
+    nothing is held and nothing was written.
     """
     if idempotency_key is not None:
         earlier = _earlier(key, request, idempotency_key)
         if earlier is not None:
             return earlier
-    quotes = _quotes(request)
+    quotes = gateway.prices.current([model.id for model in routing.named(request)])
     candidates, skipped = routing.candidates(
         request,
         allowed=key.allowed_models,
@@ -289,9 +290,7 @@ def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
     """Return the error to tell of several: a refusal before a rejection before an outage."""
     order = ["content_policy_violation", "invalid_request_error", "model_not_found"]
     errors = [one.error for one in missing] or [unavailable(charged=True, detail="no pictures")]
-    return min(
-        errors, key=lambda one: order.index(one.code) if one.code in order else len(order)
-    )
+    return min(errors, key=lambda one: order.index(one.code) if one.code in order else len(order))
 
 
 async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> _Kept:
@@ -339,8 +338,10 @@ def _capture(started: Started, drawn: _Drawn, rows: list[Image]) -> Generation:
     adjusted = [asdict(one) for one in candidate.adjusted]
     sizes = {f"{row.width}x{row.height}" for row in rows}
     asked = candidate.request.size
-    if asked not in (None, "auto") and sizes != {asked} and not any(
-        one["param"] == "size" for one in adjusted
+    if (
+        asked not in (None, "auto")
+        and sizes != {asked}
+        and not any(one["param"] == "size" for one in adjusted)
     ):
         why = f"{candidate.model.id} drew another size than it was asked for."
         adjusted.append(
@@ -407,8 +408,10 @@ def expire_abandoned(owners: Sequence[uuid.UUID]) -> int:
         abandoned += 1
     overdue = timezone.now() - LEASE_BEYOND_DEADLINE
     free = Generation.objects.filter(status=GenerationStatus.RUNNING, hold=None)
-    return abandoned + _abandon(free.filter(owner__in=owners)) + _abandon(
-        free.filter(deadline_at__lt=overdue)
+    return (
+        abandoned
+        + _abandon(free.filter(owner__in=owners))
+        + _abandon(free.filter(deadline_at__lt=overdue))
     )
 
 
@@ -439,13 +442,6 @@ def _earlier(key: ApiKey, request: GenerationRequest, idempotency_key: str) -> F
     if earlier.status == GenerationStatus.RUNNING:
         raise IdempotencyKeyInUse
     return Finished(earlier, list(earlier.images.all()), [])
-
-
-def _quotes(request: GenerationRequest) -> dict[str, prices.Quote]:
-    models = request.models
-    if models == (routing.AUTO,):
-        models = request.auto_candidates or tuple(routing.CATALOG)
-    return prices.current([routing.find(model).id for model in models])
 
 
 def _sha256(data: bytes) -> str:

@@ -43,7 +43,7 @@ class Generation(models.Model):
     prompt = models.TextField(blank=True, help_text="Empty when the organization keeps none.")
     tags = models.JSONField(default=list)
     n = models.PositiveSmallIntegerField()
-    idempotency_key = models.CharField(max_length=255, null=True)  # noqa: DJ001 - NULL is not unique
+    idempotency_key = models.CharField(max_length=255, null=True)
     fingerprint = models.CharField(max_length=64)
 
     model = models.CharField(max_length=100, blank=True, help_text="Who drew it in the end.")

@@ -58,7 +58,9 @@ def transcode(picture: Picture, output_format: str, compression: int | None) -> 
     Decodes and encodes: tens of milliseconds, not for the event loop. Raises NotAPicture when the
     bytes behind a good header are broken.
     """
-    quality = {} if output_format == "png" else {"quality": 90 if compression is None else compression}
+    quality = (
+        {} if output_format == "png" else {"quality": 90 if compression is None else compression}
+    )
     out = io.BytesIO()
     try:
         with Pillow.open(io.BytesIO(picture.data), formats=tuple(FORMATS)) as image:

@@ -46,9 +46,7 @@ class GenerationRequest:
 
     def fingerprint(self) -> str:
         """Return a digest that two requests share exactly when they ask for the same."""
-        return hashlib.sha256(
-            orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)
-        ).hexdigest()
+        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked beside models, prompt and tags, without what was not asked for."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from images.catalog import CATALOG, MAX_N, ImageModel
-from images.providers.base import ImageRequest
+from images.providers.base import ImageRequest, unavailable
 from images.requests import AUTO, GenerationRequest
 
 OPENAI_LEVELS = {"low", "medium", "high"}
@@ -29,11 +29,12 @@ class ModelBlocked(Exception):
 
 
 class NoCandidate(Exception):
-    """Every model of a list was left out."""
+    """Every model of a list was left out; `off` if a provider's state was among the reasons."""
 
-    def __init__(self, skipped: "list[Skipped]") -> None:
+    def __init__(self, skipped: "list[Skipped]", *, off: bool) -> None:
         super().__init__("; ".join(f"{one.model}: {one.reason}" for one in skipped))
         self.skipped = skipped
+        self.off = off
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,13 @@ def find(model_id: str) -> ImageModel:
         ) from None
 
 
+def named(request: GenerationRequest) -> list[ImageModel]:
+    """Return the models a request names, all of them for a bare `auto`; raises ModelNotFound."""
+    if request.models != (AUTO,):
+        return [find(model_id) for model_id in request.models]
+    return [find(model_id) for model_id in request.auto_candidates or CATALOG]
+
+
 def candidates(
     request: GenerationRequest,
     *,
@@ -109,11 +117,13 @@ def candidates(
     """Return who may draw, best first, and who was left out.
 
     `allowed` are the ids the key may use (None: all), `off` tells why a model's provider cannot be
-    called now, `prices` are micro-USD per image. A single model raises ModelUnfit or ModelBlocked
-    where a list skips; a list without anybody left raises NoCandidate; ModelNotFound always.
+    called now, `prices` are micro-USD per image. A single model raises ModelUnfit, ModelBlocked or
+    ProviderError where a list skips; a list without anybody left raises NoCandidate. ModelNotFound
+    is raised always.
     """
     fitting: list[Candidate] = []
     skipped: list[Skipped] = []
+    any_off = False
     for model in _ordered(request, prices):
         try:
             if allowed is not None and model.id not in allowed:
@@ -125,22 +135,26 @@ def candidates(
             skipped.append(Skipped(model.id, str(error)))
             continue
         reason = off(model)
-        if reason is not None and request.listed:
-            skipped.append(Skipped(model.id, reason))
-        else:
+        if reason is None:
             fitting.append(candidate)
+        elif request.listed:
+            skipped.append(Skipped(model.id, reason))
+            any_off = True
+        else:
+            raise unavailable(detail=reason)
     if not fitting:
-        raise NoCandidate(skipped)
+        raise NoCandidate(skipped, off=any_off)
     return fitting, skipped
 
 
 def fit(request: GenerationRequest, model: ImageModel, price_micro: int) -> tuple[Adjustment, ...]:
-    """Return what the model draws differently from what was asked; raises ModelUnfit if it can't."""
+    """Return what the model draws differently from what was asked; raises ModelUnfit."""
     if len(request.prompt) > model.max_prompt:
         raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         raise ModelUnfit(
-            "size", f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}."
+            "size",
+            f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}.",
         )
     if request.max_cost_micro is not None and price_micro * request.n > request.max_cost_micro:
         raise ModelUnfit("max_cost", f"{request.n} of {model.id} cost more than max_cost.")
@@ -194,15 +208,13 @@ def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
     return model.default_size if request.size in (None, AUTO) else model.sizes[request.size]
 
 
-def _upstream_format(
-    request: GenerationRequest, model: ImageModel, *, sandbox: bool
-) -> str | None:
+def _upstream_format(request: GenerationRequest, model: ImageModel, *, sandbox: bool) -> str | None:
     asked = request.output_format
     return asked if sandbox or asked in model.formats else None
 
 
 def _ordered(request: GenerationRequest, prices: Mapping[str, int]) -> list[ImageModel]:
+    models = named(request)
     if request.models != (AUTO,):
-        return [find(model_id) for model_id in request.models]
-    among = [find(model_id) for model_id in request.auto_candidates or CATALOG]
-    return sorted(among, key=lambda model: prices[model.id])
+        return models
+    return sorted(models, key=lambda model: prices[model.id])

@@ -38,6 +38,11 @@ def providers(settings: Settings, openai: OpenAIEmulator) -> None:
     settings.PROVIDER_DOWNLOAD_HOSTS = [openai.origin]
 
 
+@pytest.fixture(autouse=True)
+def _cheap_passwords(settings: Settings) -> None:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
 @pytest.fixture
 def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""

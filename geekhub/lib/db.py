@@ -5,6 +5,7 @@ a small executor whose threads keep their connections; nothing is held between t
 """
 
 import asyncio
+import select
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,8 +25,8 @@ class DatabaseThreads:
 
         def unit() -> T:
             self._opened.add(connections["default"])
-            # A connection the server closed meanwhile is replaced here, not discovered in `work`.
-            connection.close_if_unusable_or_obsolete()
+            if _has_news(connection):
+                connection.close_if_unusable_or_obsolete()
             return work(*args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, unit)
@@ -37,3 +38,16 @@ class DatabaseThreads:
             opened.inc_thread_sharing()
             opened.close()
         self._opened.clear()
+
+
+def _has_news(database: BaseDatabaseWrapper) -> bool:
+    """Return whether the server has something to say on an idle connection: mostly, goodbye.
+
+    Asking the socket costs microseconds where Django's own check is a query on every unit of work.
+    """
+    if database.vendor != "postgresql" or database.connection is None:
+        return False
+    if database.connection.closed:
+        return True
+    readable, _, _ = select.select([database.connection.fileno()], [], [], 0)
+    return bool(readable)

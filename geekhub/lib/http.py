@@ -185,7 +185,7 @@ def client(
     read: float,
     resolver: aiohttp.abc.AbstractResolver | None = None,
 ) -> httpx.AsyncClient:
-    """Return a client for one upstream; `connect` and `read` are seconds. Close it with aclose()."""
+    """Return a client for one upstream, `connect` and `read` in seconds. Close it with aclose()."""
     return httpx.AsyncClient(
         base_url=base_url,
         headers={"User-Agent": USER_AGENT, **(headers or {})},

@@ -29,8 +29,8 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
         bodies = finished.data or await asyncio.gather(
             *(store.aread(image.name) for image in finished.images)
         )
-        for entry, body in zip(data, bodies, strict=True):
-            entry["b64_json"] = pybase64.b64encode(body).decode()
+        for entry, content in zip(data, bodies, strict=True):
+            entry["b64_json"] = pybase64.b64encode(content).decode()
     body: dict[str, Any] = {
         "id": row.request_id,
         "object": "list",

@@ -84,6 +84,8 @@ class ApiError(Exception):
         """Return the headers that go with it."""
         retry = TABLE[self.code].retry if self.retry is None else self.retry
         hint = {} if retry is None else {"x-should-retry": str(retry).lower()}
+        if self.status == 401:
+            hint["www-authenticate"] = "Bearer"
         return hint | self.headers
 
 
@@ -95,7 +97,7 @@ def internal() -> ApiError:
     )
 
 
-def translate(error: Exception) -> ApiError | None:  # noqa: PLR0911 - it is the table
+def translate(error: Exception) -> ApiError | None:
     """Return the API's answer to an exception; None when it is a fault of ours."""
     match error:
         case ApiError():
@@ -118,8 +120,10 @@ def translate(error: Exception) -> ApiError | None:  # noqa: PLR0911 - it is the
             return ApiError("model_not_found", str(error), "model")
         case routing.ModelUnfit():
             return ApiError("invalid_request_error", str(error), error.param)
-        case routing.NoCandidate():
+        case routing.NoCandidate() if error.off:
             return _all_failed([], error.skipped, retry=None)
+        case routing.NoCandidate():
+            return ApiError("invalid_request_error", f"No model fits. {error}", "model")
         case UnknownPrice():
             return ApiError("model_not_found", f"The model {error} has no price yet.", "model")
         case generation.IdempotencyKeyInUse():

@@ -83,6 +83,8 @@ class ApiHandler:
                 scope, receive, most=settings.API_MAX_BODY_BYTES, seconds=BODY_SECONDS
             )
             request._stream = io.BytesIO(body)
+            # A chunked body comes without a length, and DRF would take it for an empty one.
+            request.META["CONTENT_LENGTH"] = str(len(body))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
@@ -93,7 +95,9 @@ class ApiHandler:
     def _error(self, request: ApiRequest, error: Exception) -> ApiError:
         match error:
             case Resolver404():
-                answer = ApiError("not_found", f"There is no {request.method} {request.path[:100]}.")
+                answer = ApiError(
+                    "not_found", f"There is no {request.method} {request.path[:100]}."
+                )
             case BodyTooLarge():
                 most = settings.API_MAX_BODY_BYTES
                 answer = ApiError("request_too_large", f"The body may have at most {most} bytes.")
@@ -122,7 +126,7 @@ async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> 
     headers: list[tuple[bytes, bytes]] = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in response.items()
-        if name.lower() not in ("content-length", "vary", "allow")
+        if name.lower() not in ("content-length", "vary")
     ]
     headers.append((b"content-length", str(len(body)).encode()))
     start: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """A request to /v1 as it comes from the server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
@@ -10,8 +10,8 @@ from geekhub.lib.ids import new_request_id
 from images.gateway import Gateway
 
 type Scope = dict[str, Any]
-type Receive = Callable[[], Awaitable[dict[str, Any]]]
-type Send = Callable[[dict[str, Any]], Awaitable[None]]
+type Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+type Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class BodyTooLarge(Exception):
@@ -30,6 +30,12 @@ class ApiRequest(ASGIRequest):
         self.gateway = gateway
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}
+
+    def _set_content_type_params(self, meta: dict[str, Any]) -> None:
+        # The body is UTF-8 JSON whatever the parameters say, and some cannot even be parsed.
+        self.content_type = str(meta.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
+        self.content_params = {}
+        meta["CONTENT_TYPE"] = self.content_type
 
 
 async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:

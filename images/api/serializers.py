@@ -27,7 +27,10 @@ class Text(serializers.Field[str, Any, str, Any]):
         super().__init__(**options)
         self.least, self.most = least, most
         # A lone surrogate or a NUL is legal JSON and no text that a database takes.
-        self.validators = [ProhibitNullCharactersValidator(), ProhibitSurrogateCharactersValidator()]
+        self.validators = [
+            ProhibitNullCharactersValidator(),
+            ProhibitSurrogateCharactersValidator(),
+        ]
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -132,7 +135,9 @@ class Known(serializers.Serializer[Any]):
             raise serializers.ValidationError({"": ["must be an object."]})
         for name in data:
             if name not in self.fields:
-                raise serializers.ValidationError({name[:100]: ["is not a field of this endpoint."]})
+                # A lone surrogate is legal in JSON's names too, and could not be sent back.
+                shown = name[:100].encode("utf-8", "backslashreplace").decode()
+                raise serializers.ValidationError({shown: ["is not a field of this endpoint."]})
         return super().to_internal_value(
             {name: value for name, value in data.items() if value is not None}
         )
@@ -154,7 +159,7 @@ class GenerationSerializer(Known):
     n = Integer(1, MAX_N, required=False)
     size = Text(most=20, required=False)
     quality = Choice("auto", "standard", "hd", "low", "medium", "high", required=False)
-    style = Choice("vivid", "natural", required=False)
+    style = Choice("vivid", "natural", required=False)  # type: ignore[assignment]
     response_format = Choice("url", "b64_json", required=False)
     output_format = Choice("png", "jpeg", "webp", required=False)
     output_compression = Integer(0, 100, required=False)
@@ -204,7 +209,11 @@ def idempotency_key(header: str | None) -> str | None:
     """Return the Idempotency-Key header's value; raises ApiError when it is not one."""
     if header is None:
         return None
-    if not 0 < len(header) <= IDEMPOTENCY_KEY_MAX or not header.isascii() or not header.isprintable():
+    if (
+        not 0 < len(header) <= IDEMPOTENCY_KEY_MAX
+        or not header.isascii()
+        or not header.isprintable()
+    ):
         raise invalid(
             "Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters."
         )

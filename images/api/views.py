@@ -5,7 +5,6 @@ from typing import Any, cast
 import structlog
 from django.conf import settings
 from django.http import HttpRequest
-from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -44,12 +43,18 @@ class AsyncAPIView(APIView):
         self.request = self.initialize_request(request, *args, **kwargs)
         try:
             if (request.method or "").lower() not in self.http_method_names:
-                raise MethodNotAllowed(request.method or "")
+                allowed = ", ".join(self.http_method_names).upper()
+                raise ApiError(
+                    "method_not_allowed",
+                    f"{request.method} is not allowed here. Allowed: {allowed}.",
+                    headers={"allow": allowed},
+                )
             response = await self.handle(*args, **kwargs)
         except Exception as error:
             response = self.handle_exception(error)
         self.response = self.finalize_response(self.request, response, *args, **kwargs)
-        return self.response.render()
+        self.response.render()
+        return self.response
 
     async def handle(self, *args: Any, **kwargs: Any) -> Response:
         """Authenticate and answer, in one database hop."""
@@ -140,7 +145,9 @@ class ModelsView(AsyncAPIView):
         return Response(
             {
                 "object": "list",
-                "data": [answers.model(row, self.raw.gateway, self.key) for row in CATALOG.values()],
+                "data": [
+                    answers.model(row, self.raw.gateway, self.key) for row in CATALOG.values()
+                ],
             }
         )
 

@@ -276,7 +276,7 @@ class Provider(ABC):
                 async with gate:
                     async for item in self._insist(part, retries):
                         if not isinstance(item, Shortfall):
-                            item = replace(item, index=offset + item.index)  # noqa: PLW2901
+                            item = replace(item, index=offset + item.index)
                         arrived.put_nowait(item)
             finally:
                 arrived.put_nowait(None)
@@ -359,7 +359,12 @@ class HttpProvider(Provider):
         await self.http.aclose()
 
     async def post(
-        self, url: str, body: Mapping[str, Any], *, images: int, headers: dict[str, str] | None = None
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        *,
+        images: int,
+        headers: dict[str, str] | None = None,
     ) -> Answer:
         """Return the answer to a JSON request; `images`, the pictures asked for, bounds its size.
 
@@ -419,7 +424,9 @@ def split(request: ImageRequest) -> list[tuple[int, ImageRequest]]:
 def lost(error: httpx.HTTPError) -> ProviderError:
     """Return the error for a call without an answer: only if it was never sent is it safe again."""
     unsent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
-    return unavailable(retryable=unsent, charged=not unsent, detail=f"{type(error).__name__}: {error}")
+    return unavailable(
+        retryable=unsent, charged=not unsent, detail=f"{type(error).__name__}: {error}"
+    )
 
 
 def picture(data: bytes, *, index: int = 0, revised_prompt: str | None = None) -> ProviderImage:

@@ -5,7 +5,7 @@ call, as a URL that lives for an hour. Unknown fields are a 400, so each model h
 OpenAI has no idempotency for images: an answer that is lost may have been billed.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from images.providers.base import (
     ImageRequest,
     Item,
     ProviderError,
+    Stage,
     decode,
     gone,
     picture,
@@ -33,7 +34,7 @@ EXHAUSTED = {
     "project_spend_limit_exceeded",
     "billing_hard_limit_reached",
 }
-STAGES = {"input": "prompt", "output": "output"}
+STAGES: Mapping[object, Stage] = {"input": "prompt", "output": "output"}
 
 
 class OpenAI(HttpProvider):

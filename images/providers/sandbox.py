@@ -100,9 +100,9 @@ def draw(request: ImageRequest, index: int) -> bytes:
     words = textwrap.wrap(plain, width=max(8, int(width / size * 1.6)), max_lines=6)
     lines = [*words, "", f"{request.model}  #{index + 1}", f"{width}x{height}  sandbox"]
     text = "\n".join(lines)
-    box = canvas.multiline_textbbox((size, size), text, font=font, spacing=size // 3)
+    x1, y1, x2, y2 = canvas.multiline_textbbox((size, size), text, font=font, spacing=size // 3)
     pad = size // 2
-    panel = (box[0] - pad, box[1] - pad, box[2] + pad, box[3] + pad)
+    panel = (x1 - pad, y1 - pad, x2 + pad, y2 + pad)
     canvas.rectangle(panel, fill=f"hsl({hue}, 60%, 10%)")
     canvas.multiline_text((size, size), text, font=font, fill="white", spacing=size // 3)
     out = io.BytesIO()

@@ -121,7 +121,7 @@ def error(answer: Answer) -> ProviderError:
         # The cost tells a refused picture, which is billed, from a refused prompt.
         usage = content.get("usage")
         ticks = usage.get("cost_in_usd_ticks") if isinstance(usage, dict) else None
-        charged = False
+        charged = isinstance(ticks, int) and ticks > 0
         return refused("output" if charged else "provider", charged=charged, detail=detail)
     match answer.status:
         case 401 | 402 | 403:

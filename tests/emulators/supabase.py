@@ -94,11 +94,12 @@ ROWS: dict[str, dict[str, Any]] = {
         "544": (544, "544", "DatabaseTimeout", "DatabaseTimeout", "the connection timed out"),
     }.items()
 }
-# Answers of something in front of the server, without JSON.
+# Answers of something in front of the server.
 PLAIN: dict[str, tuple[int, str, str]] = {
     "502_html": (502, "text/html", "<html><body><h1>502 Bad Gateway</h1></body></html>"),
     "429_text": (429, "text/plain", "API rate limit exceeded"),
     "413_html": (413, "text/html", "<html><body>Request Entity Too Large</body></html>"),
+    "200_json": (200, "application/json", '{"message": "ok"}'),
     "200_html": (200, "text/html", "<html><body>This project is paused</body></html>"),
 }
 
@@ -432,7 +433,9 @@ class SupabaseEmulator:
         self._write(writer, method, answer)
         await writer.drain()
         if answer.poison and not body.done:
-            await asyncio.sleep(min(self.reads_again, HOLD_LIMIT))
+            begun = time()
+            while time() < begun + min(self.reads_again, HOLD_LIMIT):
+                await asyncio.sleep(0.02)
             while await reader.read(PIECE):
                 pass
             return False

@@ -31,7 +31,7 @@ from tests.emulators.supabase import SupabaseEmulator
 type Store = LocalStorage | SupabaseStorage
 
 BAD_NAMES = [
-    *("ünï.png", "图.png", "a~b.png", "a#b.png", "a%20b.png", "a[1].png", "a\\b.png", "a\nb.png"),
+    *("ünï.png", "图.png", "a~b.png", "a#b.png", "a%20b.png", "a[1].png", "a\nb.png"),
     *("/a.png", "a//b.png", "a/", ".", "..", "a/../b.png", "a/./b.png", ".hidden", "a/.b/c.png"),
     f"{'a' * 256}.png",
 ]
@@ -283,8 +283,8 @@ def test_many_saves_and_deletes_at_once_in_one_folder(store: Store) -> None:
         store.delete(name)
         return same
 
-    with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(there_and_back, range(100)))
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(there_and_back, range(200)))
     assert store.listdir(folder) == ([], [])
 
 
@@ -302,9 +302,10 @@ class _Watched(ContentFile):  # type: ignore[type-arg] # not generic at run time
 
 
 def test_half_a_file_is_never_there(store: Store) -> None:
-    name, seen = new_name(), []
-    store.save(name, _Watched(lambda: seen.append(store.exists(name))))
-    assert seen == [False]
+    seen: list[Any] = []
+    name = "folder/0.png"
+    store.save(name, _Watched(lambda: seen.append((store.exists(name), store.listdir("folder")))))
+    assert seen == [(False, ([], []))]
     assert store.size(name) == 200_000
 
 
@@ -346,4 +347,3 @@ def test_one_store_serves_the_event_loops_of_several_threads(store: Store) -> No
 
     with ThreadPoolExecutor(4) as threads:
         assert [f.result() for f in [threads.submit(use) for _ in range(8)]] == [b""] * 8
-

@@ -12,7 +12,9 @@ class Command(BaseCommand):
     help = "Revoke an API key at once, on every host. Prints nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("key", metavar="PREFIX_OR_ID", help="enough of the prefix to be one key")
+        parser.add_argument(
+            "key", metavar="PREFIX_OR_ID", help="enough of the prefix to be one key"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         text = options["key"]
@@ -26,5 +28,7 @@ class Command(BaseCommand):
             pass
         found = list(ApiKey.objects.select_related("organization").filter(named)[:2])
         if len(found) != 1:
-            raise CommandError("No key has this prefix." if not found else "More than one key has it.")
+            raise CommandError(
+                "No key has this prefix." if not found else "More than one key has it."
+            )
         keys.revoke(found[0])

@@ -17,7 +17,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("organization", type=UUID, metavar="ORG_UUID")
         parser.add_argument("name")
-        parser.add_argument("--test", action="store_true", help="a sandbox key: draws, costs nothing")
+        parser.add_argument(
+            "--test", action="store_true", help="a sandbox key: draws, costs nothing"
+        )
         parser.add_argument("--budget-usd", metavar="X")
         parser.add_argument("--budget-period", choices=Period.values, default=Period.MONTH)
 

@@ -15,7 +15,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("organization", type=UUID, metavar="ORG_UUID")
-        parser.add_argument("--since", type=date.fromisoformat, metavar="DATE", help="UTC, included")
+        parser.add_argument(
+            "--since", type=date.fromisoformat, metavar="DATE", help="UTC, included"
+        )
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -24,20 +26,18 @@ class Command(BaseCommand):
             raise CommandError(f"There is no organization {options['organization']}.")
         since = options["since"] and datetime.combine(options["since"], time(), UTC)
         rows = ledger.spend_by_model(organization, since=since)
-        report = {
-            "models": {
-                row.model: {"images": row.images, "cost_usd": money.to_usd(row.cost_micro)}
-                for row in rows
-            },
-            "total": {
-                "images": sum(row.images for row in rows),
-                "cost_usd": money.to_usd(sum(row.cost_micro for row in rows)),
-            },
-            "held_usd": money.to_usd(ledger.balance(organization).held_micro),
+        models = {
+            row.model: {"images": row.images, "cost_usd": money.to_usd(row.cost_micro)}
+            for row in rows
         }
+        total = {
+            "images": sum(row.images for row in rows),
+            "cost_usd": money.to_usd(sum(row.cost_micro for row in rows)),
+        }
+        held = money.to_usd(ledger.balance(organization).held_micro)
         if options["json"]:
-            self.stdout.write(json.dumps(report))
+            self.stdout.write(json.dumps({"models": models, "total": total, "held_usd": held}))
             return
-        for model, line in [*report["models"].items(), ("total", report["total"])]:
+        for model, line in [*models.items(), ("total", total)]:
             self.stdout.write(f"{model:32} {line['images']:>8} images {line['cost_usd']:>12} USD")
-        self.stdout.write(f"{'held now':32} {report['held_usd']:>28} USD")
+        self.stdout.write(f"{'held now':32} {held:>28} USD")

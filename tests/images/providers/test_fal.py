@@ -499,7 +499,7 @@ def test_a_job_is_cancelled_at_the_deadline(emulator: FalEmulator) -> None:
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_job_nobody_waits_for_is_cancelled(emulator: FalEmulator, twice: bool) -> None:
-    """Also when the caller is cancelled again while the cancel is on its way."""
+    """Also when the caller is cancelled again, and leaves, before the cancel is sent."""
     gate = threading.Event()
     emulator.queue(Behaviour(gate=gate))
 
@@ -509,11 +509,12 @@ def test_a_job_nobody_waits_for_is_cancelled(emulator: FalEmulator, twice: bool)
         provider = fal.Fal(
             http=client, downloads=downloads, queue_url=emulator.queue_url, poll_seconds=0.005
         )
-        polled = asyncio.Event()
+        polled, left = asyncio.Event(), asyncio.Event()
 
         async def on_request(request: httpx.Request) -> None:
             if request.method == "PUT" and twice:
                 caller.cancel()
+                await left.wait()
 
         async def on_response(response: httpx.Response) -> None:
             if response.request.method == "GET":
@@ -525,6 +526,7 @@ def test_a_job_nobody_waits_for_is_cancelled(emulator: FalEmulator, twice: bool)
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
+        left.set()
         await provider.aclose()
         await downloads.aclose()
 

@@ -1,0 +1,1 @@
+"""What we measure. Read the ratios: machines are shared and noisy."""

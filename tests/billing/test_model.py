@@ -1,0 +1,235 @@
+"""Any order of steps against a plain-Python model of the money: both must always agree."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.db.models import Sum
+from django.utils import timezone
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from accounts import keys
+from accounts.models import ApiKey
+from billing import budgets, holds, ledger, prices
+from billing.budgets import BudgetExceeded, period_start
+from billing.holds import HoldLost, InsufficientBalance
+from billing.models import (
+    BillingAccount,
+    BudgetPeriod,
+    EntryKind,
+    Hold,
+    HoldState,
+    LedgerEntry,
+    Period,
+)
+from tests.billing import PRICES, authorize
+from tests.factories import KeyFactory
+
+MODELS = sorted(PRICES)
+
+
+@dataclass
+class Expected:
+    """What the books must say, kept without a database."""
+
+    balance: int = 1_000_000
+    credit: int = 0
+    held: int = 0
+    spent: int = 0
+    prices: dict[str, int] = field(default_factory=lambda: dict(PRICES))
+    budget: tuple[int, Period] | None = None
+    # Held and spent of the budget's periods, by their start.
+    periods: defaultdict[datetime, list[int]] = field(
+        default_factory=lambda: defaultdict(lambda: [0, 0])
+    )
+
+
+@dataclass
+class Open:
+    """A hold as the model remembers it."""
+
+    row: Hold
+    amount: int
+    quotes: dict[str, int]
+    quantity: int
+    period: datetime | None
+    settled: bool = False
+
+
+class Money(RuleBasedStateMachine):
+    """Authorize, capture, release, expire, and all that changes what is allowed meanwhile."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.steps = self._in_a_transaction()
+        next(self.steps)
+        prices.publish(PRICES)
+        first = KeyFactory(organization__bonus="1").row
+        second = keys.rotate(first, overlap=timedelta(days=1)).row
+        free = KeyFactory(organization=first.organization).row
+        self.keys: list[ApiKey] = [first, second, free]
+        self.organization = first.organization
+        self.expected = Expected()
+        self.holds: list[Open] = []
+        self.count = 0
+
+    def _in_a_transaction(self) -> Iterator[None]:
+        with transaction.atomic():
+            yield
+            transaction.set_rollback(True)
+
+    def teardown(self) -> None:
+        if hasattr(self, "steps"):
+            with contextlib.suppress(StopIteration):
+                next(self.steps)
+
+    @rule(
+        key=st.integers(0, 2),
+        models=st.lists(st.sampled_from(MODELS), min_size=1, max_size=3, unique=True),
+        quantity=st.integers(1, 8),
+    )
+    def authorize(self, key: int, models: list[str], quantity: int) -> None:
+        expected = self.expected
+        amount = quantity * max(expected.prices[model] for model in models)
+        budget = expected.budget if key < 2 else None
+        start = period_start(budget[1], timezone.now()) if budget else None
+        wanted: type[Exception] | None = None
+        if amount > expected.balance + expected.credit - expected.held:
+            wanted = InsufficientBalance
+        elif budget and start and sum(expected.periods[start]) + amount > budget[0]:
+            wanted = BudgetExceeded
+        try:
+            hold = authorize(self.keys[key], *models, quantity=quantity)
+        except (InsufficientBalance, BudgetExceeded) as error:
+            assert type(error) is wanted
+            return
+        assert wanted is None
+        expected.held += amount
+        if start:
+            expected.periods[start][0] += amount
+        quotes = {model: expected.prices[model] for model in models}
+        self.holds.append(Open(hold, amount, quotes, quantity, start))
+
+    def _settle(self, which: int, state: HoldState, **capture: Any) -> None:
+        if not self.holds:
+            return
+        hold, expected = self.holds[which % len(self.holds)], self.expected
+        spent = 0
+        try:
+            if state == HoldState.CAPTURED:
+                model = sorted(hold.quotes)[capture["model"] % len(hold.quotes)]
+                delivered = 1 + capture["delivered"] % hold.quantity
+                spent = delivered * hold.quotes[model]
+                entry = holds.capture(hold.row, model=model, delivered=delivered)
+                assert entry.amount_micro == -spent
+            elif state == HoldState.RELEASED:
+                holds.release(hold.row)
+            else:
+                holds.expire(hold.row)
+        except HoldLost:
+            assert hold.settled
+            return
+        assert not hold.settled
+        hold.settled = True
+        expected.held -= hold.amount
+        expected.balance -= spent
+        expected.spent += spent
+        if hold.period:
+            expected.periods[hold.period][0] -= hold.amount
+            expected.periods[hold.period][1] += spent
+
+    @rule(which=st.integers(0, 30), model=st.integers(0, 2), delivered=st.integers(0, 7))
+    def capture(self, which: int, model: int, delivered: int) -> None:
+        self._settle(which, HoldState.CAPTURED, model=model, delivered=delivered)
+
+    @rule(which=st.integers(0, 30))
+    def release(self, which: int) -> None:
+        self._settle(which, HoldState.RELEASED)
+
+    @rule(which=st.integers(0, 30))
+    def expire(self, which: int) -> None:
+        self._settle(which, HoldState.EXPIRED)
+
+    @rule(limit=st.sampled_from([0, 40_000, 250_000, 2_000_000]), period=st.sampled_from(Period))
+    def set_budget(self, limit: int, period: Period) -> None:
+        budgets.set_budget(self.keys[0], limit, period)
+        self.expected.budget = (limit, period)
+
+    @rule(limit=st.sampled_from([0, 40_000, 1_000_000]))
+    def set_credit_limit(self, limit: int) -> None:
+        BillingAccount.objects.update(credit_limit_micro=limit)
+        self.expected.credit = limit
+
+    @rule(model=st.sampled_from(MODELS), unit=st.sampled_from([1, 40_000, 65_000, 333_333]))
+    def publish(self, model: str, unit: int) -> None:
+        prices.publish({model: unit})
+        self.expected.prices[model] = unit
+
+    @rule(amount=st.integers(1, 500_000), again=st.booleans())
+    def recharge(self, amount: int, again: bool) -> None:
+        self.count += not again
+        entry = ledger.record(
+            self.organization,
+            EntryKind.RECHARGE,
+            amount,
+            entry_key=f"topup:{self.count}",
+            note="",
+        )
+        assert (entry is None) == LedgerEntry.objects.filter(
+            entry_key=f"topup:{self.count}"
+        ).exclude(pk=entry.pk if entry else 0).exists()
+        self.expected.balance += amount if entry else 0
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        if not hasattr(self, "expected"):
+            return
+        expected = self.expected
+        account = BillingAccount.objects.get()
+        open_holds = Hold.objects.filter(state=HoldState.HELD)
+        entries = LedgerEntry.objects.all()
+        used = entries.filter(kind=EntryKind.CONSUMPTION)
+        assert account.balance_micro == expected.balance == _sum(entries, "amount_micro")
+        assert account.held_micro == expected.held == _sum(open_holds, "amount_micro")
+        assert account.spent_micro == expected.spent == -_sum(used, "amount_micro")
+        assert entries.latest("pk").balance_micro == account.balance_micro
+        assert used.count() == Hold.objects.filter(state=HoldState.CAPTURED).count()
+        for period in BudgetPeriod.objects.all():
+            mine = open_holds.filter(budget_period=period)
+            spent = used.filter(hold__budget_period=period)
+            assert period.held_micro == _sum(mine, "amount_micro")
+            assert period.spent_micro == -_sum(spent, "amount_micro")
+            told = expected.periods[period.starts_at]
+            assert [period.held_micro, period.spent_micro] == told
+
+
+def _sum(rows: Any, name: str) -> int:
+    return int(rows.aggregate(total=Sum(name))["total"] or 0)
+
+
+@pytest.mark.django_db
+def test_the_books_agree_with_a_plain_model_after_every_step() -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Money,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=20,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,0 +1,63 @@
+"""Prices: append-only versions, the newest one counts, none means refused."""
+
+import pytest
+from django.db import IntegrityError, transaction
+
+from billing import prices
+from billing.models import PriceVersion
+
+pytestmark = pytest.mark.django_db
+
+
+def versions() -> list[tuple[str, int, int]]:
+    rows = PriceVersion.objects.order_by("model", "version")
+    return list(rows.values_list("model", "version", "unit_micro"))
+
+
+def test_publishing_makes_a_version_only_where_the_price_differs() -> None:
+    first = prices.publish({"a/one": 40_000, "b/two": 65_000})
+    assert [version.model for version in first] == ["a/one", "b/two"]
+    assert prices.publish({"a/one": 40_000, "b/two": 65_000}) == []
+    again = prices.publish({"a/one": 50_000, "b/two": 65_000})
+    assert [(version.model, version.version) for version in again] == [("a/one", 2)]
+    # A price that comes back is a new version, not the old one.
+    prices.publish({"a/one": 40_000})
+    assert versions() == [
+        ("a/one", 1, 40_000),
+        ("a/one", 2, 50_000),
+        ("a/one", 3, 40_000),
+        ("b/two", 1, 65_000),
+    ]
+
+
+def test_the_newest_version_is_quoted() -> None:
+    prices.publish({"a/one": 40_000, "b/two": 65_000})
+    (newest,) = prices.publish({"a/one": 50_000})
+    assert prices.current(["a/one"]) == {"a/one": prices.Quote("a/one", newest.pk, 50_000)}
+    assert set(prices.current(["b/two", "a/one"])) == {"a/one", "b/two"}
+
+
+def test_a_model_without_a_price_is_named() -> None:
+    prices.publish({"a/one": 40_000})
+    with pytest.raises(prices.UnknownPrice, match="x/none"):
+        prices.current(["a/one", "x/none"])
+
+
+def test_what_publishing_would_change_is_told_and_not_done() -> None:
+    prices.publish({"a/one": 40_000, "b/two": 65_000})
+    pending = prices.pending({"a/one": 50_000, "b/two": 65_000, "c/new": 1})
+    assert pending == {"a/one": (40_000, 50_000), "c/new": (None, 1)}
+    assert len(versions()) == 2
+
+
+@pytest.mark.parametrize("unit", [0, -1])
+def test_a_price_that_is_not_positive_is_refused(unit: int) -> None:
+    with pytest.raises(IntegrityError):
+        prices.publish({"a/one": unit})
+    assert versions() == []
+
+
+def test_a_version_exists_once() -> None:
+    prices.publish({"a/one": 40_000})
+    with pytest.raises(IntegrityError), transaction.atomic():
+        PriceVersion.objects.create(model="a/one", version=1, unit_micro=50_000)
