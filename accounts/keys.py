@@ -70,6 +70,7 @@ def create(
             sandbox=sandbox,
             expires_at=expires_at,
             allowed_models=allowed_models,
+            on_refusal=rotated_from.on_refusal if rotated_from else "",
             created_by=actor,
             rotated_from=rotated_from,
             family=rotated_from.family if rotated_from else uuid.uuid4(),

@@ -2,7 +2,7 @@
 
 import secrets
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.utils.text import slugify
 
 from accounts import audit
@@ -12,7 +12,7 @@ from accounts.models import Membership, Organization, Role, User
 def found(name: str, *, owner: User) -> Organization:
     """Return a new organization owned by `owner`."""
     with transaction.atomic():
-        organization = Organization.objects.create(name=name, slug=_free_slug(name))
+        organization = _create(name)
         Membership.objects.create(organization=organization, user=owner, role=Role.OWNER)
         audit.record(
             "organization.created",
@@ -23,8 +23,13 @@ def found(name: str, *, owner: User) -> Organization:
     return organization
 
 
-def _free_slug(name: str) -> str:
+def _create(name: str) -> Organization:
     slug = slugify(name)[:50] or "organization"
-    if Organization.objects.filter(slug=slug).exists():
-        return f"{slug}-{secrets.token_hex(3)}"
-    return slug
+    try:
+        with transaction.atomic():
+            return Organization.objects.create(name=name, slug=slug)
+    except IntegrityError:
+        if not Organization.objects.filter(slug=slug).exists():
+            raise
+        # Taken, perhaps this very moment: asking first would not have told.
+        return Organization.objects.create(name=name, slug=f"{slug}-{secrets.token_hex(3)}")

@@ -47,6 +47,13 @@ class User(AbstractBaseUser, PermissionsMixin):
         return self.email
 
 
+class OnRefusal(models.TextChoices):
+    """What a list of models does when one refuses the prompt or the picture."""
+
+    NEXT = "next"
+    STOP = "stop"
+
+
 class Organization(models.Model):
     """A customer: it owns keys, pictures and a balance."""
 
@@ -62,6 +69,7 @@ class Organization(models.Model):
     max_in_flight = models.PositiveIntegerField(
         null=True, blank=True, help_text="Requests at the same time; empty means the default."
     )
+    on_refusal = models.CharField(max_length=4, choices=OnRefusal, default=OnRefusal.NEXT)
     created_at = models.DateTimeField(db_default=Now())
     members = models.ManyToManyField(User, through="Membership", related_name="organizations")
 
@@ -119,6 +127,9 @@ class ApiKey(models.Model):
     sandbox = models.BooleanField(default=False)
     allowed_models = models.JSONField(
         null=True, blank=True, help_text="Ids the key may use; empty means all."
+    )
+    on_refusal = models.CharField(
+        max_length=4, choices=OnRefusal, blank=True, help_text="Empty: the organization's."
     )
     created_by = models.ForeignKey(
         User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"

@@ -86,34 +86,34 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
     The price is the one quoted at authorization. Raises HoldLost when the hold is no longer held:
     the caller's transaction must not deliver then.
     """
-    if not 0 < delivered <= hold.quantity:
+    if not 0 < delivered <= hold.quantity - hold.captured:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
-    price_version_id, unit_micro = hold.quotes[model]
-    amount = delivered * unit_micro
     with transaction.atomic(savepoint=False):
-        _settle(hold, HoldState.CAPTURED, spent_micro=amount)
-        return LedgerEntry.objects.create(
-            organization_id=hold.organization_id,
-            entry_key=f"use:{hold.pk}",
-            kind=EntryKind.CONSUMPTION,
-            amount_micro=-amount,
-            price_version_id=price_version_id,
-            model=model,
-            quantity=delivered,
-            hold=hold,
-            api_key_id=hold.api_key_id,
-            request_id=hold.request_id,
-        )
+        _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)
+        return _charge(hold, model, delivered, held_micro=_still_held(hold))
+
+
+def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
+    """Spend the price of one image and keep the rest held, for images delivered one by one.
+
+    Raises HoldLost as capture() does. Afterwards, once it is committed, `hold.captured` must be
+    counted up by the caller, who alone knows; release() then gives back what is left.
+    """
+    with transaction.atomic(savepoint=False):
+        held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
+        if hold.captured >= hold.quantity or not held.update(captured=F("captured") + 1):
+            raise HoldLost(hold.request_id)
+        return _charge(hold, model, 1, held_micro=_unit_held(hold))
 
 
 def release(hold: Hold) -> None:
-    """Give all of it back; raises HoldLost when it is no longer held."""
-    _settle(hold, HoldState.RELEASED, spent_micro=0)
+    """Give back all that was not captured; raises HoldLost when it is no longer held."""
+    _give_back(hold, HoldState.RELEASED)
 
 
 def expire(hold: Hold) -> None:
     """Give back what a dead process held; raises HoldLost when it was settled after all."""
-    _settle(hold, HoldState.EXPIRED, spent_micro=0)
+    _give_back(hold, HoldState.EXPIRED)
 
 
 def expirable(owners: Iterable[uuid.UUID]) -> Iterable[Hold]:
@@ -123,14 +123,50 @@ def expirable(owners: Iterable[uuid.UUID]) -> Iterable[Hold]:
     ).order_by("lease_until")
 
 
-def _settle(hold: Hold, state: HoldState, *, spent_micro: int) -> None:
+def _unit_held(hold: Hold) -> int:
+    return hold.amount_micro // hold.quantity
+
+
+def _still_held(hold: Hold) -> int:
+    return hold.amount_micro - hold.captured * _unit_held(hold)
+
+
+def _give_back(hold: Hold, state: HoldState) -> None:
     with transaction.atomic(savepoint=False):
-        held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD)
-        if not held.update(state=state, settled_at=timezone.now()):
-            raise HoldLost(hold.request_id)
-        BillingAccount.objects.filter(pk=hold.organization_id).update(
-            held_micro=F("held_micro") - hold.amount_micro,
-            balance_micro=F("balance_micro") - spent_micro,
-            spent_micro=F("spent_micro") + spent_micro,
-        )
-        budgets.settle(hold.budget_period_id, held_micro=hold.amount_micro, spent_micro=spent_micro)
+        _end(hold, HoldState.CAPTURED if hold.captured else state, captured=hold.captured)
+        _move(hold, held_micro=_still_held(hold), spent_micro=0)
+
+
+def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
+    """Make the one guarded step out of `held`; `captured` guards against a part in between."""
+    held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
+    if not held.update(state=state, captured=captured, settled_at=timezone.now()):
+        raise HoldLost(hold.request_id)
+
+
+def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> LedgerEntry:
+    price_version_id, unit_micro = hold.quotes[model]
+    amount = delivered * unit_micro
+    _move(hold, held_micro=held_micro, spent_micro=amount)
+    return LedgerEntry.objects.create(
+        organization_id=hold.organization_id,
+        # A part of a hold is named by the first image it charges.
+        entry_key=f"use:{hold.pk}:{hold.captured}",
+        kind=EntryKind.CONSUMPTION,
+        amount_micro=-amount,
+        price_version_id=price_version_id,
+        model=model,
+        quantity=delivered,
+        hold=hold,
+        api_key_id=hold.api_key_id,
+        request_id=hold.request_id,
+    )
+
+
+def _move(hold: Hold, *, held_micro: int, spent_micro: int) -> None:
+    BillingAccount.objects.filter(pk=hold.organization_id).update(
+        held_micro=F("held_micro") - held_micro,
+        balance_micro=F("balance_micro") - spent_micro,
+        spent_micro=F("spent_micro") + spent_micro,
+    )
+    budgets.settle(hold.budget_period_id, held_micro=held_micro, spent_micro=spent_micro)

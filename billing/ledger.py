@@ -93,7 +93,7 @@ def spend_by_model(
 
 
 def movements(organization: Organization) -> QuerySet[LedgerEntry]:
-    """Return the organization's entries, newest first, each with its `balance_after` in micro-USD."""
+    """Return the entries, newest first, each with its `balance_after` in micro-USD."""
     return (
         LedgerEntry.objects.filter(organization=organization)
         .annotate(balance_after=Window(Sum("amount_micro"), order_by=["pk"]))

@@ -130,6 +130,7 @@ class Hold(models.Model):
     budget_period = models.ForeignKey(
         BudgetPeriod, null=True, on_delete=models.PROTECT, related_name="holds"
     )
+    captured = models.PositiveIntegerField(default=0, help_text="Images charged so far.")
     state = models.CharField(max_length=8, choices=HoldState, default=HoldState.HELD)
     owner = models.UUIDField(help_text="The server process that works on the request.")
     lease_until = models.DateTimeField()
@@ -146,6 +147,15 @@ class Hold(models.Model):
                 condition=Q(state=HoldState.HELD, settled_at=None)
                 | (~Q(state=HoldState.HELD) & Q(settled_at__isnull=False)),
                 name="hold_settled_once_not_held",
+            ),
+            models.CheckConstraint(
+                condition=Q(captured__lte=F("quantity")), name="hold_captures_no_more_than_held"
+            ),
+            models.CheckConstraint(
+                condition=Q(state=HoldState.HELD)
+                | Q(state=HoldState.CAPTURED, captured__gt=0)
+                | Q(state__in=[HoldState.RELEASED, HoldState.EXPIRED], captured=0),
+                name="hold_state_tells_if_captured",
             ),
         ]
         indexes = [
@@ -180,8 +190,8 @@ class LedgerEntry(models.Model):
     )
     model = models.CharField(max_length=100, blank=True)
     quantity = models.PositiveIntegerField(default=0)
-    hold = models.OneToOneField(
-        Hold, null=True, on_delete=models.PROTECT, related_name="ledger_entry"
+    hold = models.ForeignKey(
+        Hold, null=True, on_delete=models.PROTECT, related_name="ledger_entries"
     )
     api_key = models.ForeignKey(
         ApiKey, null=True, on_delete=models.PROTECT, related_name="ledger_entries"

@@ -84,11 +84,12 @@ def _publish_one(model: str, unit_micro: int) -> PriceVersion | None:
     newest = PriceVersion.objects.filter(model=model).order_by("-version").first()
     if newest is not None and newest.unit_micro == unit_micro:
         return None
+    number = newest.version + 1 if newest else 1
     try:
         with transaction.atomic():
-            return PriceVersion.objects.create(
-                model=model, version=newest.version + 1 if newest else 1, unit_micro=unit_micro
-            )
+            return PriceVersion.objects.create(model=model, version=number, unit_micro=unit_micro)
     except IntegrityError:
+        if not PriceVersion.objects.filter(model=model, version=number).exists():
+            raise  # no race: the price itself is refused
         # Another host published this version first; look again at what it says.
         return _publish_one(model, unit_micro)

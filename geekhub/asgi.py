@@ -25,7 +25,7 @@ class Application:
 
     def __init__(self) -> None:
         self._pages = get_asgi_application()
-        self._gateway: Gateway | None = None
+        self.gateway: Gateway | None = None
         self._api: ApiHandler | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,22 +38,22 @@ class Application:
                 raise RuntimeError("the server must run the ASGI lifespan")
             await self._api(scope, receive, send)
         else:
-            await self._pages({**scope, "gateway": self._gateway}, receive, send)
+            await self._pages({**scope, "gateway": self.gateway}, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             await receive()
             try:
-                self._gateway = await stack.enter_async_context(open_gateway())
-                self._api = ApiHandler(self._gateway)
+                self.gateway = await stack.enter_async_context(open_gateway())
+                self._api = ApiHandler(self.gateway)
             except Exception as error:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
             await send({"type": "lifespan.startup.complete"})
             await receive()
             # Requests whose client has left are known to nobody but us.
-            await self._api.drain(settings.REQUEST_DEADLINE_SECONDS + 10)
-        self._gateway = self._api = None
+            await self.gateway.drain(settings.REQUEST_DEADLINE_SECONDS + 10)
+        self.gateway = self._api = None
         await send({"type": "lifespan.shutdown.complete"})
 
 

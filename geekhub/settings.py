@@ -187,6 +187,10 @@ PROVIDERS = {
         "queue_base_url": env.str("FAL_QUEUE_BASE_URL", default="https://queue.fal.run"),
     },
 }
+# Ids served by another row of the catalogue: openai/dall-e-3=openai/gpt-image-2,…
+MODEL_ALIASES = env.dict("MODEL_ALIASES", default={})
+# Four of the catalogue's models were switched off by their providers; see docs/operations.md.
+RETIRE_SWITCHED_OFF = env.bool("RETIRE_SWITCHED_OFF", default=False)
 PROVIDER_DOWNLOAD_HOSTS = env.list(
     "PROVIDER_DOWNLOAD_HOSTS",
     default=["oaidalleapiprodscus.blob.core.windows.net", "imgen.x.ai", "*.fal.media"],

@@ -5,7 +5,7 @@ providers' own, from their documentation.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 
@@ -32,6 +32,8 @@ class ImageModel:
     pixels; the first is the default. `qualities` maps what a request may say to the provider's
     word for it; empty means the model has none. `formats` are those the provider can be asked
     for; empty means it decides. `per_call` is the most pictures one upstream call returns.
+    `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
+    have switched it off, `successor` the id to use instead.
     """
 
     id: str
@@ -53,8 +55,10 @@ class ImageModel:
     transparent: bool = False
     moderation: bool = False
     partial_images: bool = False
+    edits: bool = False
     status: Status = Status.LIVE
     shutdown_date: date | None = None
+    upstream_off: date | None = None
     successor: str | None = None
 
     @property
@@ -68,7 +72,7 @@ class ImageModel:
         return int(datetime.combine(self.created, time(), UTC).timestamp())
 
 
-def _as_they_are(*sizes: str) -> Mapping[str, str]:
+def _as_they_are(*sizes: str) -> dict[str, str]:
     return {size: size for size in sizes}
 
 
@@ -84,6 +88,8 @@ GPT_QUALITIES = {
     "high": "high",
     "auto": "auto",
 }
+# `auto` may choose the dearest quality; the price of these rows does not cover it.
+PINNED_QUALITIES = GPT_QUALITIES | {"auto": "medium"}
 DALLE_QUALITIES = {
     "standard": "standard",
     "hd": "hd",
@@ -92,74 +98,197 @@ DALLE_QUALITIES = {
     "auto": "standard",
     "high": "hd",
 }
+TIERS = {"standard": "1K", "hd": "2K", "low": "1K", "medium": "1K", "auto": "1K", "high": "2K"}
+STEPS = {"standard": "28", "hd": "40", "low": "20", "medium": "28", "high": "40", "auto": "28"}
+GROK_QUALITIES = {
+    "standard": "medium",
+    "hd": "medium",
+    "low": "low",
+    "medium": "medium",
+    "high": "medium",
+    "auto": "medium",
+}
 
+GPT_SIZES = _as_they_are("1024x1024", "1536x1024", "1024x1536") | {
+    "1792x1024": "1536x1024",
+    "1024x1792": "1024x1536",
+}
+DALLE_SIZES = _as_they_are("1024x1024", "1792x1024", "1024x1792") | {
+    "1536x1024": "1792x1024",
+    "1024x1536": "1024x1792",
+}
 # fmt: off
+# Imagen's five shapes at 1K, and at 2K, which costs the same.
+IMAGEN_SIZES = _as_they_are(
+    "1024x1024", "896x1280", "1280x896", "768x1408", "1408x768",
+    "2048x2048", "1792x2560", "2560x1792", "1536x2816", "2816x1536",
+) | {
+    "1536x1024": "1280x896", "1024x1536": "896x1280",
+    "1792x1024": "1408x768", "1024x1792": "768x1408",
+}
+GEMINI_SIZES = _as_they_are(
+    "1024x1024", "848x1264", "1264x848", "896x1200", "1200x896", "928x1152", "1152x928",
+    "768x1376", "1376x768", "1584x672",
+) | {
+    "1536x1024": "1264x848", "1024x1536": "848x1264",
+    "1792x1024": "1376x768", "1024x1792": "768x1376",
+}
+GROK_2_SIZES = {
+    "1024x768": "1024x768", "1024x1024": "1024x768", "1536x1024": "1024x768",
+    "1792x1024": "1024x768", "1024x1536": "1024x768", "1024x1792": "1024x768",
+}
+# The pixels of a ratio are not published; what is delivered is read from the picture.
+GROK_SIZES = _as_they_are(
+    "1024x1024", "1360x768", "768x1360", "1248x832", "832x1248", "1184x880", "880x1184",
+) | {
+    "1536x1024": "1248x832", "1024x1536": "832x1248",
+    "1792x1024": "1360x768", "1024x1792": "768x1360",
+}
+# Billed by the megapixel, rounded up: none but the square is above one.
+FLUX_SIZES = _as_they_are(
+    "1024x1024", "768x1024", "1024x768", "576x1024", "1024x576", "1152x768", "768x1152",
+    "1280x736", "736x1280",
+) | {
+    "1536x1024": "1152x768", "1024x1536": "768x1152",
+    "1792x1024": "1280x736", "1024x1792": "736x1280",
+}
+# The pixels of a ratio are not published; what is delivered is read from the picture.
+ULTRA_SIZES = _as_they_are(
+    "2048x2048", "2720x1536", "1536x2720", "2496x1664", "1664x2496", "2368x1760", "1760x2368",
+    "3136x1344", "1344x3136",
+) | {
+    "1024x1024": "2048x2048",
+    "1536x1024": "2496x1664", "1024x1536": "1664x2496",
+    "1792x1024": "2720x1536", "1024x1792": "1536x2720",
+}
+RECRAFT_SIZES = _as_they_are(
+    "1024x1024", "1365x1024", "1024x1365", "1536x1024", "1024x1536", "1792x1024", "1024x1792",
+)
+IDEOGRAM_SIZES = _as_they_are(
+    "1024x1024", "1376x768", "768x1376", "1248x832", "832x1248", "1184x896", "896x1184",
+) | {
+    "1536x1024": "1248x832", "1024x1536": "832x1248",
+    "1792x1024": "1376x768", "1024x1792": "768x1376",
+}
+
 _ROWS = [
     ImageModel(
         id="openai/gpt-image-1", provider="openai", upstream_id="gpt-image-1",
         name="GPT Image 1", good_for="newest, high quality",
         price_micro=_usd("0.19"), p50_seconds=15, p95_seconds=45, created=date(2025, 4, 23),
-        sizes=_as_they_are("1024x1024", "1536x1024", "1024x1536"), per_call=8,
-        qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
-        transparent=True, moderation=True, partial_images=True,
+        sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
+        transparent=True, moderation=True, partial_images=True, edits=True,
+        upstream_off=date(2026, 10, 23), successor="openai/gpt-image-2.5-sunburst",
     ),
     ImageModel(
         id="openai/dall-e-3", provider="openai", upstream_id="dall-e-3",
         name="DALL·E 3", good_for="classic",
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=20, created=date(2023, 11, 6),
-        sizes=_as_they_are("1024x1024", "1792x1024", "1024x1792"),
-        qualities=DALLE_QUALITIES, style=True,
+        sizes=DALLE_SIZES, qualities=DALLE_QUALITIES, style=True,
+        upstream_off=date(2026, 5, 12), successor="openai/gpt-image-2.5-sunburst",
     ),
     ImageModel(
         id="google/imagen-4", provider="google", upstream_id="imagen-4.0-generate-001",
         name="Imagen 4", good_for="text in the image",
         price_micro=_usd("0.04"), p50_seconds=6, p95_seconds=18, created=date(2025, 5, 20),
-        sizes=_as_they_are("1024x1024", "896x1280", "1280x896", "768x1408", "1408x768"),
-        per_call=4, qualities={"standard": "1K", "hd": "2K", "low": "1K", "medium": "1K",
-                               "auto": "1K", "high": "2K"},
-        formats=("png", "jpeg"),
+        sizes=IMAGEN_SIZES, per_call=4, qualities=TIERS, formats=("png", "jpeg"),
+        upstream_off=date(2026, 8, 17), successor="google/gemini-nano-banana-2.1",
     ),
     ImageModel(
         id="xai/grok-2-image", provider="xai", upstream_id="grok-2-image",
         name="Grok 2 Image", good_for="photorealism",
         price_micro=_usd("0.07"), p50_seconds=10, p95_seconds=30, created=date(2025, 3, 19),
-        sizes=_as_they_are("1024x768"), per_call=8,
+        sizes=GROK_2_SIZES, per_call=8,
+        upstream_off=date(2026, 2, 24), successor="xai/grok-imagine-image",
     ),
     ImageModel(
         id="fal/flux-1.1-pro", provider="fal", upstream_id="fal-ai/flux-pro/v1.1",
         name="FLUX 1.1 [pro]", good_for="best open-weight",
         price_micro=_usd("0.04"), p50_seconds=7, p95_seconds=25, created=date(2024, 10, 2),
-        sizes=_as_they_are("1024x1024", "768x1024", "1024x768", "576x1024", "1024x576"),
-        per_call=4, formats=("png", "jpeg"), seed=True, moderation=True,
+        sizes=FLUX_SIZES, per_call=4, formats=("png", "jpeg"), seed=True, moderation=True,
     ),
     ImageModel(
         id="fal/flux-1.1-pro-ultra", provider="fal", upstream_id="fal-ai/flux-pro/v1.1-ultra",
         name="FLUX 1.1 [pro] ultra", good_for="Flux 4K",
         price_micro=_usd("0.06"), p50_seconds=12, p95_seconds=40, created=date(2024, 11, 6),
-        sizes=_as_they_are("2048x2048"), per_call=4, formats=("png", "jpeg"), seed=True,
-        style=True, moderation=True,
+        sizes=ULTRA_SIZES, per_call=4, formats=("png", "jpeg"), seed=True, style=True,
+        moderation=True,
     ),
     ImageModel(
         id="fal/recraft-v3", provider="fal", upstream_id="fal-ai/recraft/v3/text-to-image",
         name="Recraft V3", good_for="typography, brand style",
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=28, created=date(2024, 10, 30),
-        sizes=_as_they_are("1024x1024", "1365x1024", "1024x1365", "1536x1024", "1024x1536"),
-        style=True,
+        # The length is not settled by the documentation; this is the cautious reading.
+        sizes=RECRAFT_SIZES, max_prompt=1000, style=True,
     ),
     ImageModel(
         id="fal/ideogram-v2", provider="fal", upstream_id="fal-ai/ideogram/v2",
         name="Ideogram V2", good_for="professional typography",
         price_micro=_usd("0.08"), p50_seconds=12, p95_seconds=35, created=date(2024, 8, 21),
-        sizes=_as_they_are("1024x1024"), seed=True, style=True,
+        sizes=IDEOGRAM_SIZES, seed=True, style=True,
     ),
     ImageModel(
         id="fal/sd-3.5-large", provider="fal", upstream_id="fal-ai/stable-diffusion-v35-large",
         name="Stable Diffusion 3.5 Large", good_for="Stable Diffusion 3.5",
         price_micro=_usd("0.065"), p50_seconds=10, p95_seconds=30, created=date(2024, 10, 22),
-        sizes=_as_they_are("1024x1024", "768x1024", "1024x768", "576x1024", "1024x576"),
-        per_call=4, formats=("png", "jpeg"), seed=True,
+        sizes=FLUX_SIZES, per_call=4, qualities=STEPS, formats=("png", "jpeg"), seed=True,
+    ),
+    # Prices of the following cover the dearest quality and size that the row allows.
+    ImageModel(
+        id="openai/gpt-image-2", provider="openai", upstream_id="gpt-image-2",
+        name="GPT Image 2", good_for="highest quality",
+        price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
+        sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
+        moderation=True, partial_images=True, edits=True,
+    ),
+    ImageModel(
+        id="openai/gpt-image-2.5-sunburst", provider="openai",
+        upstream_id="gpt-image-2.5-sunburst",
+        name="GPT Image 2.5 Sunburst", good_for="quality at a low price",
+        price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
+        sizes=GPT_SIZES, per_call=8, qualities=PINNED_QUALITIES, formats=("png", "jpeg", "webp"),
+        moderation=True, partial_images=True, edits=True,
+    ),
+    ImageModel(
+        id="google/gemini-nano-banana-2.1", provider="google",
+        upstream_id="gemini-nano-banana-2.1",
+        name="Nano Banana 2.1", good_for="text in the image",
+        price_micro=_usd("0.05"), p50_seconds=15, p95_seconds=40, created=date(2026, 10, 7),
+        sizes=GEMINI_SIZES, seed=True,
+    ),
+    ImageModel(
+        id="google/gemini-3-pro-image", provider="google", upstream_id="gemini-3-pro-image",
+        name="Gemini 3 Pro Image", good_for="complex scenes, 2K",
+        price_micro=_usd("0.16"), p50_seconds=20, p95_seconds=50, created=date(2025, 11, 20),
+        sizes=GEMINI_SIZES | _as_they_are("2048x2048", "2752x1536", "1536x2752"),
+        qualities=TIERS, seed=True,
+    ),
+    ImageModel(
+        id="xai/grok-imagine-image", provider="xai", upstream_id="grok-imagine-image",
+        name="Grok Imagine", good_for="photorealism",
+        price_micro=_usd("0.02"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
+        sizes=GROK_SIZES, per_call=8,
+    ),
+    ImageModel(
+        id="xai/grok-imagine-image-2.0", provider="xai", upstream_id="grok-imagine-image-2.0",
+        name="Grok Imagine 2.0", good_for="photorealism, fine detail",
+        price_micro=_usd("0.06"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),
+        sizes=GROK_SIZES, per_call=8, qualities=GROK_QUALITIES,
     ),
 ]
 # fmt: on
 
 CATALOG: Mapping[str, ImageModel] = {row.id: row for row in _ROWS}
+
+
+def as_of(row: ImageModel, day: date, *, retire_switched_off: bool) -> ImageModel:
+    """Return the row with the status it has on that day.
+
+    With `retire_switched_off`, a model whose provider switched it off is retired from that day on;
+    without, it is served, for an operator whose account or proxy still has it.
+    """
+    ends = row.shutdown_date or (row.upstream_off if retire_switched_off else None)
+    if ends is None:
+        return row
+    status = Status.RETIRED if day >= ends else Status.RETIRING
+    return replace(row, shutdown_date=ends, status=status)

@@ -6,7 +6,7 @@ Opened when the server starts, closed when it stops; nothing of it is global.
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import httpx
@@ -18,8 +18,9 @@ from geekhub.lib import http
 from geekhub.lib.db import DatabaseThreads
 from geekhub.lib.liveness import Presence
 from images.catalog import ImageModel
+from images.latencies import Latencies
 from images.limits import Admission, Limiter, MemoryLimiter, RedisLimiter
-from images.providers import openai
+from images.providers import fal, google, openai, xai
 from images.providers.base import Provider
 from images.providers.downloads import Downloads
 from images.providers.sandbox import Sandbox
@@ -40,6 +41,18 @@ class Gateway:
     sandbox: Provider
     store: ImageStore
     prices: PriceBook
+    latencies: Latencies
+    running: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Keep a task until it is done, whoever else forgets it."""
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until no task is running, at most so long."""
+        if self.running:
+            await asyncio.wait(self.running, timeout=seconds)
 
     async def leave(self, admission: Admission) -> None:
         """Give a place in flight back."""
@@ -70,11 +83,10 @@ async def open_gateway() -> AsyncIterator[Gateway]:
         downloads = Downloads(settings.PROVIDER_DOWNLOAD_HOSTS)
         stack.push_async_callback(downloads.aclose)
         providers: dict[str, Provider] = {}
-        if config := _configured("openai"):
-            providers["openai"] = openai.OpenAI(
-                http=_client(config["base_url"], openai.headers(config["key"])),
-                downloads=downloads,
-            )
+        for name, make in MAKERS.items():
+            config = settings.PROVIDERS[name]
+            if config["key"]:
+                providers[name] = make(config, downloads)
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
         store = image_store()
@@ -87,6 +99,7 @@ async def open_gateway() -> AsyncIterator[Gateway]:
             sandbox=Sandbox(),
             store=store,
             prices=PriceBook(),
+            latencies=Latencies(),
         )
 
 
@@ -95,12 +108,30 @@ def image_store() -> ImageStore:
     return cast(ImageStore, storages["images"])
 
 
-def _configured(name: str) -> dict[str, str] | None:
-    config: dict[str, str] = settings.PROVIDERS[name]
-    return config if config["key"] else None
-
-
 def _client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:
     return http.client(
         base_url=base_url, headers=headers, connect=CONNECT_SECONDS, read=READ_SECONDS
     )
+
+
+def _openai(config: Mapping[str, str], downloads: Downloads) -> Provider:
+    client = _client(config["base_url"], openai.headers(config["key"]))
+    return openai.OpenAI(http=client, downloads=downloads)
+
+
+def _google(config: Mapping[str, str], downloads: Downloads) -> Provider:
+    client = _client(config["base_url"], google.headers(config["key"]))
+    return google.Google(http=client, downloads=downloads)
+
+
+def _xai(config: Mapping[str, str], downloads: Downloads) -> Provider:
+    client = _client(config["base_url"], xai.headers(config["key"]))
+    return xai.XAI(http=client, downloads=downloads)
+
+
+def _fal(config: Mapping[str, str], downloads: Downloads) -> Provider:
+    client = _client(config["base_url"], fal.headers(config["key"]))
+    return fal.Fal(http=client, downloads=downloads, queue_url=config["queue_base_url"])
+
+
+MAKERS = {"openai": _openai, "google": _google, "xai": _xai, "fal": _fal}

@@ -10,13 +10,15 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
+from functools import partial
+from typing import Protocol
 
 from django.conf import settings
 from django.db import IntegrityError, InterfaceError, OperationalError, transaction
-from django.db.models import QuerySet
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from accounts.models import ApiKey
@@ -27,7 +29,7 @@ from billing.models import Hold
 from images import routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
-from images.pictures import transcode
+from images.pictures import Picture, transcode
 from images.providers.base import (
     PartialImage,
     ProviderError,
@@ -35,7 +37,7 @@ from images.providers.base import (
     Shortfall,
     unavailable,
 )
-from images.requests import GenerationRequest
+from images.requests import AUTO, GenerationRequest
 from images.routing import Candidate
 
 log = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ class Attempt:
     error: str | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Started:
     """A request that has been let in; `started` and `deadline` are monotonic seconds."""
 
@@ -98,6 +100,7 @@ class Started:
     hold: Hold | None
     candidates: list[Candidate]
     sandbox: bool
+    on_refusal: str
     started: float
     deadline: float
     attempts: list[Attempt] = field(default_factory=list)
@@ -130,8 +133,8 @@ class _Drawn:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    images: list[Image]
-    data: list[bytes]
+    row: Image
+    picture: Picture
 
 
 def begin(
@@ -152,12 +155,14 @@ def begin(
         earlier = _earlier(key, request, idempotency_key)
         if earlier is not None:
             return earlier
-    quotes = gateway.prices.current([model.id for model in routing.named(request)])
+    quotes = gateway.prices.current([model.id for _, model in routing.named(request)])
+    timed = request.strategy != "cheapest"
     candidates, skipped = routing.candidates(
         request,
         allowed=key.allowed_models,
         off=lambda model: gateway.why_off(model, sandbox=key.sandbox),
         prices={model: quote.unit_micro for model, quote in quotes.items()},
+        latencies=gateway.latencies.current() if timed else {},
     )
     if request.dry_run:
         dearest = max(candidates, key=lambda one: quotes[one.model.id].unit_micro)
@@ -202,88 +207,126 @@ def begin(
                 return earlier
         raise
     started = time.monotonic()
-    return Started(generation, hold, candidates, key.sandbox, started, started + seconds)
+    return Started(
+        generation=generation,
+        hold=hold,
+        candidates=candidates,
+        sandbox=key.sandbox,
+        on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
+        started=started,
+        deadline=started + seconds,
+    )
 
 
-async def complete(gateway: Gateway, started: Started) -> Finished:
-    """Draw, keep and charge.
+class Listener(Protocol):
+    """Hears of pictures as they come; what it raises or how long it takes is its caller's loss."""
+
+    async def partial(self, picture: Picture, index: int) -> None:
+        """An early view of a picture."""
+
+    async def completed(self, image: Image, picture: Picture, model: str) -> None:
+        """A picture that is kept and charged."""
+
+
+async def complete(
+    gateway: Gateway, started: Started, listener: Listener | None = None
+) -> Finished:
+    """Draw, keep and charge; with a listener, picture by picture as they come.
 
     Raises ProviderError, AllCandidatesFailed or StoreFailed; nothing is charged then. The caller
     must not be cancelled: it runs this to the end whether or not anybody still listens.
     """
     try:
-        drawn = await _draw(gateway, started)
-        kept = await _keep(gateway, started, drawn)
-    except (ProviderError, AllCandidatesFailed, StoreFailed) as error:
+        if listener is None:
+            drawn = await _draw(gateway, started, _listen_to_none)
+            kept = await _keep(gateway, started, drawn)
+            row = await _committed(gateway, _capture, started, drawn, kept)
+        else:
+            kept = []
+            deliver = partial(_deliver, gateway, started, listener, kept)
+            drawn = await _draw(gateway, started, deliver)
+            if not kept:
+                raise StoreFailed
+            row = await _committed(gateway, _close, started, drawn, kept)
+    except Exception as error:
+        if not isinstance(error, (ProviderError, AllCandidatesFailed, StoreFailed)):
+            log.exception("request %s failed", started.generation.request_id)
         await gateway.db.run(_fail, started, error)
         raise
-    except BaseException as error:
-        log.exception("request %s failed", started.generation.request_id)
-        await gateway.db.run(_fail, started, error)
-        raise
-    for last_try in (False, True):
-        try:
-            generation = await gateway.db.run(_capture, started, drawn, kept.images)
-            break
-        except (OperationalError, InterfaceError):
-            # The connection broke; the transaction may or may not have been committed. Doing it
-            # again finds out: what is no longer held was captured by us.
-            if last_try:
-                raise
-    return Finished(generation, kept.images, kept.data)
+    return Finished(row, [one.row for one in kept], [one.picture.data for one in kept])
 
 
-async def _draw(gateway: Gateway, started: Started) -> _Drawn:
+async def _committed[**P](
+    gateway: Gateway, work: Callable[P, Generation], *args: P.args, **kwargs: P.kwargs
+) -> Generation:
+    """Return what `work` wrote, trying a second time when the connection broke.
+
+    The first transaction may or may not have been committed; the guard of the second finds out.
+    """
+    try:
+        return await gateway.db.run(work, *args, **kwargs)
+    except (OperationalError, InterfaceError):
+        log.warning("a result is written again", exc_info=True)
+        return await gateway.db.run(work, *args, **kwargs)
+
+
+type OnItem = Callable[[Candidate, ProviderImage | PartialImage], Awaitable[None]]
+
+
+async def _listen_to_none(candidate: Candidate, item: ProviderImage | PartialImage) -> None:
+    """Let a picture pass: all are kept together at the end."""
+
+
+async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
     """Return the pictures of the first candidate that delivers any."""
     seconds = started.deadline - time.monotonic()
     deadline = asyncio.get_running_loop().time() + seconds * (1 - RESERVE)
     charged = False
     for candidate in started.candidates:
         try:
-            images, filtered = await _draw_with(gateway, candidate, started.sandbox, deadline)
+            drawn = await _draw_with(gateway, candidate, started.sandbox, deadline, on_item)
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
             wanted = candidate.request
             refused = error.code == "content_policy_violation"
-            if not wanted.listed or (refused and wanted.on_refusal == "stop"):
+            if not wanted.listed or (refused and started.on_refusal == "stop"):
                 raise
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
-        return _Drawn(candidate, images, filtered)
+        return drawn
     raise AllCandidatesFailed(started.attempts, charged=charged)
 
 
 async def _draw_with(
-    gateway: Gateway, candidate: Candidate, sandbox: bool, deadline: float
-) -> tuple[list[ProviderImage], int]:
+    gateway: Gateway, candidate: Candidate, sandbox: bool, deadline: float, on_item: OnItem
+) -> _Drawn:
     """Return the candidate's pictures and how many were refused; raises ProviderError if none."""
     provider = gateway.provider_for(candidate.model, sandbox=sandbox)
     if provider is None:
         raise unavailable(detail="not configured")
     images: list[ProviderImage] = []
     missing: list[Shortfall] = []
-    request = candidate.for_provider(deadline=deadline, sandbox=sandbox)
-    items = provider.generate(request)
+    items = provider.generate(candidate.for_provider(deadline=deadline, sandbox=sandbox))
     try:
         async with asyncio.timeout_at(deadline):
             async for item in items:
-                match item:
-                    case ProviderImage():
-                        images.append(item)
-                    case Shortfall():
-                        missing.append(item)
-                    case PartialImage():
-                        pass
+                if isinstance(item, Shortfall):
+                    missing.append(item)
+                    continue
+                if isinstance(item, ProviderImage):
+                    images.append(item)
+                await on_item(candidate, item)
     except TimeoutError:
         # The upstream may still finish, and bill, what nobody waits for.
-        missing.append(Shortfall(unavailable(charged=True, detail="too slow"), request.n))
+        late = unavailable(charged=True, detail="too slow")
+        missing.append(Shortfall(late, candidate.request.n - len(images)))
     finally:
         await items.aclose()
     if not images:
         raise _most_telling(missing)
     filtered = sum(one.count for one in missing if one.error.code == "content_policy_violation")
-    return sorted(images, key=lambda image: image.index), filtered
+    return _Drawn(candidate, sorted(images, key=lambda image: image.index), filtered)
 
 
 def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
@@ -293,72 +336,86 @@ def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
     return min(errors, key=lambda one: order.index(one.code) if one.code in order else len(order))
 
 
-async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> _Kept:
+async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> list[_Kept]:
     """Store the pictures side by side; raises StoreFailed when none could be stored."""
-    folder = f"{started.generation.organization_id}/{started.generation.pk}"
-    deadline = asyncio.get_running_loop().time() + max(1.0, started.deadline - time.monotonic())
-    asked = drawn.candidate.request
-
-    async def keep(index: int, image: ProviderImage) -> tuple[Image, bytes]:
-        picture = image.picture
-        if asked.output_format is not None and not picture.is_a(asked.output_format):
-            picture = await asyncio.to_thread(
-                transcode, picture, asked.output_format, asked.output_compression
-            )
-        name = f"{folder}/{index}.{picture.extension}"
-        await gateway.store.asave(name, picture.data, picture.mime_type, deadline)
-        row = Image(
-            generation=started.generation,
-            index=index,
-            name=name,
-            mime_type=picture.mime_type,
-            width=picture.width,
-            height=picture.height,
-            bytes=len(picture.data),
-            sha256=await asyncio.to_thread(_sha256, picture.data),
-            revised_prompt=image.revised_prompt or "",
-        )
-        return row, picture.data
-
     results = await asyncio.gather(
-        *(keep(index, image) for index, image in enumerate(drawn.images)), return_exceptions=True
+        *(
+            _keep_one(gateway, started, drawn.candidate, index, image)
+            for index, image in enumerate(drawn.images)
+        ),
+        return_exceptions=True,
     )
-    kept = [result for result in results if not isinstance(result, BaseException)]
     for result in results:
         if isinstance(result, BaseException):
-            log.error("a picture of %s was not kept", folder, exc_info=result)
+            request_id = started.generation.request_id
+            log.error("a picture of %s was not kept", request_id, exc_info=result)
+    kept = [result for result in results if isinstance(result, _Kept)]
     if not kept:
         raise StoreFailed
-    return _Kept([row for row, _ in kept], [data for _, data in kept])
+    return kept
 
 
-def _capture(started: Started, drawn: _Drawn, rows: list[Image]) -> Generation:
+async def _keep_one(
+    gateway: Gateway, started: Started, candidate: Candidate, index: int, image: ProviderImage
+) -> _Kept:
+    """Store one picture in the format asked for; return it with its row, not saved yet."""
+    picture, asked = image.picture, candidate.request
+    if asked.output_format is not None and not picture.is_a(asked.output_format):
+        picture = await asyncio.to_thread(
+            transcode, picture, asked.output_format, asked.output_compression
+        )
+    generation = started.generation
+    name = f"{generation.organization_id}/{generation.pk}/{index}.{picture.extension}"
+    deadline = asyncio.get_running_loop().time() + max(1.0, started.deadline - time.monotonic())
+    await gateway.store.asave(name, picture.data, picture.mime_type, deadline)
+    row = Image(
+        generation=generation,
+        index=index,
+        name=name,
+        mime_type=picture.mime_type,
+        width=picture.width,
+        height=picture.height,
+        bytes=len(picture.data),
+        sha256=await asyncio.to_thread(_sha256, picture.data),
+        revised_prompt=image.revised_prompt or "",
+    )
+    return _Kept(row, picture)
+
+
+async def _deliver(
+    gateway: Gateway,
+    started: Started,
+    listener: Listener,
+    kept: list[_Kept],
+    candidate: Candidate,
+    item: ProviderImage | PartialImage,
+) -> None:
+    """Keep and charge one picture, then tell the listener of it."""
+    if isinstance(item, PartialImage):
+        await listener.partial(item.picture, item.index)
+        return
+    try:
+        one = await _keep_one(gateway, started, candidate, len(kept), item)
+    except Exception:
+        log.exception("a picture of %s was not kept", started.generation.request_id)
+        return
+    await gateway.db.run(_capture_one, started, candidate, one)
+    kept.append(one)
+    await listener.completed(one.row, one.picture, candidate.model.id)
+
+
+def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
     """Write pictures, charge and result in one transaction; raises HoldLost and writes nothing."""
     generation, candidate = started.generation, drawn.candidate
-    adjusted = [asdict(one) for one in candidate.adjusted]
-    sizes = {f"{row.width}x{row.height}" for row in rows}
-    asked = candidate.request.size
-    if (
-        asked not in (None, "auto")
-        and sizes != {asked}
-        and not any(one["param"] == "size" for one in adjusted)
-    ):
-        why = f"{candidate.model.id} drew another size than it was asked for."
-        adjusted.append(
-            {"param": "size", "asked": asked, "used": ", ".join(sorted(sizes)), "why": why}
-        )
-    generation.model = candidate.model.id
-    generation.provider = candidate.model.provider
-    generation.delivered = len(rows)
-    generation.filtered = drawn.filtered
-    generation.adjusted = adjusted
+    _describe(generation, drawn, kept)
+    generation.delivered = len(kept)
     try:
         with transaction.atomic():
             if started.hold is not None:
-                entry = holds.capture(started.hold, model=candidate.model.id, delivered=len(rows))
+                entry = holds.capture(started.hold, model=candidate.model.id, delivered=len(kept))
                 generation.cost_micro = -entry.amount_micro
             _finish(started, GenerationStatus.SUCCEEDED)
-            Image.objects.bulk_create(rows)
+            Image.objects.bulk_create([one.row for one in kept])
     except holds.HoldLost:
         generation.refresh_from_db()
         if generation.status != GenerationStatus.SUCCEEDED:
@@ -366,18 +423,73 @@ def _capture(started: Started, drawn: _Drawn, rows: list[Image]) -> Generation:
     return generation
 
 
-def _fail(started: Started, error: BaseException) -> None:
-    """Release the hold and write the error down."""
+def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> None:
+    """Write one picture and its charge in one transaction; raises HoldLost and writes nothing."""
+    generation, hold, cost = started.generation, started.hold, 0
+    with transaction.atomic():
+        if hold is not None:
+            cost = -holds.capture_one(hold, model=candidate.model.id).amount_micro
+        running = Generation.objects.filter(
+            pk=generation.pk, status=GenerationStatus.RUNNING, delivered=one.row.index
+        )
+        if not running.update(
+            model=candidate.model.id,
+            provider=candidate.model.provider,
+            delivered=F("delivered") + 1,
+            cost_micro=F("cost_micro") + cost,
+        ):
+            raise holds.HoldLost(generation.request_id)
+        one.row.save(force_insert=True)
+    if hold is not None:
+        hold.captured += 1
+    generation.delivered += 1
+    generation.cost_micro += cost
+
+
+def _close(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
+    """Give back what was not captured and write the result, after pictures came one by one."""
+    generation = started.generation
+    _describe(generation, drawn, kept)
+    try:
+        with transaction.atomic():
+            if started.hold is not None:
+                holds.release(started.hold)
+            _finish(started, GenerationStatus.SUCCEEDED)
+    except holds.HoldLost:
+        generation.refresh_from_db()
+        if generation.status != GenerationStatus.SUCCEEDED:
+            raise
+    return generation
+
+
+def _describe(generation: Generation, drawn: _Drawn, kept: list[_Kept]) -> None:
+    """Put who drew, and what came out differently, on the row; nothing is saved."""
+    model, asked = drawn.candidate.model, drawn.candidate.request.size
+    adjusted = [asdict(one) for one in drawn.candidate.adjusted]
+    sizes = sorted({f"{one.row.width}x{one.row.height}" for one in kept})
+    told = any(one["param"] == "size" for one in adjusted)
+    if asked not in (None, AUTO) and sizes != [asked] and not told:
+        why = f"{model.id} drew another size than it was asked for."
+        adjusted.append({"param": "size", "asked": asked, "used": ", ".join(sizes), "why": why})
+    generation.model = model.id
+    generation.provider = model.provider
+    generation.filtered = drawn.filtered
+    generation.adjusted = adjusted
+
+
+def _fail(started: Started, error: Exception) -> None:
+    """Release the hold and write the error down; what was delivered before it stays."""
     generation = started.generation
     code = error.code if isinstance(error, ProviderError) else "internal_error"
     if isinstance(error, AllCandidatesFailed):
         code = "provider_unavailable"
-    generation.error_code = code
-    generation.error_message = str(error)[:500] if code != "internal_error" else ""
+    delivered = generation.delivered > 0
+    generation.error_code = "" if delivered else code
+    generation.error_message = "" if delivered or code == "internal_error" else str(error)[:500]
     with transaction.atomic():
         if started.hold is not None:
             holds.release(started.hold)
-        _finish(started, GenerationStatus.FAILED)
+        _finish(started, GenerationStatus.SUCCEEDED if delivered else GenerationStatus.FAILED)
 
 
 def _finish(started: Started, status: GenerationStatus) -> None:
@@ -416,11 +528,16 @@ def expire_abandoned(owners: Sequence[uuid.UUID]) -> int:
 
 
 def _abandon(generations: QuerySet[Generation]) -> int:
-    return generations.filter(status=GenerationStatus.RUNNING).update(
+    """End running requests: with the pictures they delivered, or as failed; return how many."""
+    running = generations.filter(status=GenerationStatus.RUNNING)
+    now = timezone.now()
+    return running.filter(delivered__gt=0).update(
+        status=GenerationStatus.SUCCEEDED, finished_at=now
+    ) + running.filter(delivered=0).update(
         status=GenerationStatus.FAILED,
         error_code="internal_error",
         error_message="The server stopped while the request was running. Nothing was charged.",
-        finished_at=timezone.now(),
+        finished_at=now,
     )
 
 

@@ -73,11 +73,15 @@ class MemoryLimiter:
             if len(recent) >= caller.rpm:
                 wait = recent[0] + WINDOW_SECONDS - now if recent else WINDOW_SECONDS
                 raise RateLimited("requests", caller.rpm, wait)
-            places = self._in_flight.get(caller.organization, {})
+            places = {
+                other: until
+                for other, until in self._in_flight.get(caller.organization, {}).items()
+                if until > now
+            }
             if len(places) >= caller.max_in_flight:
                 raise RateLimited("in_flight", caller.max_in_flight, 1.0)
             recent.append(now)
-            places[ticket] = now
+            places[ticket] = now + caller.lease
             self._recent[caller.key] = recent
             self._in_flight[caller.organization] = places
             self._forget_idle_keys(now)

@@ -72,8 +72,9 @@ class Generation(models.Model):
                 condition=Q(status__in=GenerationStatus.values), name="generation_status_is_known"
             ),
             models.CheckConstraint(
-                condition=Q(status=GenerationStatus.SUCCEEDED, delivered__gt=0)
-                | ~Q(status=GenerationStatus.SUCCEEDED) & Q(delivered=0, cost_micro=0),
+                condition=Q(status=GenerationStatus.RUNNING)
+                | Q(status=GenerationStatus.SUCCEEDED, delivered__gt=0)
+                | Q(status=GenerationStatus.FAILED, delivered=0, cost_micro=0),
                 name="generation_costs_only_if_delivered",
             ),
             models.CheckConstraint(
@@ -86,6 +87,11 @@ class Generation(models.Model):
                 fields=["deadline_at"],
                 condition=Q(status=GenerationStatus.RUNNING),
                 name="running_generations",
+            ),
+            models.Index(
+                fields=["-finished_at"],
+                condition=Q(status=GenerationStatus.SUCCEEDED, sandbox=False),
+                name="recent_latencies",
             ),
         ]
 

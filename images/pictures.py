@@ -3,6 +3,7 @@
 import io
 import warnings
 from dataclasses import dataclass
+from typing import Protocol
 
 from PIL import Image as Pillow
 
@@ -19,6 +20,14 @@ class NotAPicture(ValueError):
     """The bytes are no PNG, JPEG or WebP, or too large to be decoded safely."""
 
 
+class Described(Protocol):
+    """What is stored of a picture beside its bytes."""
+
+    mime_type: str
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     """The bytes of a picture and what they say of themselves; sizes in pixels."""
@@ -28,6 +37,12 @@ class Picture:
     extension: str
     width: int
     height: int
+
+    @classmethod
+    def of(cls, row: "Described", data: bytes) -> "Picture":
+        """Return the picture whose description was stored apart from its bytes."""
+        extension = dict(FORMATS.values())[row.mime_type]
+        return cls(data, row.mime_type, extension, row.width, row.height)
 
     def is_a(self, output_format: str) -> bool:
         """Return whether the picture is a `png`, `jpeg` or `webp`."""
@@ -43,7 +58,9 @@ def inspect(data: bytes) -> Picture:
             # The bound on pixels is checked below, for all sizes alike.
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
             with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
-                kind, (width, height) = image.format, image.size
+                # MPO is a JPEG with more pictures behind the first.
+                kind = "JPEG" if image.format == "MPO" else image.format
+                width, height = image.size
     except (OSError, ValueError, SyntaxError, Pillow.DecompressionBombError) as error:
         raise NotAPicture("not a PNG, JPEG or WebP") from error
     if kind is None or width * height > MAX_PIXELS:

@@ -38,7 +38,7 @@ class GenerationRequest:
     partial_images: int = 0
     strategy: Strategy = "cheapest"
     auto_candidates: tuple[str, ...] = ()
-    on_refusal: OnRefusal = "next"
+    on_refusal: OnRefusal | None = None
     strict: bool = False
     max_cost_micro: int | None = None
     dry_run: bool = False

@@ -1,13 +1,17 @@
 """From what was asked to the models that may draw it, in order, and why one was left out."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from images.catalog import CATALOG, MAX_N, ImageModel
+from django.conf import settings
+from django.utils import timezone
+
+from images.catalog import CATALOG, MAX_N, ImageModel, Status, as_of
 from images.providers.base import ImageRequest, unavailable
-from images.requests import AUTO, GenerationRequest
+from images.requests import AUTO, GenerationRequest, Strategy
 
 OPENAI_LEVELS = {"low", "medium", "high"}
 
@@ -90,21 +94,42 @@ class Candidate:
         )
 
 
+def listing() -> list[ImageModel]:
+    """Return every row of the catalogue as it stands today, retired ones too."""
+    today = timezone.now().date()
+    return [
+        as_of(row, today, retire_switched_off=settings.RETIRE_SWITCHED_OFF)
+        for row in CATALOG.values()
+    ]
+
+
 def find(model_id: str) -> ImageModel:
-    """Return a catalogue row; raises ModelNotFound."""
-    try:
-        return CATALOG[model_id]
-    except KeyError:
+    """Return the row that serves a model id, the operator's aliases followed.
+
+    Raises ModelNotFound; of a retired model it names the successor.
+    """
+    row = CATALOG.get(settings.MODEL_ALIASES.get(model_id, model_id))
+    if row is None:
         raise ModelNotFound(
             f"The model {model_id!r} does not exist. GET /v1/models lists the models."
-        ) from None
+        )
+    row = as_of(row, timezone.now().date(), retire_switched_off=settings.RETIRE_SWITCHED_OFF)
+    if row.status == Status.RETIRED:
+        instead = f" Use {row.successor} instead." if row.successor else ""
+        raise ModelNotFound(f"The model {row.id} was retired on {row.shutdown_date}.{instead}")
+    return row
 
 
-def named(request: GenerationRequest) -> list[ImageModel]:
-    """Return the models a request names, all of them for a bare `auto`; raises ModelNotFound."""
+def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
+    """Return the ids a request names with the rows that serve them; all rows for a bare `auto`.
+
+    Raises ModelNotFound.
+    """
     if request.models != (AUTO,):
-        return [find(model_id) for model_id in request.models]
-    return [find(model_id) for model_id in request.auto_candidates or CATALOG]
+        return [(model_id, find(model_id)) for model_id in request.models]
+    if request.auto_candidates:
+        return [(model_id, find(model_id)) for model_id in request.auto_candidates]
+    return [(row.id, row) for row in listing() if row.status != Status.RETIRED]
 
 
 def candidates(
@@ -113,22 +138,26 @@ def candidates(
     allowed: list[str] | None,
     off: Callable[[ImageModel], str | None],
     prices: Mapping[str, int],
+    latencies: Mapping[str, float],
 ) -> tuple[list[Candidate], list[Skipped]]:
     """Return who may draw, best first, and who was left out.
 
     `allowed` are the ids the key may use (None: all), `off` tells why a model's provider cannot be
-    called now, `prices` are micro-USD per image. A single model raises ModelUnfit, ModelBlocked or
-    ProviderError where a list skips; a list without anybody left raises NoCandidate. ModelNotFound
-    is raised always.
+    called now, `prices` are micro-USD per image, `latencies` recent medians in seconds. A single
+    model raises ModelUnfit, ModelBlocked or ProviderError where a list skips; a list without
+    anybody left raises NoCandidate. ModelNotFound is raised always.
     """
     fitting: list[Candidate] = []
     skipped: list[Skipped] = []
     any_off = False
-    for model in _ordered(request, prices):
+    models = named(request)
+    if request.models == (AUTO,):
+        models.sort(key=_preference(request.strategy, prices, latencies))
+    for asked, model in models:
         try:
             if allowed is not None and model.id not in allowed:
                 raise ModelBlocked(f"This API key may not use {model.id}.")
-            candidate = Candidate(model, fit(request, model, prices[model.id]), request)
+            candidate = Candidate(model, fit(request, asked, model, prices[model.id]), request)
         except (ModelUnfit, ModelBlocked) as error:
             if not request.listed:
                 raise
@@ -147,8 +176,34 @@ def candidates(
     return fitting, skipped
 
 
-def fit(request: GenerationRequest, model: ImageModel, price_micro: int) -> tuple[Adjustment, ...]:
-    """Return what the model draws differently from what was asked; raises ModelUnfit."""
+def _preference(
+    strategy: Strategy, prices: Mapping[str, int], latencies: Mapping[str, float]
+) -> Callable[[tuple[str, ImageModel]], tuple[float, int]]:
+    """Return the sort key of a strategy; a model without history counts as the slowest."""
+    dearest = max(prices.values())
+    slowest = max(latencies.values(), default=0.0)
+
+    def key(named: tuple[str, ImageModel]) -> tuple[float, int]:
+        price = prices[named[1].id]
+        latency = latencies.get(named[1].id, slowest)
+        match strategy:
+            case "fastest":
+                return (latency if named[1].id in latencies else math.inf, price)
+            case "balanced" if slowest:
+                return (0.6 * price / dearest + 0.4 * latency / slowest, price)
+            case _:
+                return (float(price), price)
+
+    return key
+
+
+def fit(
+    request: GenerationRequest, asked: str, model: ImageModel, price_micro: int
+) -> tuple[Adjustment, ...]:
+    """Return what differs from what was asked when `model` draws for the id `asked`.
+
+    Raises ModelUnfit when it cannot draw that, or when `strict` forbids what differs.
+    """
     if len(request.prompt) > model.max_prompt:
         raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
     if request.size not in (None, AUTO) and request.size not in model.sizes:
@@ -164,19 +219,21 @@ def fit(request: GenerationRequest, model: ImageModel, price_micro: int) -> tupl
         and request.output_format == "jpeg"
     ):
         raise ModelUnfit("background", "A transparent background needs output_format png or webp.")
-    adjusted = tuple(_adjustments(request, model))
+    adjusted = tuple(_adjustments(request, asked, model))
     if request.strict and adjusted:
         first = adjusted[0]
         raise ModelUnfit(first.param, f"strict: {first.why}")
     return adjusted
 
 
-def _adjustments(request: GenerationRequest, model: ImageModel) -> "list[Adjustment]":
-    found = []
+def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> list[Adjustment]:
+    found: list[Adjustment] = []
 
     def note(param: str, asked: Any, used: Any, why: str) -> None:
         found.append(Adjustment(param, asked, used, f"{model.id} {why}"))
 
+    if asked != model.id:
+        note("model", asked, model.id, f"draws what is asked of {asked}.")
     drawn = _drawn_size(request, model)
     if request.size not in (None, AUTO) and drawn != request.size:
         note("size", request.size, drawn, f"draws the nearest size it has, {drawn}.")
@@ -211,10 +268,3 @@ def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
 def _upstream_format(request: GenerationRequest, model: ImageModel, *, sandbox: bool) -> str | None:
     asked = request.output_format
     return asked if sandbox or asked in model.formats else None
-
-
-def _ordered(request: GenerationRequest, prices: Mapping[str, int]) -> list[ImageModel]:
-    models = named(request)
-    if request.models != (AUTO,):
-        return models
-    return sorted(models, key=lambda model: prices[model.id])

@@ -164,8 +164,8 @@ class LocalStorage(FileSystemStorage):
                 os.makedirs(folder, exist_ok=True)
                 file = open(unfinished, "xb")  # noqa: SIM115 - closed below
                 break
-            except FileNotFoundError:
-                continue  # a delete took the empty folder away in between
+            except (FileNotFoundError, FileExistsError):
+                continue  # a delete took the empty folder away, during makedirs or after it
         else:
             raise StorageUnavailable(f"the folder of {name} keeps going away")
         try:
@@ -655,7 +655,7 @@ _PIECE = 256 * 1024
 
 
 class _UploadResponse(aiohttp.ClientResponse):
-    """The answer to an upload; a refused one ends its connection.
+    """The answer to an upload; a refused or abandoned one ends its connection at once.
 
     A server that refuses an upload answers at once, promises to keep the connection and never reads
     the rest of the body: the next request on that connection waits for ever. aiohttp returns it to
@@ -666,9 +666,15 @@ class _UploadResponse(aiohttp.ClientResponse):
         transport = connection.transport
         await super().start(connection)
         if self.method == "POST" and self.status >= 300 and transport is not None:
-            # Not close(), which waits until the rest is written.
             self.content.on_eof(transport.abort)
         return self
+
+    def close(self) -> None:
+        transport = None if self.connection is None else self.connection.transport
+        super().close()
+        if transport is not None:
+            # Closing alone waits until all is sent, which may be never when nobody reads.
+            transport.abort()
 
 
 class _UploadTransport(AiohttpTransport):

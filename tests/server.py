@@ -1,5 +1,6 @@
 """The real application on a real socket, in a thread of the test process."""
 
+import asyncio
 import socket
 import threading
 from types import TracebackType
@@ -17,13 +18,25 @@ class AppServer:
     """Serves a fresh Application on a free port; the settings are read when it starts."""
 
     def __init__(self) -> None:
-        config = uvicorn.Config(Application(), lifespan="on", log_config=None, access_log=False)
+        self._application = Application()
+        config = uvicorn.Config(self._application, lifespan="on", log_config=None, access_log=False)
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
         self.origin = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="app", daemon=True)
+
+    def drain(self) -> None:
+        """Wait until every request is finished, also those whose client has left."""
+        gateway = self._application.gateway
+        assert gateway is not None
+        for task in list(gateway.running):
+            waiting = asyncio.run_coroutine_threadsafe(
+                gateway.drain(START_SECONDS), task.get_loop()
+            )
+            waiting.result(START_SECONDS)
+            break
 
     def _run(self) -> None:
         self._socket.listen(2048)

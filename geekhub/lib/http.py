@@ -9,6 +9,7 @@ ConnectError and ConnectTimeout mean it has not, everything else that it may hav
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 from typing import Self
 
@@ -190,6 +191,8 @@ def client(
         base_url=base_url,
         headers={"User-Agent": USER_AGENT, **(headers or {})},
         timeout=httpx.Timeout(read, connect=connect),
+        # One client serves every customer; what an upstream sets for one is not sent for another.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         transport=AiohttpTransport(resolver=resolver),
         follow_redirects=False,
         trust_env=False,

@@ -24,10 +24,10 @@ def headers(row: Generation) -> dict[str, str]:
 async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
     """Return OpenAI's images answer with our additions."""
     row = finished.generation
-    data = [_image(image, store) for image in finished.images]
+    data = [image(picture, store) for picture in finished.images]
     if row.parameters.get("response_format") == "b64_json":
         bodies = finished.data or await asyncio.gather(
-            *(store.aread(image.name) for image in finished.images)
+            *(store.aread(picture.name) for picture in finished.images)
         )
         for entry, content in zip(data, bodies, strict=True):
             entry["b64_json"] = pybase64.b64encode(content).decode()
@@ -103,7 +103,7 @@ def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
                 if row.status == GenerationStatus.FAILED
                 else None
             ),
-            "images": [_image(image, store) for image in images],
+            "images": [image(picture, store) for picture in images],
         }
     }
 
@@ -165,15 +165,16 @@ def credits(what: Credits) -> dict[str, Any]:
     }
 
 
-def _image(image: Image, store: ImageStore) -> dict[str, Any]:
+def image(row: Image, store: ImageStore) -> dict[str, Any]:
+    """Return one picture of an answer's `data`."""
     entry: dict[str, Any] = {
-        "url": store.url(image.name),
-        "width": image.width,
-        "height": image.height,
-        "mime_type": image.mime_type,
-        "bytes": image.bytes,
-        "sha256": image.sha256,
+        "url": store.url(row.name),
+        "width": row.width,
+        "height": row.height,
+        "mime_type": row.mime_type,
+        "bytes": row.bytes,
+        "sha256": row.sha256,
     }
-    if image.revised_prompt:
-        entry["revised_prompt"] = image.revised_prompt
+    if row.revised_prompt:
+        entry["revised_prompt"] = row.revised_prompt
     return entry

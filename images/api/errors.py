@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rest_framework.exceptions as drf
+from django.core.exceptions import SuspiciousOperation
 from django.http import Http404
 
 from accounts import keys
@@ -211,5 +212,8 @@ def _from_framework(error: Exception) -> ApiError | None:
             return ApiError("invalid_request_error", "The answer is JSON; Accept must allow it.")
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))
+        case SuspiciousOperation():
+            # Django's own limits, such as a thousand parameters in a URL.
+            return ApiError("invalid_request_error", "The request is out of bounds.")
         case _:
             return None

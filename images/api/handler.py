@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.http import HttpResponse, HttpResponseBase
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, resolve
 
 from images.api.errors import ApiError, internal, translate
@@ -39,19 +39,12 @@ class ApiHandler:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.create_task(self._serve(scope, receive, send))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._gateway.keep(task)
         # A server that cancels us when its client leaves must not cancel paid work.
         await asyncio.shield(task)
-
-    async def drain(self, seconds: float) -> None:
-        """Wait until no request is running, at most so long."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=seconds)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -63,16 +56,18 @@ class ApiHandler:
         response.headers.setdefault("x-request-id", request.request_id)
         response.headers["cache-control"] = "no-store"
         response.headers["x-content-type-options"] = "nosniff"
-        log.info(
-            "request",
-            request_id=request.request_id,
-            method=request.method,
-            path=request.path,
-            status=response.status_code,
-            ms=round((time.monotonic() - began) * 1000),
-            **request.log,
-        )
-        await _send(response, request, send)
+        try:
+            await _send(response, request, send)
+        finally:
+            log.info(
+                "request",
+                request_id=request.request_id,
+                method=request.method,
+                path=request.path,
+                status=response.status_code,
+                ms=round((time.monotonic() - began) * 1000),
+                **request.log,
+            )
 
     async def _respond(
         self, request: ApiRequest, scope: Scope, receive: Receive
@@ -122,17 +117,19 @@ def _plain(request: ApiRequest, error: ApiError) -> HttpResponse:
 
 
 async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> None:
-    body = b"" if request.method == "HEAD" else getattr(response, "content", b"")
     headers: list[tuple[bytes, bytes]] = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in response.items()
         if name.lower() not in ("content-length", "vary")
     ]
+    start: dict[str, Any] = {"type": "http.response.start", "status": response.status_code}
+    if isinstance(response, StreamingHttpResponse):
+        await send({**start, "headers": headers})
+        async for chunk in response:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body = b"" if request.method == "HEAD" else getattr(response, "content", b"")
     headers.append((b"content-length", str(len(body)).encode()))
-    start: dict[str, Any] = {
-        "type": "http.response.start",
-        "status": response.status_code,
-        "headers": headers,
-    }
-    await send(start)
+    await send({**start, "headers": headers})
     await send({"type": "http.response.body", "body": body})

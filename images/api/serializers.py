@@ -198,7 +198,7 @@ def parse(data: Any) -> GenerationRequest:
         listed=listed,
         strategy=routing.get("strategy", "cheapest"),
         auto_candidates=tuple(routing.get("candidates", ())),
-        on_refusal=routing.get("on_refusal", "next"),
+        on_refusal=routing.get("on_refusal"),
         max_cost_micro=fields.pop("max_cost", None),
         tags=tuple(fields.pop("tags", ())),
         **fields,

@@ -4,17 +4,16 @@ from typing import Any, cast
 
 import structlog
 from django.conf import settings
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseBase
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey
 from images import generation, routing, status
-from images.api import answers, serializers, throttling
+from images.api import answers, serializers, streaming, throttling
 from images.api.errors import ApiError, internal, translate
 from images.api.requests import ApiRequest
-from images.catalog import CATALOG
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
 
@@ -38,7 +37,7 @@ class AsyncAPIView(APIView):
 
     async def dispatch(  # type: ignore[override]
         self, request: HttpRequest, *args: Any, **kwargs: Any
-    ) -> Response:
+    ) -> HttpResponseBase:
         self.args, self.kwargs, self.headers = args, kwargs, {}
         self.request = self.initialize_request(request, *args, **kwargs)
         try:
@@ -49,14 +48,15 @@ class AsyncAPIView(APIView):
                     f"{request.method} is not allowed here. Allowed: {allowed}.",
                     headers={"allow": allowed},
                 )
-            response = await self.handle(*args, **kwargs)
+            response: HttpResponseBase = await self.handle(*args, **kwargs)
         except Exception as error:
             response = self.handle_exception(error)
-        self.response = self.finalize_response(self.request, response, *args, **kwargs)
-        self.response.render()
-        return self.response
+        if isinstance(response, Response):
+            self.finalize_response(self.request, response, *args, **kwargs)
+            response.render()
+        return response
 
-    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+    async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Authenticate and answer, in one database hop."""
         return await self.raw.gateway.db.run(self.work, *args, **kwargs)
 
@@ -89,14 +89,20 @@ class GenerationsView(AsyncAPIView):
     http_method_names = ["post"]
     admission: Admission | None = None
 
-    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+    async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
         gateway = self.raw.gateway
         try:
             begun = await gateway.db.run(self.begin)
             if isinstance(begun, Priced):
                 return Response(answers.priced(begun, self.raw.request_id))
             if isinstance(begun, Finished):
+                if begun.generation.parameters.get("stream"):
+                    return await streaming.replay(self.raw, begun)
                 return await self.answer(begun, replayed=True)
+            if begun.generation.parameters.get("stream") and self.admission is not None:
+                # The stream gives the place in flight back when its work is done.
+                admission, self.admission = self.admission, None
+                return await streaming.respond(self.raw, begun, admission)
             finished = await generation.complete(gateway, begun)
             return await self.answer(finished, replayed=False)
         finally:
@@ -146,7 +152,7 @@ class ModelsView(AsyncAPIView):
             {
                 "object": "list",
                 "data": [
-                    answers.model(row, self.raw.gateway, self.key) for row in CATALOG.values()
+                    answers.model(row, self.raw.gateway, self.key) for row in routing.listing()
                 ],
             }
         )

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ import httpx
 import orjson
 import pybase64
 
+from geekhub.lib import sse
 from geekhub.lib.http import BodyTooLarge, read_at_most
 from images import pictures
 from images.pictures import Picture
@@ -376,6 +377,34 @@ class HttpProvider(Provider):
             self.http.build_request("POST", url, content=content, headers=headers), images
         )
 
+    async def events(
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        *,
+        error: Callable[[Answer], ProviderError],
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the server-sent events that answer a JSON request.
+
+        Raises what `error` makes of an answer that is none, and ProviderError
+        `provider_unavailable` when the stream breaks.
+        """
+        request = self.http.build_request("POST", url, json=body)
+        try:
+            response = await self.http.send(request, stream=True)
+            try:
+                if response.status_code != httpx.codes.OK:
+                    content = await read_at_most(response, ANSWER_BYTES_PER_PICTURE)
+                    raise error(Answer(response.status_code, dict(response.headers), content))
+                async for event in sse.read(response.aiter_bytes(), most=ANSWER_BYTES_PER_PICTURE):
+                    yield event
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as broken:
+            raise lost(broken) from broken
+        except (BodyTooLarge, sse.BadStream) as broken:
+            raise unavailable(charged=True, detail=f"{type(broken).__name__} {broken}") from broken
+
     async def exchange(self, request: httpx.Request, images: int) -> Answer:
         """Send a request and return its whole answer; errors as in post()."""
         limit = images * ANSWER_BYTES_PER_PICTURE
@@ -421,6 +450,22 @@ def split(request: ImageRequest) -> list[tuple[int, ImageRequest]]:
     ]
 
 
+def settled(outcomes: Iterable[ProviderImage | ProviderError]) -> Iterator[Item]:
+    """Yield the pictures of one call, then why others will not come; raise if there are none."""
+    failed: list[ProviderError] = []
+    drawn = 0
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, ProviderError):
+            failed.append(outcome)
+        else:
+            drawn += 1
+            yield replace(outcome, index=index)
+    if failed and not drawn:
+        raise failed[0]
+    for reason in failed:
+        yield Shortfall(reason, 1)
+
+
 def lost(error: httpx.HTTPError) -> ProviderError:
     """Return the error for a call without an answer: only if it was never sent is it safe again."""
     unsent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
@@ -454,5 +499,5 @@ def retry_after(headers: Mapping[str, str], text: str = "") -> float | None:
             return max(0.0, float(headers[name]) / unit)
         except (KeyError, ValueError):
             continue
-    told = re.search(r"try again in ([\d.]+) ?(ms|s)", text)
+    told = re.search(r"try again in (\d+(?:\.\d+)?) ?(ms|s)", text)
     return float(told[1]) / (1000 if told[2] == "ms" else 1) if told else None

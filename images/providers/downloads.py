@@ -52,6 +52,10 @@ class Downloads:
                     raise DownloadRefused(f"{type(error).__name__}: {error}") from error
             except http.BodyTooLarge as error:
                 raise DownloadRefused(f"over {pictures.MAX_BYTES} bytes") from error
+            except (httpx.InvalidURL, ValueError) as error:
+                # urlsplit takes what neither httpx nor the resolver does: control characters,
+                # empty labels, broken punycode.
+                raise DownloadRefused(f"not a URL: {error}") from error
             await asyncio.sleep(0.2 * attempt)
         raise DownloadRefused("no attempt left")
 
@@ -66,6 +70,6 @@ class Downloads:
         listed = host in self._hosts or any(
             entry.startswith("*.") and host.endswith(entry[1:]) for entry in self._hosts
         )
-        if parts.scheme != "https" or port not in (None, 443) or parts.username or not listed:
+        if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc or not listed:
             raise DownloadRefused(f"{parts.scheme}://{host} is not on the list")
         return self._public

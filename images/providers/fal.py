@@ -8,7 +8,7 @@ only a lost submit may leave a job behind that nobody sees. The pictures are pub
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -22,11 +22,11 @@ from images.providers.base import (
     Item,
     ProviderError,
     ProviderImage,
-    Shortfall,
     gone,
     refused,
     rejected,
     retry_after,
+    settled,
     unavailable,
 )
 from images.providers.ratios import edges, nearest
@@ -99,16 +99,8 @@ class Fal(HttpProvider):
 
     async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
         content = await self._draw(request)
-        failed: list[ProviderError] = []
-        for index, outcome in enumerate(await self._collect(content, request)):
-            if isinstance(outcome, ProviderError):
-                failed.append(outcome)
-            else:
-                yield replace(outcome, index=index)
-        if len(failed) == request.n:
-            raise failed[0]
-        for reason in failed:
-            yield Shortfall(reason, 1)
+        for item in settled(await self._collect(content, request)):
+            yield item
 
     async def _draw(self, request: ImageRequest) -> Any:
         """Return what the model put out."""

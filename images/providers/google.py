@@ -7,7 +7,6 @@ idempotency: an answer that is lost may have been billed.
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from typing import Any
 
 from images.providers.base import (
@@ -17,13 +16,13 @@ from images.providers.base import (
     Item,
     ProviderError,
     ProviderImage,
-    Shortfall,
     decode,
     gone,
     picture,
     refused,
     rejected,
     retry_after,
+    settled,
     unavailable,
 )
 from images.providers.ratios import edges, nearest
@@ -73,16 +72,8 @@ class Google(HttpProvider):
         if not imagen:
             yield generated(content)
             return
-        failed: list[ProviderError] = []
-        for index, outcome in enumerate(predicted(content, request.n)):
-            if isinstance(outcome, ProviderError):
-                failed.append(outcome)
-            else:
-                yield replace(outcome, index=index)
-        if len(failed) == request.n:
-            raise failed[0]
-        for reason in failed:
-            yield Shortfall(reason, 1)
+        for item in settled(predicted(content, request.n)):
+            yield item
 
 
 def imagen_body(request: ImageRequest) -> dict[str, Any]:

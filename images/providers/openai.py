@@ -6,15 +6,19 @@ OpenAI has no idempotency for images: an answer that is lost may have been bille
 """
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
 from typing import Any
+
+import orjson
 
 from images.providers.base import (
     Answer,
     HttpProvider,
     ImageRequest,
     Item,
+    PartialImage,
     ProviderError,
+    ProviderImage,
+    Shortfall,
     Stage,
     decode,
     gone,
@@ -22,6 +26,7 @@ from images.providers.base import (
     refused,
     rejected,
     retry_after,
+    settled,
     unavailable,
 )
 
@@ -43,19 +48,54 @@ class OpenAI(HttpProvider):
     name = "openai"
 
     async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        if request.partial_images:
+            async for item in self._streamed(request):
+                yield item
+            return
         answer = await self.post("images/generations", body(request), images=request.n)
         if answer.status != 200:
             raise error(answer)
         content = answer.json()
         rows = content.get("data") if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not rows:
+        if not isinstance(rows, list):
             raise unavailable(charged=True, detail="200 without pictures")
-        for index, row in enumerate(rows[: request.n]):
+        for item in settled([await self._picture(rows, index) for index in range(request.n)]):
+            yield item
+
+    async def _streamed(self, request: ImageRequest) -> AsyncIterator[Item]:
+        """Yield early views and pictures; with n > 1 each picture has a `completed` event."""
+        drawn = 0
+        try:
+            async for event in self.events("images/generations", body(request), error=error):
+                match event.get("type"):
+                    case "image_generation.partial_image":
+                        view = picture(decode(event.get("b64_json"))).picture
+                        yield PartialImage(view, int(event.get("partial_image_index") or 0))
+                    case "image_generation.completed":
+                        yield picture(decode(event.get("b64_json")), index=drawn)
+                        drawn += 1
+                    case "error":
+                        # It came inside a 200: the picture may have been drawn.
+                        told = error(Answer(500, {}, orjson.dumps(event)))
+                        told.retryable, told.charged = False, True
+                        raise told
+            if drawn < request.n:
+                raise unavailable(charged=True, detail="the stream ended early")
+        except ProviderError as lost:
+            if not drawn:
+                raise
+            yield Shortfall(lost, request.n - drawn)
+
+    async def _picture(self, rows: list[Any], index: int) -> ProviderImage | ProviderError:
+        """Return one picture of the answer, or why it is not there."""
+        row = rows[index] if index < len(rows) and isinstance(rows[index], dict) else {}
+        revised = row.get("revised_prompt")
+        try:
             if "b64_json" in row:
-                image = picture(decode(row["b64_json"]), revised_prompt=row.get("revised_prompt"))
-            else:
-                image = await self.fetch(row.get("url"), revised_prompt=row.get("revised_prompt"))
-            yield replace(image, index=index)
+                return picture(decode(row["b64_json"]), revised_prompt=revised)
+            return await self.fetch(row.get("url"), revised_prompt=revised)
+        except ProviderError as error:
+            return error
 
 
 def headers(key: str) -> dict[str, str]:
@@ -82,6 +122,8 @@ def body(request: ImageRequest) -> dict[str, Any]:
             "output_compression": request.output_compression,
             "moderation": request.moderation,
         }
+        if request.partial_images:
+            fields |= {"stream": True, "partial_images": request.partial_images}
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -7,7 +7,6 @@ There is no idempotency: an answer that is lost may have been billed.
 
 import re
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from typing import Any
 
 from images.providers.base import (
@@ -17,13 +16,13 @@ from images.providers.base import (
     Item,
     ProviderError,
     ProviderImage,
-    Shortfall,
     decode,
     gone,
     picture,
     refused,
     rejected,
     retry_after,
+    settled,
     unavailable,
 )
 from images.providers.ratios import edges, nearest
@@ -60,16 +59,8 @@ class XAI(HttpProvider):
         rows = content.get("data") if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise unavailable(charged=True, detail="200 without pictures")
-        failed: list[ProviderError] = []
-        for index, outcome in enumerate(outcomes(rows, request.n)):
-            if isinstance(outcome, ProviderError):
-                failed.append(outcome)
-            else:
-                yield replace(outcome, index=index)
-        if len(failed) == request.n:
-            raise failed[0]
-        for reason in failed:
-            yield Shortfall(reason, 1)
+        for item in settled(outcomes(rows, request.n)):
+            yield item
 
 
 def body(request: ImageRequest) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-from django.db import connection
+from django.db import connection, transaction
 
 from accounts.models import ApiKey
 from billing import holds, prices
-from billing.models import BillingAccount, BudgetPeriod, Hold
+from billing.models import BillingAccount, BudgetPeriod, Hold, HoldState, LedgerEntry
 from geekhub.lib.ids import new_request_id
 
 # Three models and what one image of each costs, in micro-USD.
@@ -26,15 +26,45 @@ def authorize(
     owner: uuid.UUID | None = None,
     lease: timedelta = timedelta(minutes=1),
 ) -> Hold:
-    """Return a hold for images of the models, the cheap one if none is named."""
-    return holds.authorize(
-        key=key,
-        request_id=request_id or new_request_id(),
-        quotes=list(prices.current(models or ("a/cheap",)).values()),
-        quantity=quantity,
-        owner=owner or uuid.uuid4(),
-        lease=lease,
-    )
+    """Return a hold for images of the models, the cheap one if none is named.
+
+    In a transaction of its own, as every caller does it; so is settling, below.
+    """
+    with transaction.atomic():
+        return holds.authorize(
+            key=key,
+            request_id=request_id or new_request_id(),
+            quotes=list(prices.current(models or ("a/cheap",)).values()),
+            quantity=quantity,
+            owner=owner or uuid.uuid4(),
+            lease=lease,
+        )
+
+
+def capture(hold: Hold, *, model: str = "a/cheap", delivered: int = 1) -> LedgerEntry:
+    """Spend what was delivered of a hold."""
+    with transaction.atomic():
+        return holds.capture(hold, model=model, delivered=delivered)
+
+
+def release(hold: Hold) -> None:
+    """Give a hold back."""
+    with transaction.atomic():
+        holds.release(hold)
+
+
+def expire(hold: Hold) -> None:
+    """Give back what a dead process held."""
+    with transaction.atomic():
+        holds.expire(hold)
+
+
+# How a hold can end, by the state it is in afterwards.
+SETTLE: dict[str, Callable[[Hold], object]] = {
+    HoldState.CAPTURED: capture,
+    HoldState.RELEASED: release,
+    HoldState.EXPIRED: expire,
+}
 
 
 def money_of(key: ApiKey) -> tuple[int, int, int]:
@@ -50,7 +80,10 @@ def budget_of(key: ApiKey) -> tuple[int, int]:
 
 
 def race[T](
-    count: int, work: Callable[[int], T], *, losing: type[Exception] | tuple[()] = ()
+    count: int,
+    work: Callable[[int], T],
+    *,
+    losing: type[Exception] | tuple[type[Exception], ...] = (),
 ) -> list[T | Exception]:
     """Run work(0) … work(count - 1) at once, each on a thread and a connection of its own.
 

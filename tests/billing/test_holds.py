@@ -24,7 +24,7 @@ from billing.models import (
     LedgerEntry,
     Period,
 )
-from tests.billing import authorize, budget_of, money_of
+from tests.billing import SETTLE, authorize, budget_of, capture, expire, money_of, release
 from tests.factories import KeyFactory, UserFactory
 
 TEN = 10_000_000
@@ -36,9 +36,7 @@ def consumption() -> list[LedgerEntry]:
 
 def test_authorizing_sets_the_price_aside_and_spends_nothing(key: ApiKey) -> None:
     owner, before = uuid.uuid4(), clock.now()
-    hold = authorize(
-        key, quantity=3, request_id="req_1", owner=owner, lease=timedelta(seconds=90)
-    )
+    hold = authorize(key, quantity=3, request_id="req_1", owner=owner, lease=timedelta(seconds=90))
 
     assert money_of(key) == (TEN, 120_000, 0)
     assert consumption() == []
@@ -55,14 +53,14 @@ def test_authorizing_sets_the_price_aside_and_spends_nothing(key: ApiKey) -> Non
 @pytest.mark.parametrize("delivered", [1, 2, 3, 4])
 def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered: int) -> None:
     hold = authorize(key, "b/middle", quantity=4, request_id="req_1")
-    entry = holds.capture(hold, model="b/middle", delivered=delivered)
+    entry = capture(hold, model="b/middle", delivered=delivered)
 
     spent = delivered * 65_000
     assert money_of(key) == (TEN - spent, 0, spent)
     assert consumption() == [entry]
     saved = LedgerEntry.objects.get(pk=entry.pk)
     assert saved.entry_key == f"use:{hold.pk}"
-    assert (saved.amount_micro, saved.balance_micro) == (-spent, TEN - spent)
+    assert saved.amount_micro == -spent
     assert (saved.model, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
     assert (saved.hold_id, saved.api_key_id) == (hold.pk, key.pk)
     assert saved.organization_id == key.organization_id
@@ -75,7 +73,7 @@ def test_the_dearest_quote_is_held_and_the_answering_models_quote_is_charged(key
     hold = authorize(key, "a/cheap", "c/dear", "b/middle", quantity=2)
     assert money_of(key) == (TEN, 380_000, 0)
 
-    entry = holds.capture(hold, model="b/middle", delivered=2)
+    entry = capture(hold, model="b/middle", delivered=2)
 
     assert money_of(key) == (TEN - 130_000, 0, 130_000)
     assert entry.price_version is not None
@@ -85,7 +83,7 @@ def test_the_dearest_quote_is_held_and_the_answering_models_quote_is_charged(key
 def test_a_price_change_after_the_hold_changes_nothing_for_it(key: ApiKey) -> None:
     hold = authorize(key, quantity=2)
     prices.publish({"a/cheap": 50_000})
-    entry = holds.capture(hold, model="a/cheap", delivered=2)
+    entry = capture(hold, delivered=2)
 
     assert entry.amount_micro == -80_000
     assert entry.price_version is not None
@@ -94,7 +92,7 @@ def test_a_price_change_after_the_hold_changes_nothing_for_it(key: ApiKey) -> No
     assert authorize(key, quantity=2).amount_micro == 100_000
 
 
-@pytest.mark.parametrize("settle", [holds.release, holds.expire])
+@pytest.mark.parametrize("settle", [release, expire])
 def test_releasing_or_expiring_gives_all_of_it_back(
     key: ApiKey, settle: Callable[[Hold], None]
 ) -> None:
@@ -104,15 +102,8 @@ def test_releasing_or_expiring_gives_all_of_it_back(
     assert money_of(key) == (TEN, 0, 0)
     assert consumption() == []
     hold.refresh_from_db()
-    assert hold.state == {holds.release: "released", holds.expire: "expired"}[settle]
+    assert hold.state == {release: "released", expire: "expired"}[settle]
     assert hold.settled_at is not None
-
-
-SETTLE: dict[str, Callable[[Hold], object]] = {
-    "captured": lambda hold: holds.capture(hold, model="a/cheap", delivered=1),
-    "released": holds.release,
-    "expired": holds.expire,
-}
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(SETTLE, SETTLE)))
@@ -138,17 +129,17 @@ def test_a_settled_hold_is_lost_to_everybody_else(key: ApiKey, first: str, secon
 def test_capturing_nothing_or_more_than_was_held_is_refused(key: ApiKey, delivered: int) -> None:
     hold = authorize(key, quantity=3)
     with pytest.raises(ValueError, match=f"cannot capture {delivered} of 3"):
-        holds.capture(hold, model="a/cheap", delivered=delivered)
+        capture(hold, delivered=delivered)
     assert money_of(key) == (TEN, 120_000, 0)
-    holds.release(hold)
+    release(hold)
 
 
 def test_capturing_a_model_that_was_not_quoted_is_refused(key: ApiKey) -> None:
     hold = authorize(key, "a/cheap", "b/middle")
     with pytest.raises(KeyError):
-        holds.capture(hold, model="c/dear", delivered=1)
+        capture(hold, model="c/dear", delivered=1)
     assert money_of(key) == (TEN, 65_000, 0)
-    holds.release(hold)
+    release(hold)
 
 
 def test_a_model_without_a_price_is_refused_and_never_free(key: ApiKey) -> None:
@@ -171,13 +162,11 @@ def test_the_last_micro_dollar_can_be_spent_and_not_one_more(db: None) -> None:
     for number in range(3):
         hold = authorize(key)
         if number:
-            holds.capture(hold, model="a/cheap", delivered=1)
+            capture(hold)
     assert money_of(key) == (40_000, 40_000, 80_000)
     with pytest.raises(InsufficientBalance):
         authorize(key)
-    ledger.record(
-        key.organization, EntryKind.RECHARGE, 39_999, entry_key="topup:1", note="almost"
-    )
+    ledger.record(key.organization, EntryKind.RECHARGE, 39_999, entry_key="topup:1", note="almost")
     with pytest.raises(InsufficientBalance):
         authorize(key)
     ledger.record(key.organization, EntryKind.RECHARGE, 1, entry_key="topup:2", note="enough")
@@ -189,7 +178,7 @@ def test_a_credit_limit_may_be_spent_below_zero(db: None) -> None:
     prices.publish({"a/cheap": 40_000})
     key = KeyFactory(organization__bonus="0", organization__credit_limit="0.08").row
     for _ in range(2):
-        holds.capture(authorize(key), model="a/cheap", delivered=1)
+        capture(authorize(key))
     assert money_of(key) == (-80_000, 0, 80_000)
     with pytest.raises(InsufficientBalance):
         authorize(key)
@@ -218,7 +207,7 @@ def test_leases_and_dead_owners_make_a_hold_expirable(key: ApiKey) -> None:
     assert list(holds.expirable([])) == [later, late]
     assert list(holds.expirable([dead])) == [later, late, orphan]
     assert list(holds.expirable([fresh.owner])) == [later, late, fresh]
-    holds.expire(late)
+    expire(late)
     assert list(holds.expirable([])) == [later]
 
 
@@ -269,11 +258,11 @@ def test_a_budget_holds_and_spends_beside_the_account(key: ApiKey, period: Perio
     assert budget_of(key) == (80_000, 0)
     with pytest.raises(BudgetExceeded, match=f"for this {period}"):
         authorize(key)
-    holds.capture(first, model="a/cheap", delivered=1)
+    capture(first)
     assert budget_of(key) == (40_000, 40_000)
     with pytest.raises(BudgetExceeded):
         authorize(key)
-    holds.release(second)
+    release(second)
     assert budget_of(key) == (0, 40_000)
     authorize(key)
     assert budget_of(key) == (40_000, 40_000)
@@ -290,13 +279,51 @@ def test_a_budget_is_spent_to_the_last_micro_dollar(key: ApiKey) -> None:
     assert budget_of(key) == (80_000, 0)
 
 
-def test_a_refusal_by_the_budget_leaves_the_account_untouched(key: ApiKey) -> None:
-    budgets.set_budget(key, 39_999, Period.DAY)
+def test_a_refusal_by_the_budget_leaves_nothing_behind(committed_key: ApiKey) -> None:
+    budgets.set_budget(committed_key, 39_999, Period.DAY)
     with pytest.raises(BudgetExceeded):
-        authorize(key)
-    assert money_of(key) == (TEN, 0, 0)
+        holds.authorize(
+            key=committed_key,
+            request_id="req_1",
+            quotes=list(prices.current(["a/cheap"]).values()),
+            quantity=1,
+            owner=uuid.uuid4(),
+            lease=timedelta(minutes=1),
+        )
+    assert money_of(committed_key) == (TEN, 0, 0)
     assert not Hold.objects.exists()
-    assert not BudgetPeriod.objects.exclude(held_micro=0, spent_micro=0).exists()
+    assert not BudgetPeriod.objects.exists()
+
+
+def test_a_capture_that_the_ledger_refuses_leaves_the_hold_as_it_was(
+    committed_key: ApiKey,
+) -> None:
+    budgets.set_budget(committed_key, 1_000_000, Period.DAY)
+    hold = authorize(committed_key)
+    ledger.record(
+        committed_key.organization, EntryKind.RECHARGE, 1, entry_key=f"use:{hold.pk}", note=""
+    )
+    with pytest.raises(IntegrityError):
+        holds.capture(hold, model="a/cheap", delivered=1)
+    assert money_of(committed_key) == (TEN + 1, 40_000, 0)
+    assert budget_of(committed_key) == (40_000, 0)
+    hold.refresh_from_db()
+    assert (hold.state, hold.settled_at) == (HoldState.HELD, None)
+
+
+@pytest.mark.parametrize("settle", [holds.release, holds.expire])
+def test_giving_back_that_the_database_refuses_leaves_the_hold_as_it_was(
+    committed_key: ApiKey, settle: Callable[[Hold], None]
+) -> None:
+    budgets.set_budget(committed_key, 1_000_000, Period.DAY)
+    hold = authorize(committed_key)
+    # Books that do not add up are refused rather than driven below zero.
+    BudgetPeriod.objects.update(held_micro=0)
+    with pytest.raises(IntegrityError):
+        settle(hold)
+    assert money_of(committed_key) == (TEN, 40_000, 0)
+    hold.refresh_from_db()
+    assert hold.state == HoldState.HELD
 
 
 def test_a_refusal_by_the_account_leaves_the_budget_untouched(db: None) -> None:
@@ -317,8 +344,8 @@ def test_a_budget_of_nothing_refuses_everything(key: ApiKey) -> None:
 def test_a_key_and_its_successor_share_a_budget(key: ApiKey) -> None:
     budgets.set_budget(key, 80_000, Period.MONTH)
     successor = keys.rotate(key, overlap=timedelta(hours=1)).row
-    holds.capture(authorize(key), model="a/cheap", delivered=1)
-    holds.capture(authorize(successor), model="a/cheap", delivered=1)
+    capture(authorize(key))
+    capture(authorize(successor))
     for either in (key, successor):
         with pytest.raises(BudgetExceeded):
             authorize(either)
@@ -330,14 +357,14 @@ def test_a_key_and_its_successor_share_a_budget(key: ApiKey) -> None:
 def test_a_budget_lowered_below_what_is_spent_refuses_until_it_is_raised(key: ApiKey) -> None:
     budgets.set_budget(key, 200_000, Period.MONTH)
     held = authorize(key)
-    holds.capture(authorize(key, quantity=3), model="a/cheap", delivered=3)
+    capture(authorize(key, quantity=3), delivered=3)
     lowered = budgets.set_budget(key, 50_000, Period.MONTH)
     assert Budget.objects.get() == lowered
     assert budget_of(key) == (40_000, 120_000)
     with pytest.raises(BudgetExceeded):
         authorize(key)
     # What was already held may still be settled.
-    holds.capture(held, model="a/cheap", delivered=1)
+    capture(held)
     assert budget_of(key) == (0, 160_000)
     budgets.set_budget(key, 200_000, Period.MONTH)
     authorize(key)
@@ -351,7 +378,7 @@ def test_a_new_period_is_a_new_row_and_an_old_hold_is_settled_in_its_own(key: Ap
 
     new = authorize(key)
     assert new.budget_period_id != old.budget_period_id
-    holds.capture(old, model="a/cheap", delivered=1)
+    capture(old)
 
     rows = BudgetPeriod.objects.order_by("starts_at").values_list("held_micro", "spent_micro")
     assert list(rows) == [(0, 40_000), (40_000, 0)]

@@ -434,7 +434,7 @@ class SupabaseEmulator:
         await writer.drain()
         if answer.poison and not body.done:
             begun = time()
-            while time() < begun + min(self.reads_again, HOLD_LIMIT):
+            while time() < begun + min(self.reads_again, HOLD_LIMIT):  # noqa: ASYNC110 - may change
                 await asyncio.sleep(0.02)
             while await reader.read(PIECE):
                 pass

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation
 from django.core.files.base import ContentFile
@@ -763,7 +763,7 @@ def test_the_emulator_s_other_calls(emulator: SupabaseEmulator, store: SupabaseS
     headers = {"apikey": emulator.secret_key}
     with httpx.Client(base_url=emulator.url + PREFIX, headers=headers, trust_env=False) as http:
 
-        def call(method: str, path: str, fields: Any = None, status: int = 200, **head: str) -> Any:
+        def call(method: str, path: str, fields: Any = None, status: int = 200, **head: Any) -> Any:
             answer = http.request(method, path, json=fields, headers=head)
             assert answer.status_code == status, answer.text
             return answer.json() if answer.content else answer
@@ -776,7 +776,7 @@ def test_the_emulator_s_other_calls(emulator: SupabaseEmulator, store: SupabaseS
         assert call("POST", "/object/copy", move)["Key"] == f"{bucket}/c.png"
         assert call("DELETE", f"/bucket/{bucket}", status=400)["code"] == "ResourceNotEmpty"
         keys = {"prefixes": ["a/1.png", "missing.png"]}
-        anonymous = {"authorization": f"Bearer {emulator.anon_key}"}
+        anonymous: dict[str, Any] = {"authorization": f"Bearer {emulator.anon_key}"}
         assert call("DELETE", f"/object/{bucket}", keys, **anonymous) == []
         assert [row["name"] for row in call("DELETE", f"/object/{bucket}", keys)] == ["a/1.png"]
         assert set(emulator.objects) == {"a/b/2.png", "c.png"}
@@ -787,10 +787,10 @@ def test_the_emulator_s_other_calls(emulator: SupabaseEmulator, store: SupabaseS
         assert "filename=my%20cat.png" in download.headers["content-disposition"]
         tail = http.get(f"/object/public/{bucket}/c.png", headers={"range": "bytes=-10"})
         assert (tail.status_code, tail.content) == (206, PICTURE[990:1000])
-        over = {"range": "bytes=5000-"}
+        over: dict[str, Any] = {"range": "bytes=5000-"}
         assert call("GET", f"/object/public/{bucket}/c.png", status=416, **over)
         assert call("GET", "/nonsense", status=404)["statusCode"] == 404
-        sb_only = {"apikey": "", "authorization": f"Bearer {emulator.secret_key}"}
+        sb_only: dict[str, Any] = {"apikey": "", "authorization": f"Bearer {emulator.secret_key}"}
         answer = call("GET", f"/bucket/{bucket}", status=400, **sb_only)
         assert (answer["statusCode"], answer["message"]) == ("403", "Invalid Compact JWS")
         # Refused or not, what is sent in chunks has no size that could be too large.
