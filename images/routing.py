@@ -241,7 +241,7 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         word = model.qualities.get(request.quality)
         if word is None:
             note("quality", request.quality, None, "has no quality setting.")
-        elif request.quality in OPENAI_LEVELS and word not in OPENAI_LEVELS:
+        elif request.quality in OPENAI_LEVELS and word != request.quality:
             note("quality", request.quality, word, f"calls its nearest quality {word}.")
     if request.seed is not None and not model.seed:
         note("seed", request.seed, None, "takes no seed.")

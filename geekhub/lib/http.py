@@ -77,8 +77,13 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         limits = request.extensions.get("timeout", {})
-        # Host and Content-Length are httpx's own and must not be written twice.
-        headers = [(name.decode(), value.decode()) for name, value in request.headers.raw]
+        # Host and Content-Length are httpx's own and must not be written twice; aiohttp chunks a
+        # streamed body itself and refuses to be told.
+        headers = [
+            (name.decode(), value.decode())
+            for name, value in request.headers.raw
+            if name.lower() != b"transfer-encoding"
+        ]
         body = request.stream if request.method not in ("GET", "HEAD") else None
         try:
             answer = await self._open().request(

@@ -253,9 +253,17 @@ def _raw_bodies() -> Iterator[tuple[str, bytes, tuple[str, ...]]]:
     yield "UTF-16", ("{" + GOOD.decode() + "}").encode("utf-16"), ("not valid UTF-8",)
     yield "gzip", gzip.compress(b"{" + GOOD + b"}"), ("not valid UTF-8",)
     for value in (b"NaN", b"Infinity", b"-Infinity"):
-        yield value.decode(), b"{" + GOOD + b', "n": ' + value + b"}", (value.decode(), "not a JSON")
+        yield (
+            value.decode(),
+            b"{" + GOOD + b', "n": ' + value + b"}",
+            (value.decode(), "not a JSON"),
+        )
     yield "a key twice", b"{" + GOOD + b', "prompt": "a blue kite"}', ("'prompt'", "twice")
-    yield "a key twice, once escaped", b"{" + GOOD + b', "\\u0070rompt": "x"}', ("'prompt'", "twice")
+    yield (
+        "a key twice, once escaped",
+        b"{" + GOOD + b', "\\u0070rompt": "x"}',
+        ("'prompt'", "twice"),
+    )
     twice = b', "routing": {"strategy": "cheapest", "strategy": "fastest"}}'
     yield "a nested key twice", b"{" + GOOD + twice, ("'strategy'", "twice")
     yield "a surrogate key twice", b'{"\\ud800": 1, "\\ud800": 2}', ("twice",)
@@ -274,9 +282,7 @@ def test_a_body_that_is_not_one_json_object_is_refused(
 ) -> None:
     for name, body, says in _raw_bodies():
         with subtests.test(name):
-            expect_error(
-                api.post(body), BAD, param=None if name != "empty" else "model", says=says
-            )
+            expect_error(api.post(body), BAD, param=None if name != "empty" else "model", says=says)
             expect_nothing_happened(openai)
 
 
@@ -525,7 +531,13 @@ def test_an_unknown_url_under_v1_is_a_json_404(
     paths = [
         *("/v1", "/v1/", "/v1/nothing", "/v1/images", "/v1/images/", "/v1/images/generations/"),
         *("/v1/models/", "/v1//models", "/v1/credits/", "/v1/generation/", "/v1/../v1/x"),
-        *("/v1/chat/completions", "/v1/%2e%2e/health", "/v1/%00", "/v1/%ff%fe", "/v1/" + "x" * 5000),
+        *(
+            "/v1/chat/completions",
+            "/v1/%2e%2e/health",
+            "/v1/%00",
+            "/v1/%ff%fe",
+            "/v1/" + "x" * 5000,
+        ),
         "/v1/<script>alert(1)</script>",
     ]
     with httpx.Client(base_url=app.origin) as client:

@@ -1,6 +1,8 @@
 """DALL-E 3: one picture a call, behind a URL that the gateway must fetch and must not trust."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pytest_django.fixtures import Settings
@@ -51,9 +53,16 @@ def test_four_pictures_are_four_calls_and_the_urls_are_ours(
 
 
 def test_eight_calls_are_made_side_by_side(api: Api, openai: OpenAIEmulator) -> None:
-    assert api.draw(model=DALLE, n=8).status_code == 200
-    assert len(openai.calls) == 8
-    assert openai.peak > 1
+    gate = threading.Event()
+    openai.always(Behaviour(gate=gate))
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            future = pool.submit(api.draw, model=DALLE, n=8)
+            openai.wait_for_calls(8)
+        finally:
+            gate.set()
+        assert future.result(30).status_code == 200
+    assert openai.peak == len(openai.calls) == 8
     expect_books_agree(images=8, cost_micro=8 * PRICE)
 
 

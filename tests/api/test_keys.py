@@ -42,8 +42,9 @@ def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
     subtests: pytest.Subtests,
 ) -> None:
     live, sandbox = live_key.secret, test_key.secret
-    revoked, expired = KeyFactory(organization=acme), KeyFactory(
-        organization=acme, expires_at=timezone.now() - timedelta(seconds=1)
+    revoked, expired = (
+        KeyFactory(organization=acme),
+        KeyFactory(organization=acme, expires_at=timezone.now() - timedelta(seconds=1)),
     )
     keys.revoke(revoked.row)
     wrong = {
@@ -82,8 +83,10 @@ def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
                     answer = client.request(method, path, headers=headers, content=content)
                     error = expect_error(answer, code)
                     assert answer.headers["www-authenticate"] == "Bearer"
-                    assert SHAPE in error["message"] or code != "invalid_api_key" or (
-                        "must be Bearer" in error["message"]
+                    assert (
+                        SHAPE in error["message"]
+                        or code != "invalid_api_key"
+                        or ("must be Bearer" in error["message"])
                     )
                     assert live[21:] not in answer.text
     assert ApiKey.objects.filter(last_used_at=None).count() == 4

@@ -46,9 +46,7 @@ def _path(url: str) -> str:
     return url.removeprefix("http://pictures.test")
 
 
-def test_the_models_are_the_catalogue_in_openai_s_shape(
-    api: Api, openai: OpenAIEmulator
-) -> None:
+def test_the_models_are_the_catalogue_in_openai_s_shape(api: Api, openai: OpenAIEmulator) -> None:
     answer = api.get("models")
 
     assert answer.status_code == 200
@@ -268,15 +266,25 @@ def test_only_pictures_leave_the_store(
         *(f"{STORE}{uuid4()}/{uuid4()}/0.png", f"{STORE}notes.png", f"{STORE}page.html"),
         *(f"{STORE}.hidden.png", f"{STORE}../secret.png", f"{STORE}../secret_key"),
         *(f"{STORE}%2e%2e/secret.png", f"{STORE}..%2fsecret.png", f"{STORE}..%5csecret.png"),
-        *(f"{STORE}%2e%2e%2f%2e%2e%2fetc%2fpasswd", f"{STORE}/etc/passwd", f"{STORE}%2fetc%2fpasswd"),
+        *(
+            f"{STORE}%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+            f"{STORE}/etc/passwd",
+            f"{STORE}%2fetc%2fpasswd",
+        ),
         *(f"{STORE}....//secret.png", f"{STORE}%252e%252e/secret.png", f"{STORE}%c0%ae%c0%ae/x"),
-        *(f"{STORE}{acme.pk}/../../secret.png", f"{STORE}{'x' * 300}.png", f"{STORE}{'a/' * 2000}x"),
+        *(
+            f"{STORE}{acme.pk}/../../secret.png",
+            f"{STORE}{'x' * 300}.png",
+            f"{STORE}{'a/' * 2000}x",
+        ),
         "/storage/v1/object/public/other-bucket/0.png",
     ]
     for path in paths:
         with subtests.test(path[len(STORE) - 2 :][:50]):
             # No HTTP client: it would tidy the dots away.
-            answer = send_raw(app.origin, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            answer = send_raw(
+                app.origin, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+            )
             assert answer.status_code == 404, answer.text[:200]
             assert b"secret" not in answer.content or b"secret.png" in answer.content
             assert b"root:" not in answer.content

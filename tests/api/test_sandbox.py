@@ -112,9 +112,7 @@ def test_error_answers_exactly_what_it_says(sandbox: Api, subtests: pytest.Subte
     for code in ERRORS:
         with subtests.test(code):
             answer = sandbox.draw(prompt=f"a kite sandbox:error={code}, please")
-            error = expect_error(
-                answer, code, param="model" if code == "model_not_found" else None
-            )
+            error = expect_error(answer, code, param="model" if code == "model_not_found" else None)
             assert "sandbox" in error["message"]
             assert error["type"] == CODES[code][1]
             if code == "insufficient_balance":

@@ -1,0 +1,99 @@
+"""The catalogue: the nine seed models at their prices, and every row consistent in itself."""
+
+import re
+from dataclasses import replace
+from datetime import UTC, date, datetime
+
+import pytest
+
+from geekhub.lib import money
+from images.catalog import CATALOG, MAX_N, MAX_PROMPT, OWNERS, ImageModel, Status, as_of
+
+SEEDS = {
+    "openai/gpt-image-1": ("openai", "0.19", 15, 45),
+    "openai/dall-e-3": ("openai", "0.04", 8, 20),
+    "google/imagen-4": ("google", "0.04", 6, 18),
+    "xai/grok-2-image": ("xai", "0.07", 10, 30),
+    "fal/flux-1.1-pro": ("fal", "0.04", 7, 25),
+    "fal/flux-1.1-pro-ultra": ("fal", "0.06", 12, 40),
+    "fal/recraft-v3": ("fal", "0.04", 8, 28),
+    "fal/ideogram-v2": ("fal", "0.08", 12, 35),
+    "fal/sd-3.5-large": ("fal", "0.065", 10, 30),
+}
+SIZE = re.compile(r"[1-9]\d{2,3}x[1-9]\d{2,3}")
+QUALITIES = {"standard", "hd", "low", "medium", "high", "auto"}
+
+
+def test_the_nine_seed_models_come_first_with_their_provider_price_and_times() -> None:
+    rows = [CATALOG[model_id] for model_id in SEEDS]
+    told = [(row.provider, money.to_usd(row.price_micro)) for row in rows]
+    assert told == [(provider, price) for provider, price, _, _ in SEEDS.values()]
+    times = [(row.p50_seconds, row.p95_seconds) for row in rows]
+    assert times == [(p50, p95) for _, _, p50, p95 in SEEDS.values()]
+    assert list(CATALOG)[:9] == list(SEEDS)
+
+
+@pytest.mark.parametrize("row", CATALOG.values(), ids=lambda row: row.id)
+def test_a_row_is_consistent(row: ImageModel) -> None:
+    assert CATALOG[row.id] is row
+    assert re.fullmatch(r"[a-z]+/[a-z0-9.-]+", row.id)
+    assert row.id.startswith(f"{row.provider}/")
+    assert row.provider in OWNERS
+    assert row.upstream_id
+    assert row.name
+    assert row.good_for
+    assert row.price_micro > 0
+    assert 0 < row.p50_seconds <= row.p95_seconds <= 60
+    assert 1 <= row.per_call <= MAX_N
+    assert 1 <= row.max_prompt <= MAX_PROMPT
+    assert set(row.formats) <= {"png", "jpeg", "webp"}
+    assert set(row.qualities) in (set(), QUALITIES)
+    assert date(2020, 1, 1) < row.created
+    assert row.created_timestamp == datetime(*row.created.timetuple()[:3], tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("row", CATALOG.values(), ids=lambda row: row.id)
+def test_sizes_parse_and_what_is_drawn_can_be_asked_for(row: ImageModel) -> None:
+    for asked, drawn in row.sizes.items():
+        assert SIZE.fullmatch(asked)
+        assert SIZE.fullmatch(drawn)
+        # Asking for exactly what is drawn draws exactly that.
+        assert row.sizes[drawn] == drawn
+    assert row.default_size in row.sizes
+    assert row.sizes[row.default_size] == row.default_size
+
+
+@pytest.mark.parametrize("row", CATALOG.values(), ids=lambda row: row.id)
+def test_who_goes_names_a_successor_that_stays(row: ImageModel) -> None:
+    if row.shutdown_date or row.upstream_off:
+        assert row.successor is not None
+    if row.successor is not None:
+        successor = CATALOG[row.successor]
+        assert successor.id != row.id
+        assert (successor.shutdown_date, successor.upstream_off) == (None, None)
+
+
+def test_upstream_names_are_each_providers_own() -> None:
+    names = [(row.provider, row.upstream_id) for row in CATALOG.values()]
+    assert len(set(names)) == len(names)
+
+
+def test_a_model_retires_on_the_day_we_stop_serving_it() -> None:
+    day = date(2030, 6, 1)
+    row = replace(CATALOG["fal/flux-1.1-pro"], shutdown_date=day)
+    for today, status in [
+        (date(2030, 5, 31), Status.RETIRING),
+        (day, Status.RETIRED),
+        (date(2030, 6, 2), Status.RETIRED),
+    ]:
+        for retire in (True, False):
+            assert as_of(row, today, retire_switched_off=retire).status == status
+
+
+def test_a_model_that_its_provider_switched_off_retires_only_if_the_operator_wants() -> None:
+    row = CATALOG["openai/dall-e-3"]
+    assert row.upstream_off is not None
+    assert as_of(row, row.upstream_off, retire_switched_off=False) == row
+    retired = as_of(row, row.upstream_off, retire_switched_off=True)
+    assert (retired.status, retired.shutdown_date) == (Status.RETIRED, row.upstream_off)
+    assert as_of(row, row.created, retire_switched_off=True).status == Status.RETIRING
