@@ -70,6 +70,9 @@ class Organization(models.Model):
         null=True, blank=True, help_text="Requests at the same time; empty means the default."
     )
     on_refusal = models.CharField(max_length=4, choices=OnRefusal, default=OnRefusal.NEXT)
+    retention_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Days a picture is kept; empty means for ever."
+    )
     created_at = models.DateTimeField(db_default=Now())
     members = models.ManyToManyField(User, through="Membership", related_name="organizations")
 

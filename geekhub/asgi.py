@@ -12,8 +12,10 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "geekhub.settings")
 django.setup(set_prefix=False)
 
+from asgiref.sync import ThreadSensitiveContext, sync_to_async  # noqa: E402
 from django.conf import settings  # noqa: E402 - the settings must be there first
 from django.core.asgi import get_asgi_application  # noqa: E402
+from django.db import connections  # noqa: E402
 
 from images.api.handler import ApiHandler  # noqa: E402
 from images.api.requests import Receive, Scope, Send  # noqa: E402
@@ -38,7 +40,12 @@ class Application:
                 raise RuntimeError("the server must run the ASGI lifespan")
             await self._api(scope, receive, send)
         else:
-            await self._pages({**scope, "gateway": self.gateway}, receive, send)
+            # Django runs each page in a thread of its own, and leaves its connection open there.
+            async with ThreadSensitiveContext():
+                try:
+                    await self._pages({**scope, "gateway": self.gateway}, receive, send)
+                finally:
+                    await sync_to_async(connections.close_all)()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:

@@ -198,15 +198,39 @@ PROVIDER_DOWNLOAD_HOSTS = env.list(
 
 # --- Pictures -------------------------------------------------------------------------------
 
+SUPABASE_URL = env.str("SUPABASE_URL", default="").rstrip("/")
+SUPABASE_KEY = env.str("SUPABASE_KEY", default="")
 SUPABASE_BUCKET = env.str("SUPABASE_BUCKET", default="generated-images")
+SUPABASE_PUBLIC_URL = env.str("SUPABASE_PUBLIC_URL", default="") or SUPABASE_URL
+if bool(SUPABASE_URL) != bool(SUPABASE_KEY):
+    raise ImproperlyConfigured("SUPABASE_URL and SUPABASE_KEY are set together or not at all")
+# What happens to a picture while the store is away: `release` fails the request and charges
+# nothing; `spool` keeps the picture in DATA_DIR and delivers it.
+STORAGE_OUTAGE = env.str("STORAGE_OUTAGE", default="release")
+if STORAGE_OUTAGE not in ("release", "spool"):
+    raise ImproperlyConfigured("STORAGE_OUTAGE is release or spool")
+SPOOL_MAX_BYTES = env.int("SPOOL_MAX_BYTES", default=2 * 1024**3)
+
 STORAGES = {
-    "images": {
-        "BACKEND": "images.storage.LocalStorage",
-        "OPTIONS": {
-            "location": DATA_DIR / "images",
-            "base_url": f"{PUBLIC_URL}/storage/v1/object/public/{SUPABASE_BUCKET}/",
-        },
-    },
+    "images": (
+        {
+            "BACKEND": "images.storage.SupabaseStorage",
+            "OPTIONS": {
+                "url": SUPABASE_URL,
+                "key": SUPABASE_KEY,
+                "bucket": SUPABASE_BUCKET,
+                "public_url": SUPABASE_PUBLIC_URL,
+            },
+        }
+        if SUPABASE_URL
+        else {
+            "BACKEND": "images.storage.LocalStorage",
+            "OPTIONS": {
+                "location": DATA_DIR / "images",
+                "base_url": f"{PUBLIC_URL}/storage/v1/object/public/{SUPABASE_BUCKET}/",
+            },
+        }
+    ),
     "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
     "staticfiles": {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
@@ -214,6 +238,10 @@ STORAGES = {
         else "whitenoise.storage.CompressedManifestStaticFilesStorage"
     },
 }
+
+if SUPABASE_URL:
+    _pictures = urlsplit(SUPABASE_PUBLIC_URL)
+    SECURE_CSP["img-src"].append(f"{_pictures.scheme}://{_pictures.netloc}")
 
 # --- Money ----------------------------------------------------------------------------------
 

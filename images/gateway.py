@@ -24,6 +24,7 @@ from images.providers import fal, google, openai, xai
 from images.providers.base import Provider
 from images.providers.downloads import Downloads
 from images.providers.sandbox import Sandbox
+from images.spool import Spool, SpoolingStore
 from images.storage import ImageStore
 
 CONNECT_SECONDS = 5.0
@@ -104,8 +105,21 @@ async def open_gateway() -> AsyncIterator[Gateway]:
 
 
 def image_store() -> ImageStore:
-    """Return the store of pictures that the settings name."""
+    """Return the store of pictures that the settings name, with a spool if they want one."""
+    waiting = spool()
+    return SpoolingStore(bare_store(), waiting) if waiting else bare_store()
+
+
+def bare_store() -> ImageStore:
+    """Return the store itself, without the spool."""
     return cast(ImageStore, storages["images"])
+
+
+def spool() -> Spool | None:
+    """Return this host's spool; None when an outage of the store is to fail requests."""
+    if settings.STORAGE_OUTAGE != "spool":
+        return None
+    return Spool(settings.DATA_DIR / "spool", max_bytes=settings.SPOOL_MAX_BYTES)
 
 
 def _client(base_url: str, headers: dict[str, str]) -> httpx.AsyncClient:

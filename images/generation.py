@@ -558,7 +558,7 @@ def _earlier(key: ApiKey, request: GenerationRequest, idempotency_key: str) -> F
         raise IdempotencyKeyReused
     if earlier.status == GenerationStatus.RUNNING:
         raise IdempotencyKeyInUse
-    return Finished(earlier, list(earlier.images.all()), [])
+    return Finished(earlier, list(earlier.images.filter(deleted_at=None)), [])
 
 
 def _sha256(data: bytes) -> str:

@@ -111,11 +111,24 @@ class Image(models.Model):
     bytes = models.PositiveIntegerField()
     sha256 = models.CharField(max_length=64)
     revised_prompt = models.TextField(blank=True)
+    deleted_at = models.DateTimeField(null=True, help_text="Told to nobody from then on.")
+    purged_at = models.DateTimeField(null=True, help_text="When its object was gone.")
 
     class Meta:
         ordering = ["index"]
         constraints = [
-            models.UniqueConstraint(fields=["generation", "index"], name="one_image_per_index")
+            models.UniqueConstraint(fields=["generation", "index"], name="one_image_per_index"),
+            models.CheckConstraint(
+                condition=Q(purged_at=None) | Q(deleted_at__isnull=False),
+                name="image_purged_only_if_deleted",
+            ),
+        ]
+        indexes = [
+            models.Index(
+                fields=["deleted_at"],
+                condition=Q(deleted_at__isnull=False, purged_at=None),
+                name="images_to_purge",
+            )
         ]
 
     def __str__(self) -> str:

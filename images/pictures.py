@@ -81,8 +81,9 @@ def transcode(picture: Picture, output_format: str, compression: int | None) -> 
     out = io.BytesIO()
     try:
         with Pillow.open(io.BytesIO(picture.data), formats=tuple(FORMATS)) as image:
-            # JPEG has no transparency; what shows through is white, as on a page.
-            opaque = _flattened(image) if output_format == "jpeg" else image
+            # JPEG has no transparency; what shows through is white, as on a page. PNG has no CMYK.
+            plain = output_format == "jpeg" or image.mode == "CMYK"
+            opaque = _flattened(image) if plain else image
             opaque.save(out, output_format.upper(), **quality)
     except (OSError, ValueError, SyntaxError) as error:
         raise NotAPicture("broken") from error

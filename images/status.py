@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.db.models import Prefetch
 from django.utils import timezone
 
 from accounts.models import ApiKey
 from billing import budgets, ledger
 from billing.models import BillingAccount, Budget, BudgetPeriod
-from images.models import Generation
+from geekhub.lib.ids import REQUEST_ID
+from images.models import Generation, Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +25,11 @@ class Credits:
 
 def find_generation(key: ApiKey, request_id: str) -> Generation | None:
     """Return a request of the key's organization, its pictures loaded; None if there is none."""
+    if not REQUEST_ID.fullmatch(request_id):
+        return None  # also what PostgreSQL would not even take, such as a NUL
     return (
         Generation.objects.filter(organization_id=key.organization_id, request_id=request_id)
-        .prefetch_related("images")
+        .prefetch_related(Prefetch("images", Image.objects.filter(deleted_at=None)))
         .first()
     )
 

@@ -524,34 +524,41 @@ class SupabaseStorage(Storage):
             query["cursor"] = page["nextCursor"]
 
     def ensure_bucket(self, *, size_limit: int, mime_types: Iterable[str]) -> list[str]:
-        """Create the bucket, or return in what an existing one differs, one text each.
-
-        `size_limit` is in bytes; `mime_types` are all that may be uploaded. With `expires_in` the
-        bucket is to be private, otherwise public.
-        """
-        wanted = {
-            "public": self.expires_in is None,
-            "file_size_limit": size_limit,
-            "allowed_mime_types": sorted(mime_types),
-        }
+        """Create the bucket, or return in what an existing one differs, as bucket_differences."""
+        types = sorted(mime_types)
         try:
-            found = self._json("GET", f"/bucket/{self.bucket}")
+            return self.bucket_differences(size_limit=size_limit, mime_types=types)
         except StorageRefused as error:
             if error.status != 404:
                 raise
-            new = {"id": self.bucket, "name": self.bucket, **wanted}
-            try:
-                self._json("POST", "/bucket", json=new)
-            except NameTaken:  # by another process at the same moment
-                found = self._json("GET", f"/bucket/{self.bucket}")
-            else:
-                return []
+        new = {"id": self.bucket, "name": self.bucket, **self._wanted(size_limit, types)}
+        try:
+            self._json("POST", "/bucket", json=new)
+        except NameTaken:  # by another process at the same moment
+            return self.bucket_differences(size_limit=size_limit, mime_types=types)
+        return []
+
+    def bucket_differences(self, *, size_limit: int, mime_types: Iterable[str]) -> list[str]:
+        """Return in what the bucket differs from what it should be, one text each.
+
+        `size_limit` is in bytes; `mime_types` are all that may be uploaded. With `expires_in` the
+        bucket is to be private, otherwise public. Raises StorageRefused without a bucket.
+        """
+        found = self._json("GET", f"/bucket/{self.bucket}")
         found["allowed_mime_types"] = sorted(found.get("allowed_mime_types") or [])
+        wanted = self._wanted(size_limit, sorted(mime_types))
         return [
             f"{name} is {found.get(name)!r}, should be {value!r}"
             for name, value in wanted.items()
             if found.get(name) != value
         ]
+
+    def _wanted(self, size_limit: int, mime_types: list[str]) -> dict[str, Any]:
+        return {
+            "public": self.expires_in is None,
+            "file_size_limit": size_limit,
+            "allowed_mime_types": mime_types,
+        }
 
     def close(self) -> None:
         """Close the synchronous client's connections; the next call makes new ones."""

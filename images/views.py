@@ -3,14 +3,15 @@
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import storages
+from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
 from accounts.models import Organization
 from billing import ledger
-from images import pictures
-from images.models import Generation
+from images import gateway, pictures
+from images.models import Generation, Image
 from images.storage import LocalStorage
 
 LATEST = 12
@@ -19,12 +20,8 @@ LATEST = 12
 @require_safe
 def local_picture(request: HttpRequest, name: str) -> HttpResponse:
     """Serve a picture of the local store under the path it would have in Supabase."""
-    store = storages["images"]
     try:
-        if not isinstance(store, LocalStorage):
-            raise FileNotFoundError(name)
-        with store.open(name) as file:
-            picture = pictures.inspect(file.read())
+        picture = pictures.inspect(_read_local(name))
     except (OSError, SuspiciousFileOperation, pictures.NotAPicture):
         return JsonResponse({"error": "There is no such picture."}, status=404)
     return HttpResponse(
@@ -40,6 +37,18 @@ def local_picture(request: HttpRequest, name: str) -> HttpResponse:
     )
 
 
+def _read_local(name: str) -> bytes:
+    """Return a picture of the local store, or one that waits for the store to come back."""
+    store, waiting = storages["images"], gateway.spool()
+    if waiting is not None and waiting.files.exists(name):
+        return waiting.read(name)
+    if not isinstance(store, LocalStorage):
+        raise FileNotFoundError(name)
+    with store.open(name) as file:
+        data: bytes = file.read()
+    return data
+
+
 @login_required
 @require_safe
 def overview(request: HttpRequest) -> HttpResponse:
@@ -51,7 +60,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     latest = (
         Generation.objects.filter(organization=organization)
         .select_related("api_key")
-        .prefetch_related("images")
+        .prefetch_related(Prefetch("images", Image.objects.filter(deleted_at=None)))
         .order_by("-created_at")[:LATEST]
     )
     return render(

@@ -10,7 +10,10 @@ from accounts.keys import NewKey
 from accounts.models import Organization
 from billing import prices
 from images.catalog import CATALOG
+from tests.emulators.fal import FalEmulator
+from tests.emulators.google import GoogleEmulator
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.xai import XaiEmulator
 from tests.factories import KeyFactory, OrganizationFactory
 from tests.server import Api, AppServer
 
@@ -18,6 +21,24 @@ from tests.server import Api, AppServer
 @pytest.fixture(scope="session")
 def _openai() -> Iterator[OpenAIEmulator]:
     with OpenAIEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def _google() -> Iterator[GoogleEmulator]:
+    with GoogleEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def _xai() -> Iterator[XaiEmulator]:
+    with XaiEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def _fal() -> Iterator[FalEmulator]:
+    with FalEmulator() as emulator:
         yield emulator
 
 
@@ -29,13 +50,42 @@ def openai(_openai: OpenAIEmulator) -> OpenAIEmulator:
 
 
 @pytest.fixture
-def providers(settings: Settings, openai: OpenAIEmulator) -> None:
+def google(_google: GoogleEmulator) -> GoogleEmulator:
+    """Google's Gemini API, without memory of other tests."""
+    _google.reset()
+    return _google
+
+
+@pytest.fixture
+def xai(_xai: XaiEmulator) -> XaiEmulator:
+    """xAI's images API, without memory of other tests."""
+    _xai.reset()
+    return _xai
+
+
+@pytest.fixture
+def fal(_fal: FalEmulator) -> FalEmulator:
+    """fal.ai, without memory of other tests."""
+    _fal.reset()
+    return _fal
+
+
+@pytest.fixture
+def providers(
+    settings: Settings,
+    openai: OpenAIEmulator,
+    google: GoogleEmulator,
+    xai: XaiEmulator,
+    fal: FalEmulator,
+) -> None:
     """Point the settings at the emulators."""
     settings.PROVIDERS = {
-        **settings.PROVIDERS,
         "openai": {"key": openai.key, "base_url": openai.url},
+        "google": {"key": google.key, "base_url": google.url},
+        "xai": {"key": xai.key, "base_url": xai.url},
+        "fal": {"key": fal.key, "base_url": fal.url, "queue_base_url": fal.queue_url},
     }
-    settings.PROVIDER_DOWNLOAD_HOSTS = [openai.origin]
+    settings.PROVIDER_DOWNLOAD_HOSTS = [one.origin for one in (openai, google, xai, fal)]
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,9 @@
 """Identifiers that leave the process."""
 
+import re
 import secrets
+
+REQUEST_ID = re.compile(r"req_[0-9a-f]{24}")
 
 
 def new_request_id() -> str:

@@ -16,7 +16,7 @@ from accounts import keys
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.prices import UnknownPrice
-from images import generation, routing
+from images import gallery, generation, routing
 from images.limits import RateLimited
 from images.providers.base import ProviderError
 
@@ -117,6 +117,8 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("guardrail_blocked", str(error), retry=False)
         case routing.ModelBlocked():
             return ApiError("guardrail_blocked", str(error), "model")
+        case gallery.StillRunning():
+            return ApiError("invalid_request_error", "The request is still running.", "id")
         case routing.ModelNotFound():
             return ApiError("model_not_found", str(error), "model")
         case routing.ModelUnfit():

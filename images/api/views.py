@@ -10,12 +10,13 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey
-from images import generation, routing, status
+from images import gallery, generation, routing, status
 from images.api import answers, serializers, streaming, throttling
 from images.api.errors import ApiError, internal, translate
 from images.api.requests import ApiRequest
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
+from images.models import Image
 
 log = structlog.get_logger("geekhub.api")
 
@@ -183,3 +184,33 @@ class GenerationView(AsyncAPIView):
         if found is None:
             raise ApiError("not_found", f"There is no request {wanted[:40]!r}.", "id")
         return Response(answers.audit(found, self.raw.gateway.store))
+
+
+class PicturesView(AsyncAPIView):
+    """DELETE /v1/images/{request id}[/{index}]"""
+
+    http_method_names = ["delete"]
+
+    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+        gateway = self.raw.gateway
+        marked = await gateway.db.run(self.mark, **kwargs)
+        gone = await gallery.purge(gateway.store, marked)
+        await gateway.db.run(gallery.mark_purged, gone)
+        return Response(
+            {
+                "id": kwargs["request_id"],
+                "object": "image.deleted",
+                "deleted": [image.index for image in gone],
+                # Told to nobody any more; their objects go when the store is back.
+                "pending": [image.index for image in marked if image not in gone],
+            }
+        )
+
+    def mark(self, request_id: str, index: str | None = None) -> list[Image]:
+        """Authenticate and mark the pictures as deleted."""
+        self.initial(self.request)
+        found = status.find_generation(self.key, request_id)
+        number = None if index is None else int(index)
+        if found is None or (number is not None and number >= found.delivered):
+            raise ApiError("not_found", "There is no such picture.")
+        return gallery.mark_deleted(found, number)

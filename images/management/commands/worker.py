@@ -1,6 +1,8 @@
+import asyncio
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
@@ -8,7 +10,8 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import close_old_connections
 
 from geekhub.lib.liveness import departed
-from images import generation
+from images import gallery, gateway, generation, spool
+from images.models import Image
 
 log = logging.getLogger("geekhub.worker")
 
@@ -17,7 +20,8 @@ PAUSE_SECONDS = 5.0
 
 class Command(BaseCommand):
     help = (
-        "Run the background jobs until SIGTERM: settle what dead processes left. "
+        "Run the background jobs until SIGTERM: settle what dead processes left, upload pictures "
+        "that wait for the store, enforce retention, delete objects of deleted pictures. "
         "With --once do all that is due, print what was done, and exit."
     )
 
@@ -26,18 +30,25 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["once"]:
-            self.stdout.write(f"abandoned requests settled: {settle_abandoned()}")
+            for name, job in JOBS.items():
+                self.stdout.write(f"{name}: {job()}")
             return
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         while not stop.is_set():
-            close_old_connections()
-            try:
-                settle_abandoned()
-            except Exception:
-                # A round that fails is tried again; nothing of it is lost.
-                log.exception("a round failed")
+            for name, job in JOBS.items():
+                close_old_connections()
+                try:
+                    done = job()
+                except Exception:
+                    # A job that fails is done in the next round; nothing of it is lost.
+                    log.exception("the job %r failed", name)
+                else:
+                    if done:
+                        log.info("%s: %s", name, done)
+                if stop.is_set():
+                    break
             stop.wait(PAUSE_SECONDS)
 
 
@@ -47,3 +58,46 @@ def settle_abandoned() -> int:
     for owner in departed(settings.DATA_DIR / "run"):
         settled += generation.expire_abandoned([owner])
     return settled
+
+
+def upload_spooled() -> int:
+    """Upload the pictures that wait on this host; return how many."""
+    waiting = gateway.spool()
+    if waiting is None:
+        return 0
+
+    async def upload() -> int:
+        store = gateway.bare_store()
+        try:
+            return await spool.upload(waiting, store)
+        finally:
+            await waiting.files.aclose()
+            await store.aclose()
+
+    return asyncio.run(upload())
+
+
+def purge_deleted() -> int:
+    """Delete the objects of deleted pictures, a batch a round; return how many are gone."""
+    marked = gallery.to_purge()
+    if not marked:
+        return 0
+
+    async def purge() -> list[Image]:
+        store = gateway.image_store()
+        try:
+            return await gallery.purge(store, marked)
+        finally:
+            await store.aclose()
+
+    gone = asyncio.run(purge())
+    gallery.mark_purged(gone)
+    return len(gone)
+
+
+JOBS: dict[str, Callable[[], int]] = {
+    "abandoned requests settled": settle_abandoned,
+    "waiting pictures uploaded": upload_spooled,
+    "pictures past their retention": gallery.enforce_retention,
+    "deleted pictures purged": purge_deleted,
+}

@@ -1,0 +1,23 @@
+"""Checks at deployment: `manage.py check --deploy`."""
+
+from typing import Any
+
+from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.files.storage import storages
+
+from images import pictures
+from images.storage import StorageError, SupabaseStorage
+
+
+@register(deploy=True)
+def bucket(app_configs: Any, **options: Any) -> list[CheckMessage]:
+    """Return what is wrong with the bucket; nothing when pictures are kept locally."""
+    store = storages["images"]
+    if not isinstance(store, SupabaseStorage):
+        return []
+    types = [mime_type for mime_type, _ in pictures.FORMATS.values()]
+    try:
+        differences = store.bucket_differences(size_limit=pictures.MAX_BYTES, mime_types=types)
+    except (StorageError, FileNotFoundError) as error:
+        return [Error(f"The bucket cannot be used: {error}", id="images.E001")]
+    return [Warning(f"The bucket: {one}", id="images.W001") for one in differences]

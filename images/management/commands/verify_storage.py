@@ -1,0 +1,29 @@
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from django.core.files.storage import storages
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from images import gallery, gateway
+
+
+class Command(BaseCommand):
+    help = (
+        "Compare every picture's row with its object: prints one line per difference, "
+        "`missing`, `wrong size`, `undeleted` (removed now) or `orphan`. Exits 1 when any is left."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--since", type=date.fromisoformat, metavar="DATE", help="UTC, included"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        since = options["since"] and datetime.combine(options["since"], time(), UTC)
+        left = 0
+        for finding in gallery.verify(storages["images"], gateway.spool(), since=since):
+            left += not finding.repaired
+            done = " (removed)" if finding.repaired else ""
+            self.stdout.write(f"{finding.kind}: {finding.name}{done}")
+        if left:
+            raise CommandError(f"{left} differences are left")

@@ -1,0 +1,123 @@
+"""Pictures that wait on this host until the store is back.
+
+With STORAGE_OUTAGE=spool an outage of the store costs a customer nothing: the picture is kept
+here, its final URL is answered, the pages serve that path meanwhile, and the worker of this host
+uploads it. A file here is the only record of that; there is no row to disagree with it.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from images import pictures
+from images.storage import ImageStore, LocalStorage, NameTaken, StorageError, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class SpoolFull(StorageUnavailable):
+    """The spool has reached its bound; the picture is not kept."""
+
+
+class Spool:
+    """A bounded folder of pictures under the names they will have in the store."""
+
+    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self.files = LocalStorage(location=folder)
+
+    def size(self) -> int:
+        """Return the bytes waiting."""
+        return sum(path.stat().st_size for path in self._paths())
+
+    def names(self) -> Iterator[str]:
+        """Yield the names waiting, oldest first."""
+        for path in sorted(self._paths(), key=lambda path: path.stat().st_mtime):
+            yield path.relative_to(self._folder).as_posix()
+
+    async def put(self, name: str, data: bytes, content_type: str) -> None:
+        """Keep a picture; raises SpoolFull."""
+        if await asyncio.to_thread(self.size) + len(data) > self._max_bytes:
+            raise SpoolFull(f"the spool holds its {self._max_bytes} bytes")
+        await self.files.asave(name, data, content_type)
+
+    def read(self, name: str) -> bytes:
+        """Return a waiting picture; raises FileNotFoundError."""
+        with self.files.open(name) as file:
+            data: bytes = file.read()
+        return data
+
+    def _paths(self) -> Iterator[Path]:
+        for folder, _, files in os.walk(self._folder):
+            for file in files:
+                if not file.startswith("."):
+                    yield Path(folder, file)
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolingStore:
+    """A store whose outages are bridged by a spool; an ImageStore itself."""
+
+    store: ImageStore
+    spool: Spool
+
+    async def asave(
+        self, name: str, data: bytes, content_type: str, deadline: float | None = None
+    ) -> str:
+        """Keep `data` in the store or, while that is away, in the spool."""
+        try:
+            return await self.store.asave(name, data, content_type, deadline)
+        except StorageUnavailable as error:
+            log.error("%s waits in the spool: %s", name, error)
+            await self.spool.put(name, data, content_type)
+            return name
+
+    async def aread(self, name: str) -> bytes:
+        """Return the bytes from the spool or the store."""
+        try:
+            return await self.spool.files.aread(name)
+        except FileNotFoundError:
+            return await self.store.aread(name)
+
+    async def adelete(self, name: str) -> None:
+        """Delete from both."""
+        await self.spool.files.adelete(name)
+        await self.store.adelete(name)
+
+    async def probe(self) -> None:
+        """Return when a picture can be kept: the spool counts."""
+        await self.spool.files.probe()
+
+    async def aclose(self) -> None:
+        """Close both."""
+        await self.spool.files.aclose()
+        await self.store.aclose()
+
+    def url(self, name: str | None) -> str:
+        """Return the final address, also of a picture that still waits."""
+        return self.store.url(name)
+
+
+async def upload(spool: Spool, store: ImageStore) -> int:
+    """Upload what waits, oldest first; return how many. Stops at the first that fails.
+
+    Doing it twice, or on top of an upload whose answer was lost, changes nothing: a name is used
+    by one picture only, so one that is taken is this one.
+    """
+    uploaded = 0
+    for name in list(spool.names()):
+        data = await asyncio.to_thread(spool.read, name)
+        try:
+            await store.asave(name, data, pictures.inspect(data).mime_type)
+        except NameTaken:
+            log.info("%s was uploaded before", name)
+        except StorageError as error:
+            log.warning("the store is still away: %s", error)
+            break
+        await spool.files.adelete(name)
+        uploaded += 1
+    return uploaded

@@ -1,0 +1,559 @@
+"""What all providers share: fan-out, retries, the circuit, and the errors of a call."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import httpx
+import pytest
+from aiohttp import web
+
+from geekhub.lib import http
+from images.pictures import inspect
+from images.providers import base
+from images.providers.base import (
+    Answer,
+    Circuit,
+    HttpProvider,
+    ImageRequest,
+    Item,
+    PartialImage,
+    Provider,
+    ProviderError,
+    ProviderImage,
+    Shortfall,
+    refused,
+    rejected,
+    split,
+    unavailable,
+)
+from images.providers.downloads import Downloads
+from tests.emulators.base import make_picture
+from tests.images.providers import images, shortfalls
+from tests.lib import dead_port, saying, serving
+
+PICTURE = inspect(make_picture(8, 8, "png"))
+
+type Script = Callable[[ImageRequest, int], AsyncIterator[Item]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Scripted(Provider):
+    """A provider that does what a test says, call by call."""
+
+    name: ClassVar[str] = "scripted"
+    script: Script
+    calls: list[ImageRequest] = field(default_factory=list)
+
+    async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        self.calls.append(request)
+        async for item in self.script(request, len(self.calls)):
+            yield item
+
+
+@dataclass(slots=True, kw_only=True)
+class TwoAtOnce(Scripted):
+    """The same, with at most two calls at once."""
+
+    parallel: ClassVar[int] = 2
+
+
+def request(*, seconds: float = 60, **fields: Any) -> ImageRequest:
+    fields = {"model": "any/model", "upstream_id": "any", "prompt": "a red kite", **fields}
+    return ImageRequest(deadline=asyncio.get_running_loop().time() + seconds, **fields)
+
+
+def draw(provider: Provider, **fields: Any) -> list[Item]:
+    async def main() -> list[Item]:
+        return [item async for item in provider.generate(request(**fields))]
+
+    return asyncio.run(main())
+
+
+async def deliver(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+    for index in range(request.n):
+        yield ProviderImage(PICTURE, index)
+
+
+def failing(error: ProviderError, *, times: int = 1000) -> Script:
+    """Fail the first calls with an error, then deliver."""
+
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        if number <= times:
+            raise error
+        async for item in deliver(request, number):
+            yield item
+
+    return script
+
+
+AGAIN = {"retryable": True, "retry_after": 0.0}
+
+
+# --- Fan-out ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "per_call", "parts"),
+    [
+        (1, 1, [(0, 1, 7)]),
+        (1, 8, [(0, 1, 7)]),
+        (8, 8, [(0, 8, 7)]),
+        (3, 1, [(0, 1, 7), (1, 1, 8), (2, 1, 9)]),
+        (8, 3, [(0, 3, 7), (3, 3, 10), (6, 2, 13)]),
+        (8, 4, [(0, 4, 7), (4, 4, 11)]),
+    ],
+)
+def test_a_request_is_split_into_calls_with_a_seed_each(
+    n: int, per_call: int, parts: list[tuple[int, int, int]]
+) -> None:
+    whole = ImageRequest(
+        model="m", upstream_id="u", prompt="p", deadline=9, n=n, per_call=per_call, seed=7
+    )
+    assert [(start, part.n, part.seed) for start, part in split(whole)] == parts
+    assert {(part.model, part.prompt, part.deadline) for _, part in split(whole)} == {("m", "p", 9)}
+
+
+def test_without_a_seed_no_call_has_one() -> None:
+    whole = ImageRequest(model="m", upstream_id="u", prompt="p", deadline=9, n=3)
+    assert [part.seed for _, part in split(whole)] == [None] * 3
+
+
+def test_pictures_of_all_calls_are_numbered_through() -> None:
+    provider = Scripted(script=deliver)
+    items = draw(provider, n=8, per_call=3)
+    assert sorted(item.index for item in images(items)) == list(range(8))
+    assert len(provider.calls) == 3
+
+
+def test_the_calls_of_a_request_run_at_the_same_time() -> None:
+    everybody = asyncio.Barrier(8)
+
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        await everybody.wait()
+        yield ProviderImage(PICTURE)
+
+    assert len(images(draw(Scripted(script=script), n=8))) == 8
+
+
+def test_no_more_calls_run_at_once_than_the_provider_allows() -> None:
+    running = peak = 0
+
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        nonlocal running, peak
+        running += 1
+        peak = max(peak, running)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        yield ProviderImage(PICTURE)
+
+    assert len(images(draw(TwoAtOnce(script=script), n=8))) == 8
+    assert peak == 2
+
+
+def test_a_picture_is_passed_on_as_soon_as_it_is_there() -> None:
+    async def main() -> None:
+        second = asyncio.Event()
+
+        async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+            if number == 2:
+                await second.wait()
+            yield ProviderImage(PICTURE)
+
+        items = Scripted(script=script).generate(request(n=2))
+        assert isinstance(await anext(items), ProviderImage)
+        second.set()
+        assert isinstance(await anext(items), ProviderImage)
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+
+    asyncio.run(main())
+
+
+def test_whoever_stops_listening_ends_all_calls() -> None:
+    async def main() -> None:
+        ended = []
+
+        async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+            try:
+                if number > 1:
+                    await asyncio.Event().wait()
+                yield ProviderImage(PICTURE)
+            finally:
+                ended.append(number)
+
+        provider = Scripted(script=script)
+        items = provider.generate(request(n=4))
+        await anext(items)
+        await items.aclose()
+        assert sorted(ended) == [1, 2, 3, 4]
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert provider.circuit.state == "closed"
+
+    asyncio.run(main())
+
+
+# --- Shortfalls -------------------------------------------------------------------------------
+
+
+def test_what_does_not_come_is_counted_and_explained() -> None:
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        if number == 1:
+            raise refused("prompt")
+        yield ProviderImage(PICTURE, 0)
+        if number == 2:
+            raise unavailable(charged=True)
+        yield ProviderImage(PICTURE, 1)
+        yield Shortfall(refused("output", charged=True), 1)
+
+    items = draw(Scripted(script=script), n=9, per_call=3)
+    assert sorted(image.index for image in images(items)) == [3, 6, 7]
+    told = sorted((one.error.code, one.error.stage, one.count) for one in shortfalls(items))  # type: ignore[type-var]
+    assert [(code, count) for code, _, count in told] == [
+        ("content_policy_violation", 1),
+        ("content_policy_violation", 3),
+        ("provider_unavailable", 2),
+    ]
+
+
+def test_a_fault_of_ours_is_raised_and_leaves_the_circuit_usable() -> None:
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        if number == 1:
+            raise KeyError("ours")
+        yield ProviderImage(PICTURE)
+
+    provider = Scripted(script=script)
+    provider.circuit = Circuit(pause=0, failures=5, opened_at=0.0)
+    with pytest.raises(KeyError):
+        draw(provider)
+    assert provider.circuit.state == "half-open"
+    assert len(images(draw(provider))) == 1
+    assert provider.circuit.state == "closed"
+
+
+# --- Retries ----------------------------------------------------------------------------------
+
+
+def test_a_call_that_may_be_repeated_is() -> None:
+    provider = Scripted(script=failing(unavailable(**AGAIN), times=2))
+    assert len(images(draw(provider))) == 1
+    assert len(provider.calls) == 3
+    assert provider.circuit.failures == 0
+
+
+def test_a_request_has_two_retries_over_all_its_calls() -> None:
+    provider = Scripted(script=failing(unavailable(**AGAIN)))
+    provider.circuit = Circuit(failures=-100)
+    items = draw(provider, n=4)
+    assert len(provider.calls) == 4 + 2
+    assert [one.count for one in shortfalls(items)] == [1] * 4
+    assert images(items) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        unavailable(retry_after=0),
+        unavailable(retryable=True, charged=True, retry_after=0),
+        refused("prompt"),
+        rejected("size"),
+        unavailable(retryable=True, retry_after=base.LONGEST_PAUSE + 1),
+    ],
+    ids=["not retryable", "charged", "refused", "rejected", "asked to wait too long"],
+)
+def test_what_cannot_help_or_may_cost_twice_is_not_repeated(error: ProviderError) -> None:
+    provider = Scripted(script=failing(error))
+    (shortfall,) = draw(provider, n=1)
+    assert shortfall == Shortfall(error, 1)
+    assert len(provider.calls) == 1
+
+
+def test_a_call_that_delivered_something_is_not_repeated() -> None:
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        yield ProviderImage(PICTURE)
+        raise unavailable(**AGAIN)
+
+    provider = Scripted(script=script)
+    items = draw(provider, n=3, per_call=3)
+    assert (len(images(items)), [one.count for one in shortfalls(items)]) == (1, [2])
+    assert len(provider.calls) == 1
+
+
+def test_an_early_view_is_nothing_delivered() -> None:
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        yield PartialImage(PICTURE, 0)
+        if number == 1:
+            raise unavailable(**AGAIN)
+        yield ProviderImage(PICTURE)
+
+    provider = Scripted(script=script)
+    assert len(images(draw(provider))) == 1
+    assert len(provider.calls) == 2
+
+
+@pytest.mark.parametrize(("retry_after", "least"), [(0.05, 0.05), (None, 0.25)])
+def test_a_retry_waits_as_long_as_it_was_asked_to(retry_after: float | None, least: float) -> None:
+    provider = Scripted(
+        script=failing(unavailable(retryable=True, retry_after=retry_after), times=1)
+    )
+    began = time.monotonic()
+    assert len(images(draw(provider))) == 1
+    assert least <= time.monotonic() - began < least + 2
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.3, 1), (0.0, 1), (20.0, 2)])
+def test_a_retry_that_leaves_no_time_to_draw_is_not_made(seconds: float, calls: int) -> None:
+    provider = Scripted(script=failing(unavailable(retryable=True, retry_after=0.2), times=1))
+    draw(provider, seconds=seconds)
+    assert len(provider.calls) == calls
+
+
+# --- The circuit ------------------------------------------------------------------------------
+
+
+def test_the_circuit_opens_at_the_fifth_failure_in_a_row() -> None:
+    circuit = Circuit()
+    assert [circuit.failed(at_once=False) for _ in range(4)] == [False] * 4
+    assert (circuit.state, circuit.admit()) == ("closed", True)
+    assert circuit.failed(at_once=False) is True
+    assert (circuit.state, circuit.admit()) == ("open", False)
+    # It has opened already.
+    assert circuit.failed(at_once=False) is False
+
+
+def test_one_success_starts_the_count_anew() -> None:
+    circuit = Circuit()
+    for _ in range(3):
+        for _ in range(4):
+            circuit.failed(at_once=False)
+        circuit.succeeded()
+    assert circuit.state == "closed"
+
+
+def test_a_fault_of_our_account_opens_the_circuit_at_once() -> None:
+    circuit = Circuit()
+    assert circuit.failed(at_once=True) is True
+    assert circuit.state == "open"
+
+
+def test_after_the_pause_one_call_is_let_through() -> None:
+    circuit = Circuit(pause=3600)
+    circuit.failed(at_once=True)
+    assert circuit.state == "open"
+    assert circuit.opened_at is not None
+    circuit.opened_at -= 3600
+    assert circuit.state == "half-open"
+    assert [circuit.admit() for _ in range(3)] == [True, False, False]
+    assert circuit.state == "open"
+
+
+def test_the_probes_outcome_decides() -> None:
+    def probing() -> Circuit:
+        circuit = Circuit(pause=3600)
+        circuit.failed(at_once=True)
+        circuit.opened_at = time.monotonic() - 3600
+        assert circuit.admit()
+        return circuit
+
+    good, bad, silent = probing(), probing(), probing()
+    good.succeeded()
+    assert (good.state, good.failures) == ("closed", 0)
+    bad.failed(at_once=False)
+    assert (bad.state, bad.admit()) == ("open", False)
+    silent.abandoned()
+    assert (silent.state, silent.admit()) == ("half-open", True)
+
+
+def test_an_open_circuit_calls_nobody() -> None:
+    provider = Scripted(script=deliver)
+    provider.circuit.failed(at_once=True)
+    (shortfall,) = draw(provider, n=4, per_call=4)
+    assert isinstance(shortfall, Shortfall)
+    assert (shortfall.count, shortfall.error.code) == (4, "provider_unavailable")
+    assert (shortfall.error.charged, shortfall.error.retryable) == (False, False)
+    assert provider.calls == []
+
+
+def test_an_outage_opens_the_circuit_and_a_refusal_does_not() -> None:
+    down = Scripted(script=failing(unavailable()))
+    for _ in range(7):
+        draw(down)
+    assert len(down.calls) == 5
+    assert down.circuit.state == "open"
+    strict = Scripted(script=failing(refused("prompt")))
+    for _ in range(7):
+        draw(strict)
+    assert (len(strict.calls), strict.circuit.state) == (7, "closed")
+
+
+def test_a_fault_of_our_account_stops_the_other_calls_of_the_request() -> None:
+    provider = TwoAtOnce(script=failing(unavailable(account=True, detail="bad key")))
+    items = draw(provider, n=8)
+    assert sum(one.count for one in shortfalls(items)) == 8
+    assert len(provider.calls) <= 2
+    assert provider.circuit.state == "open"
+
+
+# --- One call over HTTP -----------------------------------------------------------------------
+
+
+class Posting(HttpProvider):
+    """A provider whose only call posts."""
+
+    name = "posting"
+
+    async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
+        yield PartialImage(PICTURE, 0)
+
+
+def post(origin_of: Any, *, read: float = 5, images: int = 1) -> Answer:
+    async def main() -> Answer:
+        async with origin_of() as origin:
+            client = http.client(base_url=origin, connect=2, read=read)
+            downloads = Downloads([])
+            provider = Posting(http=client, downloads=downloads)
+            try:
+                return await provider.post("/draw", {"n": 1}, images=images, headers={"X-A": "b"})
+            finally:
+                await provider.aclose()
+                await downloads.aclose()
+
+    return asyncio.run(main())
+
+
+async def _echo(request: web.BaseRequest) -> web.Response:
+    headers = {"X-Type": request.headers["Content-Type"], "X-Ours": request.headers["X-A"]}
+    return web.Response(body=await request.read(), status=402, headers=headers)
+
+
+async def _big(request: web.BaseRequest) -> web.StreamResponse:
+    reply = web.StreamResponse()
+    await reply.prepare(request)
+    for _ in range(base.ANSWER_BYTES_PER_PICTURE // 2**20 + 1):
+        await reply.write(b" " * 2**20)
+    return reply
+
+
+def test_the_whole_answer_is_returned_whatever_its_status() -> None:
+    answer = post(lambda: serving(_echo))
+    assert (answer.status, answer.json()) == (402, {"n": 1})
+    assert answer.headers["x-type"] == "application/json"
+    assert answer.headers["x-ours"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("origin_of", "read"),
+    [
+        (lambda: saying(b""), 5),
+        (lambda: saying(b"", hang=True), 0.05),
+        (lambda: saying(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"), 5),
+        (lambda: serving(_big), 5),
+    ],
+    ids=["closed", "silent", "cut", "too large"],
+)
+def test_an_answer_that_does_not_arrive_whole_may_have_been_charged(
+    origin_of: Any, read: float
+) -> None:
+    with pytest.raises(ProviderError) as caught:
+        post(origin_of, read=read)
+    assert caught.value.code == "provider_unavailable"
+    assert (caught.value.charged, caught.value.retryable) == (True, False)
+
+
+def test_the_limit_grows_with_the_pictures_asked_for() -> None:
+    assert len(post(lambda: serving(_big), images=2).body) > base.ANSWER_BYTES_PER_PICTURE
+
+
+def test_a_request_that_was_never_sent_is_safe_to_repeat() -> None:
+    class Nowhere:
+        async def __aenter__(self) -> str:
+            return f"http://127.0.0.1:{dead_port()}"
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    with pytest.raises(ProviderError) as caught:
+        post(Nowhere)
+    assert (caught.value.charged, caught.value.retryable) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unsent"),
+    [
+        (httpx.ConnectError, True),
+        (httpx.ConnectTimeout, True),
+        (httpx.ReadTimeout, False),
+        (httpx.ReadError, False),
+        (httpx.WriteError, False),
+        (httpx.RemoteProtocolError, False),
+        (httpx.PoolTimeout, False),
+        (httpx.DecodingError, False),
+    ],
+)
+def test_a_lost_call_is_charged_unless_it_was_never_sent(
+    kind: type[httpx.HTTPError], unsent: bool
+) -> None:
+    error = base.lost(kind("why"))
+    assert (error.code, error.retryable, error.charged) == (
+        "provider_unavailable",
+        unsent,
+        not unsent,
+    )
+    assert error.detail == f"{kind.__name__}: why"
+
+
+# --- Small parts ------------------------------------------------------------------------------
+
+
+def test_bytes_are_a_picture_or_an_error_that_may_cost() -> None:
+    image = base.picture(PICTURE.data, index=2, revised_prompt="")
+    assert (image.picture, image.index, image.revised_prompt) == (PICTURE, 2, None)
+    with pytest.raises(ProviderError) as caught:
+        base.picture(b"<html>")
+    assert (caught.value.code, caught.value.charged) == ("provider_unavailable", True)
+
+
+@pytest.mark.parametrize("text", [None, 7, "", "not base64!", "YQ", "YQ==\n", "ä"])
+def test_a_text_is_base64_or_an_error_that_may_cost(text: object) -> None:
+    assert base.decode(base64.b64encode(b"bytes").decode()) == b"bytes"
+    if text == "":
+        assert base.decode(text) == b""
+        return
+    with pytest.raises(ProviderError) as caught:
+        base.decode(text)
+    assert (caught.value.code, caught.value.charged) == ("provider_unavailable", True)
+
+
+@pytest.mark.parametrize(
+    ("headers", "text", "seconds"),
+    [
+        ({}, "", None),
+        ({"retry-after": "7"}, "", 7.0),
+        ({"retry-after": "0.5"}, "", 0.5),
+        ({"retry-after-ms": "250", "retry-after": "7"}, "", 0.25),
+        ({"retry-after": "-3"}, "", 0.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, "", None),
+        ({"retry-after": "soon"}, "try again in 2s", 2.0),
+        ({}, "Please try again in 1.5s.", 1.5),
+        ({}, "Please try again in 20ms.", 0.02),
+        ({}, "Please try again in 12 s", 12.0),
+        ({}, "Please try again in 6m0s.", None),
+        ({}, "Please try again in ..s", None),
+        ({}, "Please try again in 1.2.3s", None),
+        ({}, "try again later", None),
+    ],
+)
+def test_how_long_an_upstream_asks_us_to_wait(
+    headers: dict[str, str], text: str, seconds: float | None
+) -> None:
+    assert base.retry_after(headers, text) == seconds
+
+
+def test_an_answer_that_is_no_json_is_none() -> None:
+    assert Answer(200, {}, b'{"a": 1}').json() == {"a": 1}
+    assert Answer(200, {}, b"<html>").json() is None
+    assert Answer(200, {}, b"\xff").json() is None

@@ -1,0 +1,181 @@
+"""The store goes away under load: nothing charged that cannot be fetched, and it heals itself."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
+from typing import Any
+
+import httpx
+import pytest
+from django.core.files.storage import storages
+from django.core.management import CommandError, call_command
+from pytest_django.fixtures import Settings
+
+from accounts.keys import NewKey
+from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
+from images import gateway
+from images.models import Generation, Image
+from tests.emulators.supabase import SupabaseEmulator, Trouble
+from tests.server import Api, AppServer
+
+
+@pytest.fixture
+def supabase() -> Iterator[SupabaseEmulator]:
+    """Supabase Storage with an empty public bucket."""
+    with SupabaseEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def remote(
+    settings: Settings, serve: Callable[[], AppServer], supabase: SupabaseEmulator
+) -> Iterator[Callable[[], AppServer]]:
+    """Keep pictures in Supabase; start the application when called."""
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "images": {
+            "BACKEND": "images.storage.SupabaseStorage",
+            "OPTIONS": {
+                "url": supabase.url,
+                "key": supabase.secret_key,
+                "bucket": "generated-images",
+                "attempts": 2,
+                "backoff": 0.01,
+            },
+        },
+    }
+    yield serve
+    storages["images"].close()
+
+
+def burst(app: AppServer, key: NewKey, count: int) -> list[httpx.Response]:
+    """Return the answers to `count` requests sent together."""
+
+    def draw(_: int) -> httpx.Response:
+        client = Api(app.origin, key.secret)
+        try:
+            return client.draw()
+        finally:
+            client.http.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(draw, range(count)))
+
+
+def test_a_picture_is_public_in_the_bucket_under_its_final_name(
+    remote: Callable[[], AppServer], supabase: SupabaseEmulator, live_key: NewKey
+) -> None:
+    (answer,) = burst(remote(), live_key, 1)
+
+    row = answer.json()["data"][0]
+    name = Image.objects.get().name
+    assert row["url"] == f"{supabase.url}/storage/v1/object/public/generated-images/{name}"
+    picture = httpx.get(row["url"])
+    assert picture.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert len(picture.content) == row["bytes"]
+    assert len(supabase.uploads) == 1
+
+
+def test_an_outage_releases_and_charges_nothing_by_default(
+    remote: Callable[[], AppServer], supabase: SupabaseEmulator, live_key: NewKey
+) -> None:
+    app = remote()
+    supabase.always(Trouble(error="502_html"))
+
+    answers = burst(app, live_key, 10)
+
+    assert {answer.status_code for answer in answers} == {500}
+    assert {answer.json()["error"]["code"] for answer in answers} == {"internal_error"}
+    assert not LedgerEntry.objects.filter(kind="consumption").exists()
+    assert not Image.objects.exists()
+    assert set(Hold.objects.values_list("state", flat=True)) == {HoldState.RELEASED}
+    assert BillingAccount.objects.get().held_micro == 0
+
+    supabase.reset()
+    assert {answer.status_code for answer in burst(app, live_key, 3)} == {200}
+
+
+def test_with_a_spool_an_outage_costs_nobody_anything(
+    remote: Callable[[], AppServer],
+    supabase: SupabaseEmulator,
+    live_key: NewKey,
+    settings: Settings,
+) -> None:
+    settings.STORAGE_OUTAGE = "spool"
+    app = remote()
+    supabase.refuse_connections()
+
+    answers = burst(app, live_key, 10)
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert LedgerEntry.objects.filter(kind="consumption").count() == 10
+    urls = [answer.json()["data"][0]["url"] for answer in answers]
+    for url in urls:
+        waiting = httpx.get(app.origin + "/storage/" + url.partition("/storage/")[2])
+        assert (waiting.status_code, waiting.headers["content-type"]) == (200, "image/png")
+    call_command("worker", "--once")
+    spool = gateway.spool()
+    assert spool is not None
+    assert len(list(spool.names())) == 10, "still away, nothing lost"
+
+    supabase.accept_connections()
+    call_command("worker", "--once")
+    call_command("worker", "--once")
+
+    assert list(spool.names()) == []
+    assert len(supabase.objects) == 10
+    assert {httpx.get(url).status_code for url in urls} == {200}
+    assert Generation.objects.filter(status="succeeded").count() == 10
+
+
+def test_a_full_spool_releases(
+    remote: Callable[[], AppServer],
+    supabase: SupabaseEmulator,
+    live_key: NewKey,
+    settings: Settings,
+) -> None:
+    settings.STORAGE_OUTAGE = "spool"
+    settings.SPOOL_MAX_BYTES = 100
+    app = remote()
+    supabase.refuse_connections()
+
+    (answer,) = burst(app, live_key, 1)
+
+    assert answer.status_code == 500
+    assert not LedgerEntry.objects.filter(kind="consumption").exists()
+
+
+def test_verify_storage_finds_what_is_missing_wrong_or_nobodys(
+    remote: Callable[[], AppServer], supabase: SupabaseEmulator, live_key: NewKey
+) -> None:
+    burst(remote(), live_key, 3)
+    out = StringIO()
+    call_command("verify_storage", stdout=out)
+    assert out.getvalue() == ""
+    missing, wrong, _ = Image.objects.order_by("pk")
+    storages["images"].delete(missing.name)
+    Image.objects.filter(pk=wrong.pk).update(bytes=1)
+
+    with pytest.raises(CommandError, match="2 differences"):
+        call_command("verify_storage", stdout=out)
+
+    assert out.getvalue().splitlines() == [
+        f"missing: {missing.name}",
+        f"wrong size: {wrong.name}",
+    ]
+
+
+def test_ensure_bucket_creates_and_then_finds_nothing_to_do(
+    remote: Any, supabase: SupabaseEmulator
+) -> None:
+    supabase.drop_bucket()
+    out = StringIO()
+
+    call_command("ensure_bucket", stdout=out)
+    call_command("ensure_bucket", stdout=out)
+
+    assert out.getvalue() == ""
+    supabase.make_private()
+    with pytest.raises(CommandError, match="not as it should be"):
+        call_command("ensure_bucket", stdout=out)
+    assert out.getvalue().splitlines() == ["public is False, should be True"]
