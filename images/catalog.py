@@ -14,6 +14,8 @@ from geekhub.lib import money
 OWNERS = {"openai": "OpenAI", "google": "Google", "xai": "xAI", "fal": "fal.ai"}
 MAX_N = 8
 MAX_PROMPT = 4000
+# The most pictures an edit may start from.
+MAX_INPUTS = 16
 
 
 class Status(StrEnum):
@@ -31,7 +33,9 @@ class ImageModel:
     `sizes` maps each size a request may name to the size drawn for it, both `WIDTHxHEIGHT` in
     pixels; the first is the default. `qualities` maps what a request may say to the provider's
     word for it; empty means the model has none. `formats` are those the provider can be asked
-    for; empty means it decides. `per_call` is the most pictures one upstream call returns.
+    for; empty means it decides. `per_call` is the most pictures one upstream call returns, `edits`
+    the most an edit may start from: none means that the model cannot edit. `masks` and `fidelity`
+    tell whether an edit may have a mask and an `input_fidelity`.
     `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
     have switched it off, `successor` the id to use instead.
     """
@@ -55,7 +59,9 @@ class ImageModel:
     transparent: bool = False
     moderation: bool = False
     partial_images: bool = False
-    edits: bool = False
+    edits: int = 0
+    masks: bool = False
+    fidelity: bool = False
     status: Status = Status.LIVE
     shutdown_date: date | None = None
     upstream_off: date | None = None
@@ -177,7 +183,8 @@ _ROWS = [
         name="GPT Image 1", good_for="newest, high quality",
         price_micro=_usd("0.19"), p50_seconds=15, p95_seconds=45, created=date(2025, 4, 23),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
-        transparent=True, moderation=True, partial_images=True, edits=True,
+        transparent=True, moderation=True, partial_images=True,
+        edits=MAX_INPUTS, masks=True, fidelity=True,
         upstream_off=date(2026, 10, 23), successor="openai/gpt-image-2.5-sunburst",
     ),
     ImageModel(
@@ -239,7 +246,7 @@ _ROWS = [
         name="GPT Image 2", good_for="highest quality",
         price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
-        moderation=True, partial_images=True, edits=True,
+        moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
     ),
     ImageModel(
         id="openai/gpt-image-2.5-sunburst", provider="openai",
@@ -247,7 +254,7 @@ _ROWS = [
         name="GPT Image 2.5 Sunburst", good_for="quality at a low price",
         price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
         sizes=GPT_SIZES, per_call=8, qualities=PINNED_QUALITIES, formats=("png", "jpeg", "webp"),
-        moderation=True, partial_images=True, edits=True,
+        moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
     ),
     ImageModel(
         id="google/gemini-nano-banana-2.1", provider="google",
@@ -267,13 +274,13 @@ _ROWS = [
         id="xai/grok-imagine-image", provider="xai", upstream_id="grok-imagine-image",
         name="Grok Imagine", good_for="photorealism",
         price_micro=_usd("0.02"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
-        sizes=GROK_SIZES, per_call=8,
+        sizes=GROK_SIZES, per_call=8, edits=1,
     ),
     ImageModel(
         id="xai/grok-imagine-image-2.0", provider="xai", upstream_id="grok-imagine-image-2.0",
         name="Grok Imagine 2.0", good_for="photorealism, fine detail",
         price_micro=_usd("0.06"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),
-        sizes=GROK_SIZES, per_call=8, qualities=GROK_QUALITIES,
+        sizes=GROK_SIZES, per_call=8, qualities=GROK_QUALITIES, edits=1,
     ),
 ]
 # fmt: on

@@ -1,9 +1,11 @@
 """Pictures as bytes: what they are is read from the bytes, never from a name or a header."""
 
+import hashlib
 import io
+import os
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image as Pillow
 
@@ -47,6 +49,69 @@ class Picture:
     def is_a(self, output_format: str) -> bool:
         """Return whether the picture is a `png`, `jpeg` or `webp`."""
         return self.mime_type == f"image/{output_format}"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture that was sent to us, in an open file that nobody else writes; sizes in pixels.
+
+    It stays on disk while its request waits, and is read where and when it is needed.
+    """
+
+    file: IO[bytes]
+    mime_type: str
+    extension: str
+    width: int
+    height: int
+    sha256: str
+    alpha: bool
+
+    @classmethod
+    def of(cls, file: IO[bytes]) -> "Upload":
+        """Return the picture in a file; reads all of it. Raises NotAPicture."""
+        file.flush()
+        data = _Reader(file.fileno()).readall()
+        found = inspect(data)
+        with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
+            alpha = image.mode in ("RGBA", "LA")
+        return cls(
+            file=file,
+            mime_type=found.mime_type,
+            extension=found.extension,
+            width=found.width,
+            height=found.height,
+            sha256=hashlib.sha256(data).hexdigest(),
+            alpha=alpha,
+        )
+
+    def read(self) -> bytes:
+        """Return the bytes; not for the event loop."""
+        return self.reader().readall()
+
+    def reader(self) -> "_Reader":
+        """Return a file to read from the start, however many others read it at the same time."""
+        return _Reader(self.file.fileno())
+
+
+class _Reader(io.RawIOBase):
+    """Reads a descriptor with a position of its own; does not close it."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def readinto(self, buffer: Any) -> int:
+        data = os.pread(self._descriptor, len(buffer), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def inspect(data: bytes) -> Picture:

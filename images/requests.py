@@ -1,15 +1,32 @@
 """What a customer asks for, before it is known which model draws it."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import orjson
+
+from images.pictures import Upload
 
 AUTO = "auto"
 
 type Strategy = Literal["cheapest", "fastest", "balanced"]
 type OnRefusal = Literal["next", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The pictures an edit starts from; the mask's transparent parts are drawn anew."""
+
+    images: tuple[Upload, ...]
+    mask: Upload | None = None
+
+    def digests(self) -> dict[str, Any]:
+        """Return what tells these pictures from others."""
+        return {
+            "images": [image.sha256 for image in self.images],
+            "mask": self.mask.sha256 if self.mask else None,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +35,7 @@ class GenerationRequest:
 
     `models` are the ids in the order given, or `("auto",)`; `listed` tells that the body named a
     list or `auto`, whose answers say who drew. `max_cost_micro` is micro-USD for the whole request.
+    `inputs` make it an edit.
     """
 
     models: tuple[str, ...]
@@ -43,16 +61,34 @@ class GenerationRequest:
     max_cost_micro: int | None = None
     dry_run: bool = False
     tags: tuple[str, ...] = ()
+    inputs: Inputs | None = None
+    input_fidelity: str | None = None
 
     def fingerprint(self) -> str:
         """Return a digest that two requests share exactly when they ask for the same."""
-        return hashlib.sha256(orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        told = self._plain()
+        if self.inputs is not None:
+            told |= {"inputs": self.inputs.digests(), "input_fidelity": self.input_fidelity}
+        return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked beside models, prompt and tags, without what was not asked for."""
         hidden = {"models", "prompt", "tags", "user"}
-        return {
+        told = {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
+            for name, value in self._plain().items()
             if name not in hidden and value not in (None, False, (), 0)
         }
+        if self.inputs is None:
+            return told
+        told |= {"edit": True, "images": len(self.inputs.images)}
+        if self.inputs.mask is not None:
+            told["mask"] = True
+        if self.input_fidelity is not None:
+            told["input_fidelity"] = self.input_fidelity
+        return told
+
+    def _plain(self) -> dict[str, Any]:
+        """Return the fields that edits and generations share."""
+        own = {"inputs", "input_fidelity"}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in own}

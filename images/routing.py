@@ -11,7 +11,8 @@ from django.utils import timezone
 
 from images.catalog import CATALOG, MAX_N, ImageModel, Status, as_of
 from images.providers.base import ImageRequest, unavailable
-from images.requests import AUTO, GenerationRequest, Strategy
+from images.providers.ratios import nearest
+from images.requests import AUTO, GenerationRequest, Inputs, Strategy
 
 OPENAI_LEVELS = {"low", "medium", "high"}
 
@@ -91,6 +92,9 @@ class Candidate:
             # Providers get a name for the end user that means nothing outside.
             user=hashlib.sha256(asked.user.encode()).hexdigest()[:32] if asked.user else None,
             partial_images=asked.partial_images if model.partial_images else 0,
+            images=asked.inputs.images if asked.inputs else (),
+            mask=asked.inputs.mask if asked.inputs else None,
+            input_fidelity=asked.input_fidelity if model.fidelity else None,
         )
 
 
@@ -101,6 +105,11 @@ def listing() -> list[ImageModel]:
         as_of(row, today, retire_switched_off=settings.RETIRE_SWITCHED_OFF)
         for row in CATALOG.values()
     ]
+
+
+def editors() -> list[ImageModel]:
+    """Return the rows in service that can edit."""
+    return [row for row in listing() if row.edits and row.status != Status.RETIRED]
 
 
 def find(model_id: str) -> ImageModel:
@@ -121,15 +130,16 @@ def find(model_id: str) -> ImageModel:
 
 
 def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
-    """Return the ids a request names with the rows that serve them; all rows for a bare `auto`.
+    """Return the ids a request names with the rows that serve them.
 
-    Raises ModelNotFound.
+    For a bare `auto` these are all rows, or all that can edit. Raises ModelNotFound.
     """
     if request.models != (AUTO,):
         return [(model_id, find(model_id)) for model_id in request.models]
     if request.auto_candidates:
         return [(model_id, find(model_id)) for model_id in request.auto_candidates]
-    return [(row.id, row) for row in listing() if row.status != Status.RETIRED]
+    every = listing() if request.inputs is None else editors()
+    return [(row.id, row) for row in every if row.status != Status.RETIRED]
 
 
 def candidates(
@@ -206,6 +216,8 @@ def fit(
     """
     if len(request.prompt) > model.max_prompt:
         raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
+    if request.inputs is not None:
+        _fit_inputs(request.inputs, model)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         raise ModelUnfit(
             "size",
@@ -224,6 +236,18 @@ def fit(
         first = adjusted[0]
         raise ModelUnfit(first.param, f"strict: {first.why}")
     return adjusted
+
+
+def _fit_inputs(inputs: Inputs, model: ImageModel) -> None:
+    """Raise ModelUnfit when the model cannot start from these pictures."""
+    if not model.edits:
+        able = ", ".join(row.id for row in editors())
+        raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
+    if len(inputs.images) > model.edits:
+        what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
+        raise ModelUnfit("image", f"{model.id} starts from {what}.")
+    if inputs.mask is not None and not model.masks:
+        raise ModelUnfit("mask", f"{model.id} takes no mask.")
 
 
 def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> list[Adjustment]:
@@ -251,6 +275,8 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("background", request.background, None, "draws opaque backgrounds only.")
     if request.moderation == "low" and not model.moderation:
         note("moderation", request.moderation, None, "has no moderation setting.")
+    if request.input_fidelity == "high" and not model.fidelity:
+        note("input_fidelity", "high", None, "has no input_fidelity setting.")
     if request.output_compression is not None and request.output_format in (None, "png"):
         note(
             "output_compression",
@@ -262,7 +288,14 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
 
 
 def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
-    return model.default_size if request.size in (None, AUTO) else model.sizes[request.size]
+    if request.size not in (None, AUTO):
+        return model.sizes[request.size]
+    if request.inputs is None:
+        return model.default_size
+    # An edit keeps the shape of what it starts from, as far as the model has it.
+    first = request.inputs.images[0]
+    ratios = {size.replace("x", ":"): size for size in model.sizes.values()}
+    return ratios[nearest(f"{first.width}x{first.height}", ratios)]
 
 
 def _upstream_format(request: GenerationRequest, model: ImageModel, *, sandbox: bool) -> str | None:

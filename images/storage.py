@@ -1,8 +1,4 @@
-"""Where pictures are kept: a folder of this machine, or a bucket of Supabase Storage.
-
-Both are Django storage backends, for `STORAGES["images"]`, and both have the asynchronous calls of
-`ImageStore` for the request path. A name is `organization/request/index.extension`: unguessable,
-never used twice, the same in both stores.
+"""Pictures in a bucket of Supabase Storage, over its REST interface.
 
 What is said of Supabase's answers was observed on Supabase Storage, August 2026.
 """
@@ -14,238 +10,51 @@ import json
 import mimetypes
 import os
 import random
-import re
 import tempfile
 import threading
 import time
-import unicodedata
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation
+from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile, File
-from django.core.files.storage import FileSystemStorage, Storage
+from django.core.files.storage import Storage
 from django.utils import timezone
 from django.utils.deconstruct import deconstructible
 from django.utils.encoding import filepath_to_uri
 
-from geekhub.lib.http import USER_AGENT, AiohttpTransport, BodyTooLarge, read_at_most
+from geekhub.lib import http
+from geekhub.lib.http import USER_AGENT, BodyTooLarge, read_at_most
 from images import pictures
+from images.local_storage import (
+    NAMES,
+    ImageStore,
+    LocalStorage,
+    NameTaken,
+    StorageError,
+    StorageRefused,
+    StorageUnavailable,
+    ascii_name,
+    check_name,
+)
 
-# What Supabase accepts in a key.
-_ALLOWED = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
-_SEGMENT_BYTES = 255
-# How often another name is tried when one is taken.
-_NAMES = 5
-
-
-class StorageError(Exception):
-    """The store did not do what was asked."""
-
-
-class StorageUnavailable(StorageError):
-    """The store could not be reached, is overloaded or broken; the same call may succeed later."""
-
-
-class StorageRefused(StorageError):
-    """The store understood the call and will not do it, however often it is asked.
-
-    `status` is the HTTP status the store means and `code` its own word for the reason.
-    """
-
-    def __init__(self, message: str, *, status: int, code: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class NameTaken(StorageRefused):
-    """An object of this name exists already; nothing was written."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} exists already", status=409, code="KeyAlreadyExists")
-
-
-class ImageStore(Protocol):
-    """What the request path needs of a store. All raise StorageError when the store fails."""
-
-    async def asave(
-        self, name: str, data: bytes, content_type: str, deadline: float | None = None
-    ) -> str:
-        """Keep `data` under `name` and return the name; raises NameTaken, never overwrites.
-
-        `deadline` is the event loop's time after which StorageUnavailable is raised.
-        """
-
-    async def aread(self, name: str) -> bytes:
-        """Return the bytes kept under `name`. Raises FileNotFoundError."""
-
-    async def adelete(self, name: str) -> None:
-        """Delete `name`; a missing one is fine."""
-
-    async def probe(self) -> None:
-        """Return when the store can be used, raise StorageError when it cannot."""
-
-    async def aclose(self) -> None:
-        """Give back threads and connections; the next call makes new ones."""
-
-    def url(self, name: str | None) -> str:
-        """Return the address the picture is read from."""
-
-
-def check_name(name: str) -> str:
-    """Return `name` if every store can keep it. Raises SuspiciousFileOperation.
-
-    No segment starts with a dot: `..` would climb, and the local store's unfinished files do.
-    """
-    if not _ALLOWED.fullmatch(name):
-        raise SuspiciousFileOperation(f"{name!r} has characters the store does not allow")
-    for segment in name.split("/"):
-        if not segment or segment.startswith(".") or len(segment) > _SEGMENT_BYTES:
-            raise SuspiciousFileOperation(f"{name!r} has a segment the store does not allow")
-    return name
-
-
-def ascii_name(name: str) -> str:
-    """Return a file name of ASCII letters, digits, dots, dashes and underscores like `name`.
-
-    Django's own keeps the letters of every alphabet, which Supabase refuses.
-    """
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    path = PurePosixPath("_" + re.sub(r"[^\w.-]", "", plain.strip().replace(" ", "_")))
-    return (path.stem[1:].strip(".") or "file") + path.suffix
-
-
-class LocalStorage(FileSystemStorage):
-    """Pictures in a folder; a file appears under its name when it is complete, or not at all.
-
-    Options: `location` is the folder, `base_url` what its files are served under.
-    """
-
-    THREADS = 4
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = (
-            WeakKeyDictionary()
-        )
-
-    def path(self, name: str) -> str:
-        return super().path(check_name(name) if name else name)
-
-    def get_valid_name(self, name: str) -> str:
-        return ascii_name(name)
-
-    def _save(self, name: str, content: "File[Any]") -> str:
-        for _ in range(_NAMES):
-            try:
-                self._place(name, content.chunks())
-            except NameTaken:
-                name = self.get_available_name(name)
-            else:
-                return name
-        raise StorageUnavailable(f"no free name like {name}")
-
-    def _place(self, name: str, chunks: Iterable[bytes | str]) -> None:
-        """Write a file beside its final name, then link it there, which never overwrites."""
-        final = self.path(name)
-        folder = os.path.dirname(final)
-        for _ in range(100):
-            unfinished = os.path.join(folder, f".{uuid4().hex}")
-            try:
-                os.makedirs(folder, exist_ok=True)
-                file = open(unfinished, "xb")  # noqa: SIM115 - closed below
-                break
-            except (FileNotFoundError, FileExistsError):
-                continue  # a delete took the empty folder away, during makedirs or after it
-        else:
-            raise StorageUnavailable(f"the folder of {name} keeps going away")
-        try:
-            with file:
-                for chunk in chunks:
-                    file.write(chunk.encode() if isinstance(chunk, str) else chunk)
-                file.flush()
-                # Without it a power cut may leave an empty file under the final name.
-                os.fsync(file.fileno())
-            if self.file_permissions_mode is not None:
-                os.chmod(unfinished, self.file_permissions_mode)
-            try:
-                os.link(unfinished, final)
-            except FileExistsError as error:
-                raise NameTaken(name) from error
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(unfinished)
-
-    def delete(self, name: str) -> None:
-        super().delete(name)
-        # The folders of a request and of an organization go with their last picture.
-        folder = os.path.dirname(self.path(name))
-        with contextlib.suppress(OSError):
-            while folder.startswith(os.path.join(self.location, "")):
-                os.rmdir(folder)
-                folder = os.path.dirname(folder)
-
-    def listdir(self, path: str) -> tuple[list[str], list[str]]:
-        """Return the folders and files of `path`; of a missing one none, as object stores do."""
-        try:
-            folders, files = super().listdir(path.strip("/"))
-        except FileNotFoundError:
-            return [], []
-        return sorted(folders), sorted(file for file in files if not file.startswith("."))
-
-    async def asave(
-        self, name: str, data: bytes, content_type: str, deadline: float | None = None
-    ) -> str:
-        """See ImageStore; a cancelled or late save may still be completed by its thread."""
-        self.path(name)
-        await self._run(self._place, name, (data,), deadline=deadline)
-        return name
-
-    async def aread(self, name: str) -> bytes:
-        return await self._run(_read, self.path(name))
-
-    async def adelete(self, name: str) -> None:
-        await self._run(self.delete, name)
-
-    async def probe(self) -> None:
-        def writable() -> None:
-            os.makedirs(self.location, exist_ok=True)
-            if not os.access(self.location, os.W_OK | os.X_OK):
-                raise StorageUnavailable(f"{self.location} cannot be written")
-
-        await self._run(writable)
-
-    async def aclose(self) -> None:
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            pool.shutdown(wait=False)
-
-    async def _run[T](self, call: Callable[..., T], *args: Any, deadline: float | None = None) -> T:
-        """Call in a thread of our own: the event loop's shared ones may all be busy."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            self._pools[loop] = ThreadPoolExecutor(self.THREADS, "images")
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._pools[loop], call, *args)
-        except FileNotFoundError:
-            raise
-        except OSError as error:  # TimeoutError is one
-            raise StorageUnavailable(f"{type(error).__name__}: {error}") from error
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+__all__ = [
+    "ImageStore",
+    "LocalStorage",
+    "NameTaken",
+    "StorageError",
+    "StorageRefused",
+    "StorageUnavailable",
+    "SupabaseStorage",
+    "ascii_name",
+    "check_name",
+]
 
 
 @deconstructible
@@ -434,7 +243,8 @@ class SupabaseStorage(Storage):
             self._aclients[loop] = httpx.AsyncClient(
                 headers=self._headers,
                 timeout=self._timeout,
-                transport=_UploadTransport(),
+                # The server ends an idle connection after 61 seconds.
+                transport=http.AiohttpTransport(response_class=_UploadResponse, keep_alive=50),
                 follow_redirects=False,
                 trust_env=False,
             )
@@ -453,7 +263,7 @@ class SupabaseStorage(Storage):
             content = ContentFile(content.read().encode(), content.name)
         kind = getattr(content, "content_type", None) or mimetypes.guess_type(name)[0]
         headers = self._upload_headers(name, content.size, kind or "application/octet-stream")
-        for _ in range(_NAMES):
+        for _ in range(NAMES):
             path = f"/object/{self._place(name)}"
             try:
                 # A refused body that the sockets' buffers cannot swallow is never read, and this
@@ -661,8 +471,8 @@ _SWALLOWED = 1024 * 1024
 _PIECE = 256 * 1024
 
 
-class _UploadResponse(aiohttp.ClientResponse):
-    """The answer to an upload; a refused or abandoned one ends its connection at once.
+class _UploadResponse(http.Response):
+    """The answer to an upload; a refused one ends its connection at once.
 
     A server that refuses an upload answers at once, promises to keep the connection and never reads
     the rest of the body: the next request on that connection waits for ever. aiohttp returns it to
@@ -675,27 +485,6 @@ class _UploadResponse(aiohttp.ClientResponse):
         if self.method == "POST" and self.status >= 300 and transport is not None:
             self.content.on_eof(transport.abort)
         return self
-
-    def close(self) -> None:
-        transport = None if self.connection is None else self.connection.transport
-        super().close()
-        if transport is not None:
-            # Closing alone waits until all is sent, which may be never when nobody reads.
-            transport.abort()
-
-
-class _UploadTransport(AiohttpTransport):
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # The server ends an idle connection after 61 seconds.
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=50),
-                response_class=_UploadResponse,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

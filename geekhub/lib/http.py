@@ -52,23 +52,46 @@ def is_public(address: str) -> bool:
     return (mapped or ip).is_global and not ip.is_multicast
 
 
+class Response(aiohttp.ClientResponse):
+    """An answer whose connection is gone at once when it is left before its end.
+
+    Closing alone waits until the request is sent, which may be never when nobody reads it.
+    """
+
+    def close(self) -> None:
+        transport = None if self.connection is None else self.connection.transport
+        super().close()
+        if transport is not None:
+            transport.abort()
+
+
 class AiohttpTransport(httpx.AsyncBaseTransport):
     """An httpx transport on one aiohttp session; without cookies, redirects or proxies.
 
-    The session is made on first use, inside the event loop that uses it.
+    The session is made on first use, inside the event loop that uses it. `keep_alive` is the
+    seconds an idle connection is kept.
     """
 
     def __init__(
-        self, *, limit: int = 0, resolver: aiohttp.abc.AbstractResolver | None = None
+        self,
+        *,
+        resolver: aiohttp.abc.AbstractResolver | None = None,
+        response_class: type[aiohttp.ClientResponse] = Response,
+        keep_alive: float = 15,
     ) -> None:
-        self._limit = limit
         self._resolver = resolver
+        self._response_class = response_class
+        self._keep_alive = keep_alive
         self._session: aiohttp.ClientSession | None = None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._limit, resolver=self._resolver),
+                # httpx's callers bound what is in flight; aiohttp's own limit would be 100.
+                connector=aiohttp.TCPConnector(
+                    limit=0, resolver=self._resolver, keepalive_timeout=self._keep_alive
+                ),
+                response_class=self._response_class,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,

@@ -20,16 +20,25 @@ class StrictJsonParser(BaseParser):
         except UnicodeDecodeError as error:
             raise ParseError(f"The body is not valid UTF-8 at byte {error.start}.") from error
         try:
-            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
-        except RecursionError as error:
-            raise ParseError("The body is nested too deeply.") from error
+            value = loads(text)
         except ValueError as error:
-            raise ParseError(f"The body is not valid JSON: {error}.") from error
-        if _depth(value) > MAX_DEPTH:
-            raise ParseError("The body is nested too deeply.")
+            raise ParseError(f"The body is {error}.") from error
         if not isinstance(value, dict):
             raise ParseError("The body must be a JSON object.")
         return value
+
+
+def loads(text: str) -> Any:
+    """Return the value of a JSON text; raises ValueError with the rest of "The body is …"."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if _depth(value) > MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A request to /v1 as it comes from the server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
@@ -15,7 +16,15 @@ type Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 
 
 class BodyTooLarge(Exception):
-    """The body is over the limit."""
+    """The body is over the limit of `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.most = most
+
+
+class BodyTooSlow(Exception):
+    """The body was not here in time."""
 
 
 class ClientGone(Exception):
@@ -23,10 +32,14 @@ class ClientGone(Exception):
 
 
 class ApiRequest(ASGIRequest):
-    """A Django request that knows its process, its public id, and what its log line will say."""
+    """A Django request that knows its process, its public id, and what its log line will say.
 
-    def __init__(self, scope: Scope, body: Any, gateway: Gateway) -> None:
-        super().__init__(scope, body)
+    `receive` is where its body comes from, for a view that reads it itself.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, gateway: Gateway) -> None:
+        super().__init__(scope, io.BytesIO())
+        self.receive = receive
         self.gateway = gateway
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}
@@ -40,18 +53,23 @@ class ApiRequest(ASGIRequest):
 
 async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:
     """Return the body; raises BodyTooLarge, ClientGone, or TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
+        return b"".join([chunk async for chunk in body_chunks(scope, receive, most=most)])
+
+
+async def body_chunks(scope: Scope, receive: Receive, *, most: int) -> AsyncIterator[bytes]:
+    """Yield the body as it comes; raises BodyTooLarge above `most` bytes, and ClientGone."""
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
     if not declared.isdigit() or int(declared) > most:
-        raise BodyTooLarge
-    chunks, size, more = [], 0, True
-    async with asyncio.timeout(seconds):
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > most:
-                raise BodyTooLarge
-            more = message.get("more_body", False)
-    return b"".join(chunks)
+        raise BodyTooLarge(most)
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > most:
+            raise BodyTooLarge(most)
+        yield chunk
+        more = message.get("more_body", False)

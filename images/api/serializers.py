@@ -151,21 +151,18 @@ class RoutingSerializer(Known):
     on_refusal = Choice("next", "stop", required=False)
 
 
-class GenerationSerializer(Known):
-    """The body of POST /v1/images/generations."""
+class DrawingSerializer(Known):
+    """What generations and edits have in common."""
 
     model = Models()
     prompt = Text(most=MAX_PROMPT)
     n = Integer(1, MAX_N, required=False)
     size = Text(most=20, required=False)
     quality = Choice("auto", "standard", "hd", "low", "medium", "high", required=False)
-    style = Choice("vivid", "natural", required=False)  # type: ignore[assignment]
     response_format = Choice("url", "b64_json", required=False)
     output_format = Choice("png", "jpeg", "webp", required=False)
     output_compression = Integer(0, 100, required=False)
     background = Choice("auto", "transparent", "opaque", required=False)
-    moderation = Choice("auto", "low", required=False)
-    seed = Integer(0, MAX_SEED, required=False)
     user = Text(most=256, required=False)
     stream = Boolean(required=False)
     partial_images = Integer(0, 3, required=False)
@@ -176,9 +173,25 @@ class GenerationSerializer(Known):
     tags = Texts(least=0, most=MAX_TAGS, each=MAX_TAG, required=False)
 
 
-def parse(data: Any) -> GenerationRequest:
+class GenerationSerializer(DrawingSerializer):
+    """The body of POST /v1/images/generations."""
+
+    style = Choice("vivid", "natural", required=False)  # type: ignore[assignment]
+    moderation = Choice("auto", "low", required=False)
+    seed = Integer(0, MAX_SEED, required=False)
+
+
+class EditSerializer(DrawingSerializer):
+    """The text parts of POST /v1/images/edits, already of their types."""
+
+    input_fidelity = Choice("low", "high", required=False)
+
+
+def parse(
+    data: Any, body: type[DrawingSerializer] = GenerationSerializer
+) -> GenerationRequest:
     """Return the checked request; raises ApiError naming the first field at fault."""
-    serializer = GenerationSerializer(data=data)
+    serializer = body(data=data)
     if not serializer.is_valid():
         raise first_error(serializer.errors)
     fields = dict(serializer.validated_data)

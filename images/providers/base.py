@@ -21,7 +21,7 @@ import pybase64
 from geekhub.lib import sse
 from geekhub.lib.http import BodyTooLarge, read_at_most
 from images import pictures
-from images.pictures import Picture
+from images.pictures import Picture, Upload
 from images.providers.downloads import DownloadRefused, Downloads
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ class ImageRequest:
 
     `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
     provider's own words; `per_call` is the most pictures one upstream call returns;
-    `deadline` is the event loop's time at which nobody waits any more.
+    `deadline` is the event loop's time at which nobody waits any more. With `images` it is an edit
+    of them, where the `mask`, if there is one, is transparent.
     """
 
     model: str
@@ -59,6 +60,9 @@ class ImageRequest:
     seed: int | None = None
     user: str | None = None
     partial_images: int = 0
+    images: tuple[Upload, ...] = ()
+    mask: Upload | None = None
+    input_fidelity: str | None = None
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, never below zero."""
@@ -379,17 +383,15 @@ class HttpProvider(Provider):
 
     async def events(
         self,
-        url: str,
-        body: Mapping[str, Any],
+        request: httpx.Request,
         *,
         error: Callable[[Answer], ProviderError],
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the server-sent events that answer a JSON request.
+        """Yield the server-sent events that answer a request.
 
         Raises what `error` makes of an answer that is none, and ProviderError
         `provider_unavailable` when the stream breaks.
         """
-        request = self.http.build_request("POST", url, json=body)
         try:
             response = await self.http.send(request, stream=True)
             try:

@@ -6,8 +6,9 @@ OpenAI has no idempotency for images: an answer that is lost may have been bille
 """
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
+import httpx
 import orjson
 
 from images.providers.base import (
@@ -52,7 +53,7 @@ class OpenAI(HttpProvider):
             async for item in self._streamed(request):
                 yield item
             return
-        answer = await self.post("images/generations", body(request), images=request.n)
+        answer = await self.exchange(self._request(request), request.n)
         if answer.status != 200:
             raise error(answer)
         content = answer.json()
@@ -66,12 +67,12 @@ class OpenAI(HttpProvider):
         """Yield early views and pictures; with n > 1 each picture has a `completed` event."""
         drawn = 0
         try:
-            async for event in self.events("images/generations", body(request), error=error):
-                match event.get("type"):
-                    case "image_generation.partial_image":
+            async for event in self.events(self._request(request), error=error):
+                match str(event.get("type")).removeprefix(event_prefix(request)):
+                    case "partial_image":
                         view = picture(decode(event.get("b64_json"))).picture
                         yield PartialImage(view, int(event.get("partial_image_index") or 0))
-                    case "image_generation.completed":
+                    case "completed":
                         yield picture(decode(event.get("b64_json")), index=drawn)
                         drawn += 1
                     case "error":
@@ -85,6 +86,14 @@ class OpenAI(HttpProvider):
             if not drawn:
                 raise
             yield Shortfall(lost, request.n - drawn)
+
+    def _request(self, request: ImageRequest) -> httpx.Request:
+        """Return the upstream request: JSON, or multipart for an edit."""
+        if not request.images:
+            return self.http.build_request("POST", "images/generations", json=body(request))
+        return self.http.build_request(
+            "POST", "images/edits", data=form(request), files=files(request)
+        )
 
     async def _picture(self, rows: list[Any], index: int) -> ProviderImage | ProviderError:
         """Return one picture of the answer, or why it is not there."""
@@ -125,6 +134,33 @@ def body(request: ImageRequest) -> dict[str, Any]:
         if request.partial_images:
             fields |= {"stream": True, "partial_images": request.partial_images}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def event_prefix(request: ImageRequest) -> str:
+    """Return what the names of a stream's events begin with."""
+    return "image_edit." if request.images else "image_generation."
+
+
+def form(request: ImageRequest) -> dict[str, str]:
+    """Return the text parts of an edit; `moderation` is for generations only."""
+    fields = {**body(request), "input_fidelity": request.input_fidelity}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in fields.items()
+        if value is not None and name != "moderation"
+    }
+
+
+def files(request: ImageRequest) -> list[tuple[str, tuple[str, IO[bytes], str]]]:
+    """Return the file parts of an edit, named as OpenAI's own SDKs name them."""
+    name = "image" if len(request.images) == 1 else "image[]"
+    named = [(name, image) for image in request.images]
+    if request.mask is not None:
+        named.append(("mask", request.mask))
+    return [
+        (name, (f"{number}.{one.extension}", cast(IO[bytes], one.reader()), one.mime_type))
+        for number, (name, one) in enumerate(named)
+    ]
 
 
 def error(answer: Answer) -> ProviderError:

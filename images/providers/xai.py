@@ -2,12 +2,16 @@
 
 The path is OpenAI's, the fields are its own: `size` and `style` are a 400. Output is JPEG, always
 asked for as base64, which every team may have. A refused picture is billed like a drawn one.
+Edits are JSON too, with the picture as a data URI.
 There is no idempotency: an answer that is lost may have been billed.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+
+import pybase64
 
 from images.providers.base import (
     Answer,
@@ -52,7 +56,10 @@ class XAI(HttpProvider):
     name = "xai"
 
     async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
-        answer = await self.post("images/generations", body(request), images=request.n)
+        url, content = "images/generations", body(request)
+        if request.images:
+            url, content = "images/edits", content | await asyncio.to_thread(source, request)
+        answer = await self.post(url, content, images=request.n)
         if answer.status != 200:
             raise error(answer)
         content = answer.json()
@@ -80,6 +87,16 @@ def body(request: ImageRequest) -> dict[str, Any]:
             "resolution": "2k" if longest > LONGEST_1K else "1k",
         }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def source(request: ImageRequest) -> dict[str, Any]:
+    """Return what names the picture an edit starts from; reads and encodes it.
+
+    More than one picture, and a mask, are not settled by the documentation and are not sent.
+    """
+    first = request.images[0]
+    text = pybase64.b64encode(first.read()).decode()
+    return {"image": {"type": "image_url", "url": f"data:{first.mime_type};base64,{text}"}}
 
 
 def outcomes(rows: list[Any], n: int) -> Iterator[ProviderImage | ProviderError]:

@@ -1,0 +1,114 @@
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from geekhub.lib import money
+from images.catalog import CATALOG, OWNERS, ImageModel, Status
+
+PAGE = Path("docs") / "models.md"
+BEGIN = "<!-- Written by manage.py write_docs from images/catalog.py. Change it there. -->"
+END = "<!-- The end of what manage.py write_docs writes. -->"
+NO = "–"
+
+
+class Command(BaseCommand):
+    help = (
+        "Write the tables of docs/models.md from the catalogue. With --check write nothing and "
+        "exit 1 when the page is out of date."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--check", action="store_true")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        path = settings.BASE_DIR / PAGE
+        page = path.read_text(encoding="utf-8")
+        try:
+            wanted = with_tables(page)
+        except ValueError as error:
+            raise CommandError(f"{PAGE} has lost a line that marks its tables: {error}") from error
+        if wanted == page:
+            self.stderr.write(f"{PAGE} is up to date.")
+        elif options["check"]:
+            raise CommandError(f"{PAGE} is out of date; run: manage.py write_docs")
+        else:
+            path.write_text(wanted, encoding="utf-8")
+            self.stderr.write(f"{PAGE} is written.")
+
+
+def with_tables(page: str) -> str:
+    """Return the page with what stands between its marks written anew; raises ValueError."""
+    begin = page.index(BEGIN) + len(BEGIN)
+    end = page.index(END, begin)
+    return f"{page[:begin]}\n\n{tables()}\n\n{page[end:]}"
+
+
+def tables() -> str:
+    """Return the generated part: one table of all models, then each model's sizes and words."""
+    summary = [
+        "| id | provider | USD per image | default size | qualities | formats | seed | edits "
+        "| pictures per call | status | successor |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(row) for row in CATALOG.values()),
+    ]
+    return "\n\n".join(["\n".join(summary), *(_details(row) for row in CATALOG.values())])
+
+
+def _line(row: ImageModel) -> str:
+    cells = [
+        f"[`{row.id}`](#{_anchor(row.id)})",
+        OWNERS[row.provider],
+        money.to_usd(row.price_micro),
+        row.default_size,
+        "yes" if row.qualities else NO,
+        _words(row.formats),
+        "yes" if row.seed else NO,
+        "yes" if row.edits else NO,
+        str(row.per_call),
+        _status(row),
+        f"`{row.successor}`" if row.successor else NO,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _details(row: ImageModel) -> str:
+    own = [asked for asked, drawn in row.sizes.items() if asked == drawn]
+    snapped = [f"{asked} → {drawn}" for asked, drawn in row.sizes.items() if asked != drawn]
+    can = {
+        "seed": row.seed,
+        "style": row.style,
+        "transparent background": row.transparent,
+        "moderation": row.moderation,
+        "partial images": row.partial_images,
+        "edits": row.edits,
+    }
+    lines = [
+        f"### {row.id}",
+        "",
+        f"{row.name}: {row.good_for}. Typically {row.p50_seconds} s, "
+        f"seldom over {row.p95_seconds} s.",
+        "",
+        f"- Sizes: {_words(own)}",
+        f"- Sizes drawn as the nearest one: {_words(snapped)}",
+        f"- Quality: {_words([f'{asked} → {word}' for asked, word in row.qualities.items()])}",
+        f"- Also takes: {_words([name for name, able in can.items() if able])}",
+        f"- Prompt: up to {row.max_prompt} characters",
+    ]
+    return "\n".join(lines)
+
+
+def _status(row: ImageModel) -> str:
+    if row.status == Status.LIVE and row.upstream_off:
+        return f"served; switched off upstream {row.upstream_off}"
+    return f"{row.status}, ends {row.shutdown_date}" if row.shutdown_date else str(row.status)
+
+
+def _words(words: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(words) or NO
+
+
+def _anchor(title: str) -> str:
+    """Return the fragment by which GitHub names a heading."""
+    return "".join(letter for letter in title.lower() if letter.isalnum() or letter in "-_")
