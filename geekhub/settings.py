@@ -264,6 +264,9 @@ if LOG_FORMAT not in ("json", "console"):
 # Prompts are private: the request line carries one only when an operator asks for it.
 LOG_PROMPTS = env.bool("LOG_PROMPTS", default=False)
 
+# /metrics answers whoever sends this as a Bearer token, and nobody when it is empty.
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+
 _stamps: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,

@@ -5,13 +5,14 @@ from django.contrib.auth import views as auth
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from geekhub import health
+from geekhub import health, metrics
 from images import views as images
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="dashboard")),
     path("health", health.health),
     path("ready", health.ready),
+    path("metrics", metrics.metrics),
     path("login", auth.LoginView.as_view(template_name="accounts/login.html"), name="login"),
     path("logout", auth.LogoutView.as_view(), name="logout"),
     path("dashboard", images.overview, name="dashboard"),

@@ -17,6 +17,7 @@ from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.prices import UnknownPrice
 from images import gallery, generation, routing
+from images.api.requests import BodyTooLarge, BodyTooSlow
 from images.limits import RateLimited
 from images.providers.base import ProviderError
 
@@ -146,6 +147,12 @@ def translate(error: Exception) -> ApiError | None:
             return _rate_limited(error)
         case ProviderError():
             return _provider(error)
+        case BodyTooLarge():
+            return ApiError(
+                "request_too_large", f"The body may have at most {error.most} bytes."
+            )
+        case BodyTooSlow():
+            return ApiError("invalid_request_error", "The body took too long to arrive.")
         case _:
             return _from_framework(error)
 

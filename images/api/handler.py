@@ -6,7 +6,6 @@ started is finished even if the client leaves: nothing listens for a disconnect.
 """
 
 import asyncio
-import io
 import time
 from typing import Any
 
@@ -15,11 +14,11 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, resolve
 
+from images import metrics
 from images.api.errors import ApiError, internal, translate
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import (
     ApiRequest,
-    BodyTooLarge,
     ClientGone,
     Receive,
     Scope,
@@ -48,9 +47,9 @@ class ApiHandler:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        request = ApiRequest(scope, io.BytesIO(), self._gateway)
+        request = ApiRequest(scope, receive, self._gateway)
         try:
-            response = await self._respond(request, scope, receive)
+            response = await self._respond(request)
         except ClientGone:
             return
         response.headers.setdefault("x-request-id", request.request_id)
@@ -59,27 +58,20 @@ class ApiHandler:
         try:
             await _send(response, request, send)
         finally:
-            log.info(
-                "request",
-                request_id=request.request_id,
-                method=request.method,
-                path=request.path,
-                status=response.status_code,
-                ms=round((time.monotonic() - began) * 1000),
-                **request.log,
-            )
+            _note(request, response.status_code, time.monotonic() - began)
 
-    async def _respond(
-        self, request: ApiRequest, scope: Scope, receive: Receive
-    ) -> HttpResponseBase:
+    async def _respond(self, request: ApiRequest) -> HttpResponseBase:
         try:
-            match = resolve(request.path_info, URLS)
-            body = await read_body(
-                scope, receive, most=settings.API_MAX_BODY_BYTES, seconds=BODY_SECONDS
-            )
-            request._stream = io.BytesIO(body)
-            # A chunked body comes without a length, and DRF would take it for an empty one.
-            request.META["CONTENT_LENGTH"] = str(len(body))
+            match = request.resolver_match = resolve(request.path_info, URLS)
+            if not match.func.cls.reads_body:
+                request.set_body(
+                    await read_body(
+                        request.scope,
+                        request.receive,
+                        most=settings.API_MAX_BODY_BYTES,
+                        seconds=BODY_SECONDS,
+                    )
+                )
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
@@ -93,11 +85,6 @@ class ApiHandler:
                 answer = ApiError(
                     "not_found", f"There is no {request.method} {request.path[:100]}."
                 )
-            case BodyTooLarge():
-                most = settings.API_MAX_BODY_BYTES
-                answer = ApiError("request_too_large", f"The body may have at most {most} bytes.")
-            case TimeoutError():
-                answer = ApiError("invalid_request_error", "The body took too long to arrive.")
             case _:
                 known = translate(error)
                 if known is None:
@@ -105,6 +92,24 @@ class ApiHandler:
                 answer = known or internal()
         request.log["error"] = answer.code
         return answer
+
+
+def _note(request: ApiRequest, status: int, seconds: float) -> None:
+    """Tell the log and the metrics what came of a request."""
+    log.info(
+        "request",
+        request_id=request.request_id,
+        method=request.method,
+        path=request.path,
+        status=status,
+        ms=round(seconds * 1000),
+        **request.log,
+    )
+    route = request.resolver_match.route if request.resolver_match else "unknown"
+    metrics.REQUESTS.labels(route, status, request.log.get("error", "")).inc()
+    metrics.SECONDS.labels(route).observe(seconds)
+    if "images" in request.log:
+        metrics.IMAGES.labels(request.log["model"]).inc(request.log["images"])
 
 
 def _plain(request: ApiRequest, error: ApiError) -> HttpResponse:

@@ -44,6 +44,12 @@ class ApiRequest(ASGIRequest):
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}
 
+    def set_body(self, body: bytes) -> None:
+        """Let the views find the body."""
+        self._stream = io.BytesIO(body)
+        # A chunked body comes without a length, and DRF would take it for an empty one.
+        self.META["CONTENT_LENGTH"] = str(len(body))
+
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         # The body is UTF-8 JSON whatever the parameters say, and some cannot even be parsed.
         self.content_type = str(meta.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
@@ -52,9 +58,12 @@ class ApiRequest(ASGIRequest):
 
 
 async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:
-    """Return the body; raises BodyTooLarge, ClientGone, or TimeoutError after `seconds`."""
-    async with asyncio.timeout(seconds):
-        return b"".join([chunk async for chunk in body_chunks(scope, receive, most=most)])
+    """Return the body; raises BodyTooLarge, BodyTooSlow after `seconds`, or ClientGone."""
+    try:
+        async with asyncio.timeout(seconds):
+            return b"".join([chunk async for chunk in body_chunks(scope, receive, most=most)])
+    except TimeoutError as error:
+        raise BodyTooSlow from error
 
 
 async def body_chunks(scope: Scope, receive: Receive, *, most: int) -> AsyncIterator[bytes]:

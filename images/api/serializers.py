@@ -187,9 +187,7 @@ class EditSerializer(DrawingSerializer):
     input_fidelity = Choice("low", "high", required=False)
 
 
-def parse(
-    data: Any, body: type[DrawingSerializer] = GenerationSerializer
-) -> GenerationRequest:
+def parse(data: Any, body: type[DrawingSerializer] = GenerationSerializer) -> GenerationRequest:
     """Return the checked request; raises ApiError naming the first field at fault."""
     serializer = body(data=data)
     if not serializer.is_valid():

@@ -13,7 +13,7 @@ from accounts.models import ApiKey
 from images import gallery, generation, routing, status
 from images.api import answers, serializers, streaming, throttling
 from images.api.errors import ApiError, internal, translate
-from images.api.requests import ApiRequest
+from images.api.requests import ApiRequest, ClientGone
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
 from images.models import Image
@@ -25,6 +25,8 @@ class AsyncAPIView(APIView):
     """A DRF view in the event loop. Its handlers are plain functions, each one database hop."""
 
     http_method_names = ["get", "head"]
+    #: Whether the view reads the body itself; else it is there before the view is called.
+    reads_body = False
 
     @property
     def raw(self) -> ApiRequest:
@@ -50,6 +52,8 @@ class AsyncAPIView(APIView):
                     headers={"allow": allowed},
                 )
             response: HttpResponseBase = await self.handle(*args, **kwargs)
+        except ClientGone:
+            raise
         except Exception as error:
             response = self.handle_exception(error)
         if isinstance(response, Response):
