@@ -11,7 +11,7 @@ def test_metrics_are_closed_without_a_token_and_with_a_wrong_one(
 ) -> None:
     assert httpx.get(f"{api.origin}/metrics").status_code == 404
     assert (
-        httpx.get(f"{api.origin}/metrics", headers={"Authorization": "Bearer "}).status_code == 404
+        httpx.get(f"{api.origin}/metrics", headers={"Authorization": "Bearer x"}).status_code == 404
     )
     settings.METRICS_TOKEN = "scrape"
 
