@@ -33,9 +33,10 @@ class ImageModel:
     `sizes` maps each size a request may name to the size drawn for it, both `WIDTHxHEIGHT` in
     pixels; the first is the default. `qualities` maps what a request may say to the provider's
     word for it; empty means the model has none. `formats` are those the provider can be asked
-    for; empty means it decides. `per_call` is the most pictures one upstream call returns, `edits`
-    the most an edit may start from: none means that the model cannot edit. `masks` and `fidelity`
-    tell whether an edit may have a mask and an `input_fidelity`.
+    for; empty means it decides. `compresses` are those whose `output_compression` it can be told;
+    in the others it is done here. `per_call` is the most pictures one upstream call returns,
+    `edits` the most an edit may start from: none means that the model cannot edit. `masks` and
+    `fidelity` tell whether an edit may have a mask and an `input_fidelity`.
     `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
     have switched it off, `successor` the id to use instead.
     """
@@ -54,6 +55,7 @@ class ImageModel:
     max_prompt: int = MAX_PROMPT
     qualities: Mapping[str, str] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
+    compresses: tuple[str, ...] = ()
     seed: bool = False
     style: bool = False
     transparent: bool = False
@@ -183,6 +185,7 @@ _ROWS = [
         name="GPT Image 1", good_for="newest, high quality",
         price_micro=_usd("0.19"), p50_seconds=15, p95_seconds=45, created=date(2025, 4, 23),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
+        compresses=("jpeg", "webp"),
         transparent=True, moderation=True, partial_images=True,
         edits=MAX_INPUTS, masks=True, fidelity=True,
         upstream_off=date(2026, 10, 23), successor="openai/gpt-image-2.5-sunburst",
@@ -199,6 +202,7 @@ _ROWS = [
         name="Imagen 4", good_for="text in the image",
         price_micro=_usd("0.04"), p50_seconds=6, p95_seconds=18, created=date(2025, 5, 20),
         sizes=IMAGEN_SIZES, per_call=4, qualities=TIERS, formats=("png", "jpeg"),
+        compresses=("jpeg",),
         upstream_off=date(2026, 8, 17), successor="google/gemini-nano-banana-2.1",
     ),
     ImageModel(
@@ -246,6 +250,7 @@ _ROWS = [
         name="GPT Image 2", good_for="highest quality",
         price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
+        compresses=("jpeg", "webp"),
         moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
     ),
     ImageModel(
@@ -254,6 +259,7 @@ _ROWS = [
         name="GPT Image 2.5 Sunburst", good_for="quality at a low price",
         price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
         sizes=GPT_SIZES, per_call=8, qualities=PINNED_QUALITIES, formats=("png", "jpeg", "webp"),
+        compresses=("jpeg", "webp"),
         moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
     ),
     ImageModel(

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import zip_longest
 from typing import Protocol
 
 from django.conf import settings
@@ -74,9 +75,12 @@ class IdempotencyKeyReused(Exception):
 class AllCandidatesFailed(Exception):
     """Every model of a list was tried or left out."""
 
-    def __init__(self, attempts: list["Attempt"], *, charged: bool) -> None:
+    def __init__(
+        self, attempts: list["Attempt"], skipped: list[routing.Skipped], *, charged: bool
+    ) -> None:
         super().__init__("; ".join(f"{one.model}: {one.error}" for one in attempts))
         self.attempts = attempts
+        self.skipped = skipped
         self.charged = charged
 
 
@@ -99,6 +103,7 @@ class Started:
     generation: Generation
     hold: Hold | None
     candidates: list[Candidate]
+    skipped: list[routing.Skipped]
     sandbox: bool
     on_refusal: str
     started: float
@@ -211,6 +216,7 @@ def begin(
         generation=generation,
         hold=hold,
         candidates=candidates,
+        skipped=skipped,
         sandbox=key.sandbox,
         on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
         started=started,
@@ -282,9 +288,10 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
     seconds = started.deadline - time.monotonic()
     deadline = asyncio.get_running_loop().time() + seconds * (1 - RESERVE)
     charged = False
-    for candidate in started.candidates:
+    for candidate, after in zip_longest(started.candidates, started.candidates[1:]):
+        until = _until(deadline, after)
         try:
-            drawn = await _draw_with(gateway, candidate, started.sandbox, deadline, on_item)
+            drawn = await _draw_with(gateway, candidate, started.sandbox, until, on_item)
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
@@ -295,7 +302,18 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
         return drawn
-    raise AllCandidatesFailed(started.attempts, charged=charged)
+    raise AllCandidatesFailed(started.attempts, started.skipped, charged=charged)
+
+
+def _until(deadline: float, after: Candidate | None) -> float:
+    """Return when a candidate is given up, so that one that hangs leaves time for the next.
+
+    It leaves what the next usually takes, and keeps at least half for itself.
+    """
+    if after is None:
+        return deadline
+    now = asyncio.get_running_loop().time()
+    return max(deadline - after.model.p50_seconds, now + (deadline - now) / 2)
 
 
 async def _draw_with(
@@ -360,7 +378,9 @@ async def _keep_one(
 ) -> _Kept:
     """Store one picture in the format asked for; return it with its row, not saved yet."""
     picture, asked = image.picture, candidate.request
-    if asked.output_format is not None and not picture.is_a(asked.output_format):
+    if asked.output_format is not None and (
+        candidate.compressed_here or not picture.is_a(asked.output_format)
+    ):
         picture = await asyncio.to_thread(
             transcode, picture, asked.output_format, asked.output_compression
         )
@@ -467,8 +487,10 @@ def _describe(generation: Generation, drawn: _Drawn, kept: list[_Kept]) -> None:
     model, asked = drawn.candidate.model, drawn.candidate.request.size
     adjusted = [asdict(one) for one in drawn.candidate.adjusted]
     sizes = sorted({f"{one.row.width}x{one.row.height}" for one in kept})
-    told = any(one["param"] == "size" for one in adjusted)
-    if asked not in (None, AUTO) and sizes != [asked] and not told:
+    told = next((one for one in adjusted if one["param"] == "size"), None)
+    if told is not None:
+        told["used"] = ", ".join(sizes)
+    elif asked not in (None, AUTO) and sizes != [asked]:
         why = f"{model.id} drew another size than it was asked for."
         adjusted.append({"param": "size", "asked": asked, "used": ", ".join(sizes), "why": why})
     generation.model = model.id

@@ -70,7 +70,7 @@ class Upload:
     def of(cls, file: IO[bytes]) -> "Upload":
         """Return the picture in a file; reads all of it. Raises NotAPicture."""
         file.flush()
-        data = _Reader(file.fileno()).readall()
+        data = _Reader(file).readall()
         found = inspect(data)
         with Pillow.open(io.BytesIO(data), formats=tuple(FORMATS)) as image:
             alpha = image.mode in ("RGBA", "LA")
@@ -90,25 +90,26 @@ class Upload:
 
     def reader(self) -> "_Reader":
         """Return a file to read from the start, however many others read it at the same time."""
-        return _Reader(self.file.fileno())
+        return _Reader(self.file)
 
 
 class _Reader(io.RawIOBase):
-    """Reads a descriptor with a position of its own; does not close it."""
+    """Reads a file with a position of its own; fails once somebody has closed the file."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         super().__init__()
-        self._descriptor = descriptor
+        self._file = file
         self._at = 0
 
     def readable(self) -> bool:
         return True
 
     def fileno(self) -> int:
-        return self._descriptor
+        return self._file.fileno()
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._descriptor, len(buffer), self._at)
+        # Asked each time: a closed file's number may already be another's.
+        data = os.pread(self._file.fileno(), len(buffer), self._at)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

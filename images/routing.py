@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from images.catalog import CATALOG, MAX_N, ImageModel, Status, as_of
 from images.providers.base import ImageRequest, unavailable
-from images.providers.ratios import nearest
+from images.providers.ratios import edges, nearest
 from images.requests import AUTO, GenerationRequest, Inputs, Strategy
 
 OPENAI_LEVELS = {"low", "medium", "high"}
@@ -68,6 +68,13 @@ class Candidate:
     adjusted: tuple[Adjustment, ...]
     request: GenerationRequest
 
+    @property
+    def compressed_here(self) -> bool:
+        """Return whether a compression was asked for that the provider cannot be told."""
+        asked = self.request
+        lossy = asked.output_compression is not None and asked.output_format in ("jpeg", "webp")
+        return lossy and asked.output_format not in self.model.compresses
+
     def for_provider(self, *, deadline: float, sandbox: bool) -> ImageRequest:
         """Return the provider's request; `deadline` is the event loop's time."""
         asked, model = self.request, self.model
@@ -82,7 +89,7 @@ class Candidate:
             size=_drawn_size(asked, model),
             quality=model.qualities.get(asked.quality) if asked.quality else None,
             style=asked.style if model.style else None,
-            output_format=_upstream_format(asked, model, sandbox=sandbox),
+            output_format=self._upstream_format(sandbox=sandbox),
             output_compression=(
                 None if "output_compression" in ignored else asked.output_compression
             ),
@@ -96,6 +103,11 @@ class Candidate:
             mask=asked.inputs.mask if asked.inputs else None,
             input_fidelity=asked.input_fidelity if model.fidelity else None,
         )
+
+    def _upstream_format(self, *, sandbox: bool) -> str | None:
+        # What is compressed here is drawn without a loss before, where that can be asked for.
+        asked = "png" if self.compressed_here and not sandbox else self.request.output_format
+        return asked if sandbox or asked in self.model.formats else None
 
 
 def listing() -> list[ImageModel]:
@@ -260,7 +272,7 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("model", asked, model.id, f"draws what is asked of {asked}.")
     drawn = _drawn_size(request, model)
     if request.size not in (None, AUTO) and drawn != request.size:
-        note("size", request.size, drawn, f"draws the nearest size it has, {drawn}.")
+        note("size", request.size, drawn, f"draws {drawn} in its place.")
     if request.quality in OPENAI_LEVELS | {"hd"}:
         word = model.qualities.get(request.quality)
         if word is None:
@@ -288,6 +300,15 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
 
 
 def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
+    size = _shape(request, model)
+    if request.quality is not None and model.qualities.get(request.quality) == "2K":
+        # Google's upper tier is a size: both edges twice those of the lower one.
+        width, height = edges(size)
+        return size if max(width, height) >= 2048 else f"{2 * width}x{2 * height}"
+    return size
+
+
+def _shape(request: GenerationRequest, model: ImageModel) -> str:
     if request.size not in (None, AUTO):
         return model.sizes[request.size]
     if request.inputs is None:
@@ -296,8 +317,3 @@ def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
     first = request.inputs.images[0]
     ratios = {size.replace("x", ":"): size for size in model.sizes.values()}
     return ratios[nearest(f"{first.width}x{first.height}", ratios)]
-
-
-def _upstream_format(request: GenerationRequest, model: ImageModel, *, sandbox: bool) -> str | None:
-    asked = request.output_format
-    return asked if sandbox or asked in model.formats else None

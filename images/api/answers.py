@@ -127,6 +127,7 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
             "style": row.style,
             "transparent_background": row.transparent,
             "partial_images": row.partial_images,
+            "edits": row.edits > 0,
         },
         "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
         "available": gateway.provider_for(row, sandbox=key.sandbox) is not None,

@@ -142,15 +142,14 @@ def translate(error: Exception) -> ApiError | None:
                 "This Idempotency-Key was used for another request body. Use a new one.",
             )
         case generation.AllCandidatesFailed():
-            return _all_failed(error.attempts, [], retry=False if error.charged else None)
+            retry = False if error.charged else None
+            return _all_failed(error.attempts, error.skipped, retry=retry)
         case RateLimited():
             return _rate_limited(error)
         case ProviderError():
             return _provider(error)
         case BodyTooLarge():
-            return ApiError(
-                "request_too_large", f"The body may have at most {error.most} bytes."
-            )
+            return ApiError("request_too_large", f"The body may have at most {error.most} bytes.")
         case BodyTooSlow():
             return ApiError("invalid_request_error", "The body took too long to arrive.")
         case _:

@@ -7,7 +7,7 @@ started is finished even if the client leaves: nothing listens for a disconnect.
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from django.conf import settings
@@ -25,6 +25,7 @@ from images.api.requests import (
     Send,
     read_body,
 )
+from images.api.views import AsyncAPIView
 from images.gateway import Gateway
 
 log = structlog.get_logger("geekhub.api")
@@ -63,15 +64,10 @@ class ApiHandler:
     async def _respond(self, request: ApiRequest) -> HttpResponseBase:
         try:
             match = request.resolver_match = resolve(request.path_info, URLS)
-            if not match.func.cls.reads_body:
-                request.set_body(
-                    await read_body(
-                        request.scope,
-                        request.receive,
-                        most=settings.API_MAX_BODY_BYTES,
-                        seconds=BODY_SECONDS,
-                    )
-                )
+            view: type[AsyncAPIView] = cast(Any, match.func).cls
+            if not view.reads_body:
+                most = settings.API_MAX_BODY_BYTES
+                request.set_body(await read_body(request, most=most, seconds=BODY_SECONDS))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise

@@ -57,23 +57,24 @@ class ApiRequest(ASGIRequest):
         meta["CONTENT_TYPE"] = self.content_type
 
 
-async def read_body(scope: Scope, receive: Receive, *, most: int, seconds: float) -> bytes:
+async def read_body(request: ApiRequest, *, most: int, seconds: float) -> bytes:
     """Return the body; raises BodyTooLarge, BodyTooSlow after `seconds`, or ClientGone."""
     try:
         async with asyncio.timeout(seconds):
-            return b"".join([chunk async for chunk in body_chunks(scope, receive, most=most)])
+            return b"".join([chunk async for chunk in body_chunks(request, most=most)])
     except TimeoutError as error:
         raise BodyTooSlow from error
 
 
-async def body_chunks(scope: Scope, receive: Receive, *, most: int) -> AsyncIterator[bytes]:
+async def body_chunks(request: ApiRequest, *, most: int) -> AsyncIterator[bytes]:
     """Yield the body as it comes; raises BodyTooLarge above `most` bytes, and ClientGone."""
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    headers = request.scope["headers"]
+    declared = next((value for name, value in headers if name == b"content-length"), b"0")
     if not declared.isdigit() or int(declared) > most:
         raise BodyTooLarge(most)
     size, more = 0, True
     while more:
-        message = await receive()
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         chunk: bytes = message.get("body", b"")

@@ -18,6 +18,7 @@ MAX_TAGS = 8
 MAX_TAG = 40
 MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
+UNKNOWN = "is not a field of this endpoint."
 
 
 class Text(serializers.Field[str, Any, str, Any]):
@@ -137,7 +138,7 @@ class Known(serializers.Serializer[Any]):
             if name not in self.fields:
                 # A lone surrogate is legal in JSON's names too, and could not be sent back.
                 shown = name[:100].encode("utf-8", "backslashreplace").decode()
-                raise serializers.ValidationError({shown: ["is not a field of this endpoint."]})
+                raise serializers.ValidationError({shown: [UNKNOWN]})
         return super().to_internal_value(
             {name: value for name, value in data.items() if value is not None}
         )

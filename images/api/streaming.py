@@ -5,7 +5,7 @@ retry; later failures are an error event. A picture is charged and kept before i
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pybase64
@@ -18,7 +18,6 @@ from images.api import answers
 from images.api.errors import internal, translate
 from images.api.requests import ApiRequest
 from images.generation import Finished, Started
-from images.limits import Admission
 from images.models import Generation, Image
 from images.pictures import Picture
 
@@ -78,9 +77,12 @@ class Events:
 
 
 async def respond(
-    request: ApiRequest, started: Started, admission: Admission, *, name: str = "image_generation"
+    request: ApiRequest, started: Started, leave: Callable[[], Awaitable[None]], *, name: str
 ) -> StreamingHttpResponse:
-    """Start the work and return its events as they come; raises what fails before the first."""
+    """Start the work and return its events as they come; raises what fails before the first.
+
+    `name` is what the names of the events begin with; `leave` is called when the work is over.
+    """
     events = Events(request, started.generation, name)
 
     async def work() -> None:
@@ -91,7 +93,7 @@ async def respond(
         except Exception as error:
             events.queue.put_nowait(error)
         finally:
-            await request.gateway.leave(admission)
+            await leave()
             events.queue.put_nowait(None)
 
     # The gateway keeps the task: it goes on when the client, and so this response, is gone.
@@ -107,9 +109,9 @@ async def respond(
     return _response(_following(request, events, first))
 
 
-async def replay(request: ApiRequest, finished: Finished) -> StreamingHttpResponse:
+async def replay(request: ApiRequest, finished: Finished, *, name: str) -> StreamingHttpResponse:
     """Return the events of a request that had finished before."""
-    events = Events(request, finished.generation, "image_generation")
+    events = Events(request, finished.generation, name)
     for image in finished.images:
         data = await request.gateway.store.aread(image.name)
         await events.completed(image, Picture.of(image, data), finished.generation.model)

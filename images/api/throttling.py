@@ -6,8 +6,8 @@ from accounts.models import ApiKey
 from images.limits import Admission, Caller, Limiter
 
 
-def enter(limiter: Limiter, key: ApiKey, ticket: str) -> Admission:
-    """Take a place for one request; raises RateLimited."""
+def enter(limiter: Limiter, key: ApiKey, ticket: str, *, body_seconds: float = 0) -> Admission:
+    """Take a place for one request, whose body may take so long to come; raises RateLimited."""
     organization = key.organization
     return limiter.enter(
         Caller(
@@ -15,7 +15,7 @@ def enter(limiter: Limiter, key: ApiKey, ticket: str) -> Admission:
             organization=organization.pk,
             rpm=organization.rate_limit_rpm or settings.RATE_LIMIT_RPM,
             max_in_flight=organization.max_in_flight or settings.MAX_IN_FLIGHT,
-            lease=settings.REQUEST_DEADLINE_SECONDS + 30,
+            lease=settings.REQUEST_DEADLINE_SECONDS + body_seconds + 30,
         ),
         ticket,
     )

@@ -1,5 +1,6 @@
 """The endpoints under /v1. They translate; `images.generation` decides."""
 
+from contextlib import ExitStack
 from typing import Any, cast
 
 import structlog
@@ -11,12 +12,13 @@ from rest_framework.views import APIView
 
 from accounts.models import ApiKey
 from images import gallery, generation, routing, status
-from images.api import answers, serializers, streaming, throttling
+from images.api import answers, serializers, streaming, throttling, uploads
 from images.api.errors import ApiError, internal, translate
 from images.api.requests import ApiRequest, ClientGone
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
 from images.models import Image
+from images.requests import GenerationRequest
 
 log = structlog.get_logger("geekhub.api")
 
@@ -92,36 +94,55 @@ class GenerationsView(AsyncAPIView):
     """POST /v1/images/generations"""
 
     http_method_names = ["post"]
+    event = "image_generation"
     admission: Admission | None = None
 
     async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
         gateway = self.raw.gateway
+        handed_over = False
         try:
+            await self.prepare()
             begun = await gateway.db.run(self.begin)
             if isinstance(begun, Priced):
                 return Response(answers.priced(begun, self.raw.request_id))
             if isinstance(begun, Finished):
                 if begun.generation.parameters.get("stream"):
-                    return await streaming.replay(self.raw, begun)
+                    return await streaming.replay(self.raw, begun, name=self.event)
                 return await self.answer(begun, replayed=True)
-            if begun.generation.parameters.get("stream") and self.admission is not None:
-                # The stream gives the place in flight back when its work is done.
-                admission, self.admission = self.admission, None
-                return await streaming.respond(self.raw, begun, admission)
+            if begun.generation.parameters.get("stream"):
+                # The stream leaves when its work is done.
+                handed_over = True
+                return await streaming.respond(self.raw, begun, self.leave, name=self.event)
             finished = await generation.complete(gateway, begun)
             return await self.answer(finished, replayed=False)
         finally:
-            if self.admission is not None:
-                await gateway.leave(self.admission)
+            if not handed_over:
+                await self.leave()
+
+    async def prepare(self) -> None:
+        """Do what comes before the database's part."""
+
+    async def leave(self) -> None:
+        """Give back what the request holds."""
+        if self.admission is not None:
+            await self.raw.gateway.leave(self.admission)
 
     def begin(self) -> Started | Finished | Priced:
         """Authenticate, check the limits and the body, and let the request in."""
         self.initial(self.request)
         request = serializers.parse(self.request.data)
+        self.note(request)
+        self.admission = throttling.enter(self.raw.gateway.limiter, self.key, self.raw.request_id)
+        return self.let_in(request)
+
+    def note(self, request: GenerationRequest) -> None:
+        """Put what is asked for into the log line."""
         self.raw.log["model"] = ",".join(request.models)
         if settings.LOG_PROMPTS:
             self.raw.log["prompt"] = request.prompt
-        self.admission = throttling.enter(self.raw.gateway.limiter, self.key, self.raw.request_id)
+
+    def let_in(self, request: GenerationRequest) -> Started | Finished | Priced:
+        """Let a checked request in."""
         return generation.begin(
             self.raw.gateway,
             self.key,
@@ -147,6 +168,44 @@ class GenerationsView(AsyncAPIView):
             "images": row.delivered,
         }
         return Response(body, headers=headers)
+
+
+class EditsView(GenerationsView):
+    """POST /v1/images/edits
+
+    Its body may be large, so key and limits are checked before a byte of it is stored.
+    """
+
+    event = "image_edit"
+    reads_body = True
+    asked: GenerationRequest
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.files = ExitStack()
+
+    async def prepare(self) -> None:
+        await self.raw.gateway.db.run(self.enter)
+        self.asked = await uploads.receive(self.raw, self.files)
+
+    def enter(self) -> None:
+        """Authenticate and check the limits."""
+        self.initial(self.request)
+        self.admission = throttling.enter(
+            self.raw.gateway.limiter,
+            self.key,
+            self.raw.request_id,
+            body_seconds=uploads.BODY_SECONDS,
+        )
+
+    def begin(self) -> Started | Finished | Priced:
+        """Let the request in."""
+        self.note(self.asked)
+        return self.let_in(self.asked)
+
+    async def leave(self) -> None:
+        self.files.close()
+        await super().leave()
 
 
 class ModelsView(AsyncAPIView):

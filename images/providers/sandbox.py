@@ -19,8 +19,9 @@ import unicodedata
 from collections.abc import AsyncIterator, Mapping
 
 from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw, ImageEnhance, ImageFont, ImageOps
 
+from images.pictures import FORMATS, Upload
 from images.providers.base import (
     ImageRequest,
     Item,
@@ -29,6 +30,7 @@ from images.providers.base import (
     Shortfall,
     picture,
     refused,
+    rejected,
     unavailable,
 )
 
@@ -46,7 +48,10 @@ ERRORS = {
 
 
 class Sandbox(Provider):
-    """Draws the prompt's words on a pattern that follows from prompt, seed and index."""
+    """Draws the prompt's words on a pattern that follows from prompt, seed and index.
+
+    An edit has the first picture in place of the pattern, darker where it may be drawn anew.
+    """
 
     name = "sandbox"
 
@@ -85,14 +90,11 @@ def draw(request: ImageRequest, index: int) -> bytes:
     digest = hashlib.sha256(f"{request.prompt}\n{request.seed}\n{index}".encode()).digest()
     dice = random.Random(digest)
     hue = dice.randrange(360)
-    image = Pillow.new("RGB", (width, height), f"hsl({hue}, 45%, 20%)")
+    if request.images:
+        image = darkened(request.images[0], request.mask, (width, height))
+    else:
+        image = pattern((width, height), hue, dice)
     canvas = ImageDraw.Draw(image)
-    cell = max(16, min(width, height) // 12)
-    for left in range(0, width, cell):
-        for top in range(0, height, cell):
-            shade = f"hsl({(hue + dice.randrange(-40, 40)) % 360}, 55%, {dice.randrange(18, 46)}%)"
-            box = (left, top, left + cell - 1, top + cell - 1)
-            (canvas.ellipse if dice.random() < 0.5 else canvas.rectangle)(box, fill=shade)
     size = max(12, min(width, height) // 18)
     font = ImageFont.load_default(size)
     # The built-in font has the basic letters only.
@@ -108,6 +110,40 @@ def draw(request: ImageRequest, index: int) -> bytes:
     out = io.BytesIO()
     image.save(out, (request.output_format or "png").upper(), **_options(request))
     return out.getvalue()
+
+
+def pattern(size: tuple[int, int], hue: int, dice: random.Random) -> Pillow.Image:
+    """Return a picture of dice-thrown shapes."""
+    width, height = size
+    image = Pillow.new("RGB", size, f"hsl({hue}, 45%, 20%)")
+    canvas = ImageDraw.Draw(image)
+    cell = max(16, min(width, height) // 12)
+    for left in range(0, width, cell):
+        for top in range(0, height, cell):
+            shade = f"hsl({(hue + dice.randrange(-40, 40)) % 360}, 55%, {dice.randrange(18, 46)}%)"
+            box = (left, top, left + cell - 1, top + cell - 1)
+            (canvas.ellipse if dice.random() < 0.5 else canvas.rectangle)(box, fill=shade)
+    return image
+
+
+def darkened(first: Upload, mask: Upload | None, size: tuple[int, int]) -> Pillow.Image:
+    """Return the picture, cut to the size; only where the mask is transparent is it darker.
+
+    Raises ProviderError when one of them is broken behind its header.
+    """
+    light = _cut("image", first, size).convert("RGB")
+    dark = ImageEnhance.Brightness(light).enhance(0.4)
+    if mask is None:
+        return dark
+    return Pillow.composite(light, dark, _cut("mask", mask, size).getchannel("A"))
+
+
+def _cut(name: str, upload: Upload, size: tuple[int, int]) -> Pillow.Image:
+    try:
+        with Pillow.open(io.BytesIO(upload.read()), formats=tuple(FORMATS)) as image:
+            return ImageOps.fit(image.convert("RGBA"), size)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise rejected(name, detail=str(error)) from error
 
 
 def _options(request: ImageRequest) -> dict[str, int]:

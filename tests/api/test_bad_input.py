@@ -516,6 +516,7 @@ def test_an_idempotency_key_that_is_none_is_400(
 
 ENDPOINTS = {
     "images/generations": {"POST"},
+    "images/edits": {"POST"},
     "models": {"GET", "HEAD"},
     "models/openai/gpt-image-1": {"GET", "HEAD"},
     "credits": {"GET", "HEAD"},

@@ -11,12 +11,7 @@ from accounts import keys
 from accounts.keys import NewKey
 from accounts.models import ApiKey, AuditEvent, Organization
 from images.models import Generation
-from tests.api.checks import (
-    connect_raw,
-    expect_error,
-    expect_nothing_happened,
-    read_answer,
-)
+from tests.api.checks import expect_error, expect_nothing_happened, send_raw
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory
 from tests.server import Api, AppServer
@@ -96,25 +91,19 @@ def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
 def test_two_authorization_headers_open_nothing(
     app: AppServer, live_key: NewKey, test_key: NewKey, openai: OpenAIEmulator
 ) -> None:
-    with connect_raw(app.origin) as connection:
-        connection.sendall(
-            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {live_key.secret}\r\n"
-            f"Authorization: Bearer {test_key.secret}\r\n\r\n".encode()
-        )
-        expect_error(read_answer(connection), "invalid_api_key")
+    first, second = (f"Authorization: Bearer {key.secret}\r\n" for key in (live_key, test_key))
+    request = f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{first}{second}\r\n"
+    expect_error(send_raw(app.origin, request.encode()), "invalid_api_key")
     expect_nothing_happened(openai)
 
 
-@pytest.mark.parametrize("shape", ["Bearer {}", "bearer {}", "BEARER {}", "Bearer   {}  "])
 def test_the_scheme_is_case_insensitive_and_spaces_around_a_key_do_no_harm(
-    app: AppServer, live_key: NewKey, shape: str
+    app: AppServer, live_key: NewKey
 ) -> None:
-    with connect_raw(app.origin) as connection:
-        header = shape.format(live_key.secret)
-        connection.sendall(
-            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: {header}\r\n\r\n".encode()
-        )
-        assert read_answer(connection).status_code == 200
+    for shape in ("Bearer {}", "bearer {}", "BEARER {}", "Bearer   {}  "):
+        header = f"Authorization: {shape.format(live_key.secret)}\r\n"
+        request = f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{header}\r\n"
+        assert send_raw(app.origin, request.encode()).status_code == 200, shape
 
 
 def test_a_key_works_only_for_its_own_organization(

@@ -11,7 +11,13 @@ from PIL import Image as Pillow
 from billing.models import Hold, LedgerEntry
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
-from tests.api.checks import CODES, expect_books_agree, expect_error, expect_nothing_charged
+from tests.api.checks import (
+    CODES,
+    expect_books_agree,
+    expect_error,
+    expect_nothing_charged,
+    stored_files,
+)
 from tests.emulators.openai import OpenAIEmulator
 from tests.server import Api
 
@@ -41,20 +47,14 @@ def test_every_model_draws_a_real_picture_for_nothing(
     assert Hold.objects.count() == 0
     assert not LedgerEntry.objects.filter(kind="consumption").exists()
     assert sandbox.get("credits").json()["geekhub"]["balance_usd"] == "10.00"
-    expect_books_agree_without_images()
+    assert Image.objects.count() == len(stored_files()) == len(CATALOG)
 
 
-def expect_books_agree_without_images() -> None:
-    """Check that the sandbox left the money alone."""
-    Image.objects.all().delete()
-    assert LedgerEntry.objects.count() == 1
-
-
-@pytest.mark.parametrize("asked", ["png", "jpeg", "webp"])
-def test_the_format_asked_for_is_drawn(sandbox: Api, asked: str) -> None:
-    row = sandbox.draw(output_format=asked).json()["data"][0]
-    assert row["mime_type"] == f"image/{asked}"
-    assert row["url"].endswith({"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[asked])
+def test_the_format_asked_for_is_drawn(sandbox: Api) -> None:
+    for asked, extension in (("png", "png"), ("jpeg", "jpg"), ("webp", "webp")):
+        row = sandbox.draw(output_format=asked).json()["data"][0]
+        assert row["mime_type"] == f"image/{asked}"
+        assert row["url"].endswith(f".{extension}")
 
 
 def test_the_same_prompt_and_seed_give_the_same_bytes(sandbox: Api) -> None:
@@ -68,14 +68,11 @@ def test_the_same_prompt_and_seed_give_the_same_bytes(sandbox: Api) -> None:
         assert not set(draw(**change)) & set(first)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "stage"), [("sandbox:refuse", "prompt"), ("a kite sandbox:refuse=output", "output")]
-)
-def test_refuse(sandbox: Api, prompt: str, stage: str) -> None:
-    error = expect_error(sandbox.draw(prompt=prompt), "content_policy_violation", says="policy")
-
-    assert error["stage"] == stage
-    assert Generation.objects.get().status == GenerationStatus.FAILED
+def test_refuse_refuses_the_prompt_or_the_picture(sandbox: Api) -> None:
+    for prompt, stage in (("sandbox:refuse", "prompt"), ("a sandbox:refuse=output kite", "output")):
+        error = expect_error(sandbox.draw(prompt=prompt), "content_policy_violation", says="policy")
+        assert error["stage"] == stage
+    assert Generation.objects.filter(status=GenerationStatus.FAILED).count() == 2
     expect_nothing_charged()
 
 

@@ -59,7 +59,7 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
     assert money_of(key) == (TEN - spent, 0, spent)
     assert consumption() == [entry]
     saved = LedgerEntry.objects.get(pk=entry.pk)
-    assert saved.entry_key == f"use:{hold.pk}"
+    assert saved.entry_key == f"use:{hold.pk}:0"
     assert saved.amount_micro == -spent
     assert (saved.model, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
     assert (saved.hold_id, saved.api_key_id) == (hold.pk, key.pk)
@@ -67,6 +67,75 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
     hold.refresh_from_db()
     assert hold.state == HoldState.CAPTURED
     assert hold.settled_at is not None
+
+
+def capture_one(hold: Hold, model: str = "a/cheap") -> LedgerEntry:
+    """Charge one image, and count it as the caller does once it is committed."""
+    with transaction.atomic():
+        entry = holds.capture_one(hold, model=model)
+    hold.captured += 1
+    return entry
+
+
+def test_images_delivered_one_by_one_are_charged_one_by_one(key: ApiKey) -> None:
+    budgets.set_budget(key, 1_000_000, Period.DAY)
+    # The dear one is held, the cheap one answers: each image gives the difference back.
+    hold = authorize(key, "a/cheap", "c/dear", quantity=3)
+    assert budget_of(key) == (570_000, 0)
+    entries = [capture_one(hold), capture_one(hold)]
+    assert money_of(key) == (TEN - 80_000, 190_000, 80_000)
+    assert budget_of(key) == (190_000, 80_000)
+    assert [(one.amount_micro, one.quantity) for one in entries] == [(-40_000, 1)] * 2
+    assert [one.entry_key for one in entries] == [f"use:{hold.pk}:0", f"use:{hold.pk}:1"]
+    hold.refresh_from_db()
+    assert (hold.state, hold.captured, hold.settled_at) == (HoldState.HELD, 2, None)
+
+    with pytest.raises(ValueError, match="cannot capture 2 of 3"):
+        capture(hold, delivered=2)
+    last = capture(hold)
+
+    assert (last.entry_key, last.quantity) == (f"use:{hold.pk}:2", 1)
+    assert money_of(key) == (TEN - 120_000, 0, 120_000)
+    assert budget_of(key) == (0, 120_000)
+    hold.refresh_from_db()
+    assert (hold.state, hold.captured) == (HoldState.CAPTURED, 3)
+
+
+@pytest.mark.parametrize("give_back", [release, expire])
+def test_what_was_not_delivered_of_a_part_is_given_back(
+    key: ApiKey, give_back: Callable[[Hold], None]
+) -> None:
+    hold = authorize(key, quantity=3)
+    capture_one(hold)
+    give_back(hold)
+    assert money_of(key) == (TEN - 40_000, 0, 40_000)
+    hold.refresh_from_db()
+    # Something was charged, and the state says so.
+    assert (hold.state, hold.captured) == (HoldState.CAPTURED, 1)
+    with pytest.raises(HoldLost):
+        capture_one(hold)
+
+
+def test_no_more_images_are_charged_one_by_one_than_were_held(key: ApiKey) -> None:
+    hold = authorize(key, quantity=2)
+    capture_one(hold)
+    capture_one(hold)
+    with pytest.raises(HoldLost):
+        capture_one(hold)
+    release(hold)
+    assert money_of(key) == (TEN - 80_000, 0, 80_000)
+
+
+@pytest.mark.parametrize("settle", [*SETTLE.values(), capture_one])
+def test_who_does_not_know_of_a_part_has_lost_the_hold(
+    key: ApiKey, settle: Callable[[Hold], object]
+) -> None:
+    hold = authorize(key, quantity=3)
+    unaware = Hold.objects.get(pk=hold.pk)
+    capture_one(hold)
+    with pytest.raises(HoldLost):
+        settle(unaware)
+    assert money_of(key) == (TEN - 40_000, 80_000, 40_000)
 
 
 def test_the_dearest_quote_is_held_and_the_answering_models_quote_is_charged(key: ApiKey) -> None:
@@ -301,7 +370,7 @@ def test_a_capture_that_the_ledger_refuses_leaves_the_hold_as_it_was(
     budgets.set_budget(committed_key, 1_000_000, Period.DAY)
     hold = authorize(committed_key)
     ledger.record(
-        committed_key.organization, EntryKind.RECHARGE, 1, entry_key=f"use:{hold.pk}", note=""
+        committed_key.organization, EntryKind.RECHARGE, 1, entry_key=f"use:{hold.pk}:0", note=""
     )
     with pytest.raises(IntegrityError):
         holds.capture(hold, model="a/cheap", delivered=1)
@@ -411,6 +480,15 @@ def _write(**fields: object) -> Callable[[Hold], object]:
         ("hold_state_is_known", _write(state="lost", settled_at=datetime(2026, 1, 1, tzinfo=UTC))),
         ("hold_settled_once_not_held", _write(state="captured")),
         ("hold_settled_once_not_held", _write(settled_at=datetime(2026, 1, 1, tzinfo=UTC))),
+        ("hold_captures_no_more_than_held", _write(captured=2)),
+        (
+            "hold_state_tells_if_captured",
+            _write(state="captured", settled_at=datetime(2026, 1, 1, tzinfo=UTC)),
+        ),
+        (
+            "hold_state_tells_if_captured",
+            _write(state="released", captured=1, settled_at=datetime(2026, 1, 1, tzinfo=UTC)),
+        ),
         ("account_holds_no_debt", lambda _: BillingAccount.objects.update(held_micro=-1)),
         (
             "credit_limit_not_negative",

@@ -104,7 +104,7 @@ def test_the_sign_follows_the_kind(
             write()
 
 
-def test_a_hold_has_one_entry(key: ApiKey) -> None:
+def test_a_part_of_a_hold_has_one_entry(key: ApiKey) -> None:
     entry = use(key)
     with pytest.raises(IntegrityError), transaction.atomic():
         LedgerEntry.objects.create(
@@ -114,7 +114,7 @@ def test_a_hold_has_one_entry(key: ApiKey) -> None:
             quantity=1,
             hold=entry.hold,
             price_version=entry.price_version,
-            entry_key="another",
+            entry_key=entry.entry_key,
         )
 
 

@@ -7,7 +7,7 @@ from django.db import IntegrityError
 from django.db.models import Sum
 
 from accounts.models import ApiKey
-from billing import budgets, ledger, prices
+from billing import budgets, holds, ledger, prices
 from billing.budgets import BudgetExceeded
 from billing.holds import HoldLost, InsufficientBalance
 from billing.models import (
@@ -103,6 +103,26 @@ def test_a_hold_is_settled_by_exactly_one(committed_key: ApiKey, ways: list[str]
     assert LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION).count() == len(
         [way for way in won if way == "captured"]
     )
+
+
+def test_of_a_part_charged_by_many_at_once_one_wins(committed_key: ApiKey) -> None:
+    hold = authorize(committed_key, quantity=3)
+
+    def charge(number: int) -> LedgerEntry:
+        return holds.capture_one(Hold.objects.get(pk=hold.pk), model="a/cheap")
+
+    def charge_the_same(number: int) -> LedgerEntry:
+        return holds.capture_one(hold, model="a/cheap")
+
+    won = race(12, charge_the_same, losing=HoldLost)
+    assert len([one for one in won if isinstance(one, LedgerEntry)]) == 1
+    assert money_of(committed_key) == (10_000_000 - PRICE, 2 * PRICE, PRICE)
+    # However they meet, no more is charged than was held.
+    race(12, charge, losing=HoldLost)
+    race(12, charge, losing=HoldLost)
+    hold.refresh_from_db()
+    assert hold.captured == hold.quantity == 3
+    assert money_of(committed_key) == (10_000_000 - 3 * PRICE, 0, 3 * PRICE)
 
 
 def test_all_that_can_happen_at_once_ends_with_books_that_agree(committed_key: ApiKey) -> None:

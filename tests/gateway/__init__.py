@@ -93,7 +93,7 @@ def expect_pictures(answer: httpx.Response, count: int) -> list[dict[str, Any]]:
     assert answer.status_code == 200, answer.text
     data: list[dict[str, Any]] = answer.json()["data"]
     assert len(data) == count
-    assert len({row["sha256"] for row in data}) == count
+    assert len({row["url"] for row in data}) == count
     for row in data:
         content = stored(row["url"])
         with Pillow.open(io.BytesIO(content)) as picture:

@@ -61,3 +61,20 @@ def live_key(umbrella: Organization) -> NewKey:
 def api(connect: Callable[[str | None], Api], live_key: NewKey) -> Api:
     """A client with Umbrella's key."""
     return connect(live_key.secret)
+
+
+@pytest.fixture
+def begin(
+    serve: Callable[[], AppServer], live_key: NewKey
+) -> Iterator[Callable[..., tuple[AppServer, Api]]]:
+    """Start the application when called, with a client of it, after a test has changed settings."""
+    clients: list[Api] = []
+
+    def start(key: NewKey = live_key) -> tuple[AppServer, Api]:
+        app = serve()
+        clients.append(Api(app.origin, key.secret))
+        return app, clients[-1]
+
+    yield start
+    for client in clients:
+        client.http.close()

@@ -91,8 +91,7 @@ TABLE = [
     Row(
         model=GROK,
         counts=[8],
-        sizes=same("1024x768")
-        | dict.fromkeys(["1024x1024", *LANDSCAPE, *PORTRAIT], "1024x768"),
+        sizes=same("1024x768") | dict.fromkeys(["1024x1024", *LANDSCAPE, *PORTRAIT], "1024x768"),
         mime="image/jpeg",
         hd=None,
         jpeg=None,

@@ -65,7 +65,7 @@ def _line(row: ImageModel) -> str:
         "yes" if row.qualities else NO,
         _words(row.formats),
         "yes" if row.seed else NO,
-        "yes" if row.edits else NO,
+        _edits(row),
         str(row.per_call),
         _status(row),
         f"`{row.successor}`" if row.successor else NO,
@@ -82,7 +82,8 @@ def _details(row: ImageModel) -> str:
         "transparent background": row.transparent,
         "moderation": row.moderation,
         "partial images": row.partial_images,
-        "edits": row.edits,
+        "masks in edits": row.masks,
+        "input_fidelity in edits": row.fidelity,
     }
     lines = [
         f"### {row.id}",
@@ -97,6 +98,12 @@ def _details(row: ImageModel) -> str:
         f"- Prompt: up to {row.max_prompt} characters",
     ]
     return "\n".join(lines)
+
+
+def _edits(row: ImageModel) -> str:
+    if not row.edits:
+        return NO
+    return "of 1 picture" if row.edits == 1 else f"of up to {row.edits} pictures"
 
 
 def _status(row: ImageModel) -> str:

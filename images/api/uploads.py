@@ -1,0 +1,239 @@
+"""A multipart body: stored while it arrives, taken apart in a thread, gone with its request.
+
+Everything is kept in files without a name, which the system removes when they are closed or when
+the process ends, however it ends.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from tempfile import TemporaryFile
+from typing import IO, Any, cast
+
+from django.conf import settings
+from django.core.exceptions import RequestDataTooBig
+from django.core.files.uploadhandler import FileUploadHandler
+from django.http.multipartparser import MultiPartParser, MultiPartParserError
+from django.utils.http import parse_header_parameters
+
+from images import pictures
+from images.api import parsers, serializers
+from images.api.errors import ApiError
+from images.api.requests import ApiRequest, BodyTooSlow, body_chunks
+from images.api.serializers import invalid
+from images.catalog import MAX_INPUTS
+from images.pictures import NotAPicture, Upload
+from images.requests import GenerationRequest, Inputs
+
+# Three pictures of the largest size or many common ones; more is a mistake or an attack.
+MAX_BODY_BYTES = 64 * 1024 * 1024
+# All of it over a line of about 10 Mbit/s.
+BODY_SECONDS = 60.0
+# Arriving bytes are gathered up to this before they are written.
+WRITE_BYTES = 1024 * 1024
+FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+# A list may come as one part of JSON or as repeated parts; SDKs put brackets behind the name.
+LISTS = {"model", "model[]", "tags", "tags[]"}
+INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
+
+
+async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
+    """Read, check and return the edit that the body asks for; `keep` closes its files.
+
+    Raises ApiError, BodyTooLarge, BodyTooSlow or ClientGone.
+    """
+    if request.content_type != "multipart/form-data":
+        raise ApiError(
+            "unsupported_media_type",
+            "Send the body as a form with files: Content-Type: multipart/form-data.",
+        )
+    # What ApiRequest keeps of the header lacks the boundary.
+    headers = dict(request.scope["headers"])
+    content_type = headers[b"content-type"].decode("latin-1")
+    with _unnamed() as body:
+        await _store(request, body)
+        return await asyncio.to_thread(_read, body, content_type, keep)
+
+
+def _unnamed() -> IO[bytes]:
+    return TemporaryFile(dir=settings.FILE_UPLOAD_TEMP_DIR)
+
+
+async def _store(request: ApiRequest, body: IO[bytes]) -> None:
+    """Write the body to a file as it arrives."""
+    waiting = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in body_chunks(request, most=MAX_BODY_BYTES):
+                waiting += chunk
+                if len(waiting) >= WRITE_BYTES:
+                    await asyncio.to_thread(body.write, bytes(waiting))
+                    waiting.clear()
+    except TimeoutError as error:
+        raise BodyTooSlow from error
+    await asyncio.to_thread(body.write, bytes(waiting))
+
+
+def _read(body: IO[bytes], content_type: str, keep: ExitStack) -> GenerationRequest:
+    """Take a stored body apart and check it, text before pictures."""
+    files = _Files(keep)
+    texts = _parse(body, content_type, files)
+    request = serializers.parse(_typed(texts), serializers.EditSerializer)
+    return replace(request, inputs=_inputs(files))
+
+
+class _Files(FileUploadHandler):
+    """Keeps the files of a form, in the order of arrival, and refuses what may not be one."""
+
+    def __init__(self, keep: ExitStack) -> None:
+        super().__init__()
+        self._keep = keep
+        self._field = ""
+        self.found: dict[str, list[IO[bytes]]] = {"image": [], "mask": []}
+
+    def new_file(self, field_name: str, *args: Any, **kwargs: Any) -> None:
+        super().new_file(field_name, *args, **kwargs)
+        if field_name not in FILES:
+            known = serializers.EditSerializer().fields
+            what = "must be text, not a file." if field_name in known else serializers.UNKNOWN
+            raise invalid(field_name[:100], what)
+        self._field = FILES[field_name]
+        others = self.found[self._field]
+        if self._field == "mask" and others:
+            raise invalid("mask", "is there twice.")
+        if len(others) == MAX_INPUTS:
+            raise invalid("image", f"must be 1 to {MAX_INPUTS} pictures.")
+        others.append(self._keep.enter_context(_unnamed()))
+
+    def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
+        if start + len(raw_data) > pictures.MAX_BYTES:
+            most = f"{self._field} may have at most {pictures.MAX_BYTES} bytes."
+            raise ApiError("request_too_large", most, self._field)
+        self.found[self._field][-1].write(raw_data)
+
+    def file_complete(self, file_size: int) -> None:
+        """Nothing is handed on: the file is kept already."""
+
+
+class _Parser(MultiPartParser):
+    """Django's parser, without its interest in the names of files."""
+
+    def sanitize_file_name(self, file_name: str) -> str:
+        return "upload"
+
+
+def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[str]]:
+    """Return the text parts and give the files to the handler; raises ApiError."""
+    size = body.tell()
+    body.seek(0)
+    meta = {"CONTENT_TYPE": content_type, "CONTENT_LENGTH": size}
+    try:
+        # Latin-1 keeps every byte; UTF-8 would replace what is none without a word.
+        texts, _ = _Parser(meta, cast(Any, body), [files], encoding="latin-1").parse()
+    except (MultiPartParserError, ValueError) as error:
+        raise ApiError(
+            "invalid_request_error", f"The body is not valid multipart/form-data: {error}."
+        ) from error
+    except RequestDataTooBig as error:
+        most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        raise ApiError(
+            "request_too_large", f"The text fields may have at most {most} bytes together."
+        ) from error
+    # Django takes a body that breaks off for one that ends there.
+    _, options = parse_header_parameters(content_type)
+    last = f"--{options['boundary']}--".encode()
+    body.seek(max(0, size - len(last) - 1024))
+    if last not in body.read():
+        raise ApiError("invalid_request_error", "The body ends before its last boundary.")
+    return {name: [_utf8(name, one) for one in values] for name, values in texts.lists()}
+
+
+def _utf8(name: str, text: str) -> str:
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid(name[:100], f"is not valid UTF-8 at byte {error.start}.") from error
+
+
+def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return the text parts as the values that JSON would have; what is none stays text."""
+    fields = serializers.EditSerializer().fields
+    data: dict[str, Any] = {}
+    for sent, values in texts.items():
+        if sent in FILES:
+            raise invalid(FILES[sent], "must be a file.")
+        name = sent.removesuffix("[]") if sent in LISTS else sent
+        if name in data or (len(values) > 1 and sent not in LISTS):
+            raise invalid(name[:100], "is there twice.")
+        if sent in LISTS:
+            data[name] = _several(name, values, bare=sent == "model")
+        else:
+            read = READERS.get(type(fields.get(name)), _as_it_is)
+            data[name] = read(name, values[0])
+    return data
+
+
+def _several(name: str, values: list[str], *, bare: bool) -> Any:
+    """Return a list that came as parts, or as JSON in one part; `bare` is one text for itself."""
+    if len(values) > 1:
+        return values
+    if values[0].startswith("["):
+        return _json(name, values[0])
+    return values[0] if bare else values
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return parsers.loads(text)
+    except ValueError as error:
+        raise invalid(name, f"is {error}.") from error
+
+
+def _integer(name: str, text: str) -> Any:
+    return int(text) if INTEGER.fullmatch(text) else text
+
+
+def _number(name: str, text: str) -> Any:
+    return float(text) if NUMBER.fullmatch(text) else text
+
+
+def _boolean(name: str, text: str) -> Any:
+    return {"true": True, "false": False}.get(text, text)
+
+
+def _as_it_is(name: str, text: str) -> Any:
+    return text
+
+
+READERS: Mapping[type, Callable[[str, str], Any]] = {
+    serializers.Integer: _integer,
+    serializers.Usd: _number,
+    serializers.Boolean: _boolean,
+    serializers.RoutingSerializer: _json,
+}
+
+
+def _inputs(files: _Files) -> Inputs:
+    """Return the pictures; raises ApiError naming the first that is none."""
+    if not files.found["image"]:
+        raise invalid("image", f"is required: 1 to {MAX_INPUTS} files.")
+    images = tuple(_upload("image", file) for file in files.found["image"])
+    masks = [_upload("mask", file) for file in files.found["mask"]]
+    if not masks:
+        return Inputs(images)
+    mask, first = masks[0], images[0]
+    if mask.mime_type != "image/png" or not mask.alpha:
+        raise invalid("mask", "must be a PNG with an alpha channel.")
+    if (mask.width, mask.height) != (first.width, first.height):
+        raise invalid("mask", f"must have the first image's size, {first.width}x{first.height}.")
+    return Inputs(images, mask)
+
+
+def _upload(name: str, file: IO[bytes]) -> Upload:
+    try:
+        return Upload.of(file)
+    except NotAPicture as error:
+        raise invalid(name, f"must be a PNG, JPEG or WebP: it is {error}.") from error
