@@ -10,8 +10,9 @@ from gunicorn.workers.base import Worker
 
 # The settings read the same file. Without this line a DATABASE_URL or a PORT that stands only there
 # would be unknown here; what the environment holds wins in both places.
-environ.Env.read_env(Path(__file__).resolve().parent / ".env")
 env = environ.Env()
+if _env_file := env.str("ENV_FILE", default=str(Path(__file__).resolve().parent / ".env")):
+    environ.Env.read_env(_env_file)
 
 
 def _cores() -> int:

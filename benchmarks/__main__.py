@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("overhead", "in_flight")
+BENCHMARKS = ("overhead", "in_flight", "storage_upload")
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or BENCHMARKS

@@ -16,7 +16,9 @@ from geekhub.lib import money
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
-environ.Env.read_env(BASE_DIR / ".env")
+# ENV_FILE names another file; empty, none is read.
+if _env_file := env.str("ENV_FILE", default=str(BASE_DIR / ".env")):
+    environ.Env.read_env(_env_file)
 
 # --- The deployment -------------------------------------------------------------------------
 

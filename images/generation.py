@@ -60,6 +60,7 @@ RESULT_FIELDS = [
     "error_code",
     "error_message",
     "finished_at",
+    "draw_ms",
     "latency_ms",
 ]
 
@@ -122,10 +123,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """The answer to a dry run: what would be drawn, and what it would cost at most."""
+    """The answer to a dry run: who would be asked first, and what it would cost at most."""
 
     candidate: Candidate
     unit_micro: int
+    most_micro: int
     skipped: list[routing.Skipped]
 
 
@@ -170,8 +172,9 @@ def begin(
         latencies=gateway.latencies.current() if timed else {},
     )
     if request.dry_run:
-        dearest = max(candidates, key=lambda one: quotes[one.model.id].unit_micro)
-        return Priced(dearest, quotes[dearest.model.id].unit_micro, skipped)
+        dearest = max(quotes[one.model.id].unit_micro for one in candidates)
+        first = candidates[0]
+        return Priced(first, quotes[first.model.id].unit_micro, dearest * request.n, skipped)
     seconds = settings.REQUEST_DEADLINE_SECONDS
     now = timezone.now()
     try:
@@ -289,18 +292,23 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
     deadline = asyncio.get_running_loop().time() + seconds * (1 - RESERVE)
     charged = False
     for candidate, after in zip_longest(started.candidates, started.candidates[1:]):
-        until = _until(deadline, after)
+        if asyncio.get_running_loop().time() >= deadline:
+            break
+        until, began = _until(deadline, after), time.monotonic()
         try:
             drawn = await _draw_with(gateway, candidate, started.sandbox, until, on_item)
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
             wanted = candidate.request
+            if error.code == "model_not_found" and candidate.model.successor:
+                error.message += f" Use {candidate.model.successor} instead."
             refused = error.code == "content_policy_violation"
             if not wanted.listed or (refused and started.on_refusal == "stop"):
                 raise
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
+        started.generation.draw_ms = round((time.monotonic() - began) * 1000)
         return drawn
     raise AllCandidatesFailed(started.attempts, started.skipped, charged=charged)
 

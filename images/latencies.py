@@ -37,11 +37,12 @@ def medians() -> dict[str, float]:
             status=GenerationStatus.SUCCEEDED,
             sandbox=False,
             finished_at__gte=timezone.now() - LOOK_BACK,
+            draw_ms__isnull=False,
         )
         .order_by("-finished_at")
-        .values_list("model", "latency_ms")[:SAMPLES]
+        .values_list("model", "draw_ms")[:SAMPLES]
     )
     seconds = defaultdict(list)
-    for model, latency_ms in rows:
-        seconds[model].append((latency_ms or 0) / 1000)
+    for model, draw_ms in rows:
+        seconds[model].append((draw_ms or 0) / 1000)
     return {model: statistics.median(values) for model, values in seconds.items()}

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60.0
 KEYS_REMEMBERED = 10_000
+AWAY_SECONDS = 5.0
 
 
 class RateLimited(Exception):
@@ -136,16 +137,21 @@ class RedisLimiter:
         self._redis = redis.Redis(connection_pool=pool)
         self._enter = self._redis.register_script(ENTER)
         self._alone = MemoryLimiter()
+        self._away_until = 0.0
 
     def enter(self, caller: Caller, ticket: str) -> Admission:
         keys = [f"rpm:{caller.key}", f"in_flight:{caller.organization}"]
         milliseconds = [int(caller.lease * 1000), int(WINDOW_SECONDS * 1000)]
+        if time.monotonic() < self._away_until:
+            return self._alone.enter(caller, ticket)
         try:
             verdict, number = self._enter(
                 keys=keys, args=[ticket, caller.rpm, caller.max_in_flight, *milliseconds]
             )
         except redis.RedisError:
             log.exception("Redis does not answer; requests are limited per process")
+            # Asking again at once would make every request wait for the same silence.
+            self._away_until = time.monotonic() + AWAY_SECONDS
             return self._alone.enter(caller, ticket)
         if verdict == 1:
             raise RateLimited("requests", caller.rpm, int(number) / 1000)

@@ -22,7 +22,7 @@ CIRCUIT = Gauge(
     "geekhub_circuit_open",
     "Per provider: 0 closed, 1 half-open, 2 open.",
     ["provider"],
-    multiprocess_mode="max",
+    multiprocess_mode="livemax",
 )
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 

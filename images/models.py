@@ -59,6 +59,9 @@ class Generation(models.Model):
     created_at = models.DateTimeField(db_default=Now())
     deadline_at = models.DateTimeField(help_text="After this nobody works on it any more.")
     finished_at = models.DateTimeField(null=True)
+    draw_ms = models.PositiveIntegerField(
+        null=True, help_text="How long the model that delivered took."
+    )
     latency_ms = models.PositiveIntegerField(null=True)
 
     class Meta:

@@ -73,19 +73,16 @@ class GenerationRequest:
 
     def parameters(self) -> dict[str, Any]:
         """Return what was asked beside models, prompt and tags, without what was not asked for."""
-        hidden = {"models", "prompt", "tags", "user"}
+        hidden = {"models", "prompt", "tags", "user", "inputs"}
         told = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in self._plain().items()
-            if name not in hidden and value not in (None, False, (), 0)
+            one.name: list(value) if isinstance(value, tuple) else value
+            for one in fields(self)
+            if one.name not in hidden and (value := getattr(self, one.name)) != one.default
         }
-        if self.inputs is None:
-            return told
-        told |= {"edit": True, "images": len(self.inputs.images)}
-        if self.inputs.mask is not None:
-            told["mask"] = True
-        if self.input_fidelity is not None:
-            told["input_fidelity"] = self.input_fidelity
+        if self.inputs is not None:
+            told |= {"edit": True, "images": len(self.inputs.images)}
+            if self.inputs.mask is not None:
+                told["mask"] = True
         return told
 
     def _plain(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from images.catalog import CATALOG, MAX_N, ImageModel, Status, as_of
-from images.providers.base import ImageRequest, unavailable
+from images.providers.base import ImageRequest
 from images.providers.ratios import edges, nearest
 from images.requests import AUTO, GenerationRequest, Inputs, Strategy
 
@@ -31,6 +31,10 @@ class ModelUnfit(Exception):
 
 class ModelBlocked(Exception):
     """The key's policy does not allow the model."""
+
+
+class ModelOff(Exception):
+    """A model's provider cannot be called now."""
 
 
 class NoCandidate(Exception):
@@ -166,7 +170,7 @@ def candidates(
 
     `allowed` are the ids the key may use (None: all), `off` tells why a model's provider cannot be
     called now, `prices` are micro-USD per image, `latencies` recent medians in seconds. A single
-    model raises ModelUnfit, ModelBlocked or ProviderError where a list skips; a list without
+    model raises ModelUnfit, ModelBlocked or ModelOff where a list skips; a list without
     anybody left raises NoCandidate. ModelNotFound is raised always.
     """
     fitting: list[Candidate] = []
@@ -192,7 +196,7 @@ def candidates(
             skipped.append(Skipped(model.id, reason))
             any_off = True
         else:
-            raise unavailable(detail=reason)
+            raise ModelOff(f"{model.id} cannot draw now: {reason}.")
     if not fitting:
         raise NoCandidate(skipped, off=any_off)
     return fitting, skipped

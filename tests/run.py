@@ -31,22 +31,20 @@ STOP_SECONDS = 30
 # pytest's exit code. A failure here: a suite that vanished is not a suite that passed.
 NO_TESTS_RAN = 5
 
-# A developer's own keys must reach no test: drawing costs money. They are set to nothing rather
-# than removed, because the settings would take a removed one from a .env file.
-EMPTY = (
-    "REDIS_URL",
-    *("OPENAI_API_KEY", "GOOGLE_API_KEY", "XAI_API_KEY", "FAL_KEY"),
-    *("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLIC_URL"),
-    *("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE", "STRIPE_METER_EVENTS_BASE"),
-    *("SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT"),
-)
-# What else would make a result depend on the shell it was started from.
+# What would make a result depend on the shell it was started from, or draw with a developer's own
+# keys, which costs money. A .env file is not read either.
 REMOVED = (
-    *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "PUBLIC_URL", "PORT", "BIND", "WEB_WORKERS"),
+    *("OPENAI_API_KEY", "GOOGLE_API_KEY", "XAI_API_KEY", "FAL_KEY"),
     *("OPENAI_BASE_URL", "GOOGLE_BASE_URL", "XAI_BASE_URL", "FAL_BASE_URL", "FAL_QUEUE_BASE_URL"),
-    *("PROVIDER_DOWNLOAD_HOSTS", "SUPABASE_BUCKET", "SIGNUP_BONUS_USD", "DEFAULT_CREDIT_LIMIT_USD"),
+    *("SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLIC_URL", "SUPABASE_BUCKET"),
+    *("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE", "STRIPE_METER_EVENTS_BASE"),
+    *("SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT", "METRICS_TOKEN", "PROMETHEUS_MULTIPROC_DIR"),
+    *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "PUBLIC_URL", "PORT", "BIND", "WEB_WORKERS"),
+    *("DATABASE_URL", "DATABASE_THREADS", "REDIS_URL", "DATA_DIR", "SECRET_KEY", "DEBUG", "DEMO"),
+    *("PROVIDER_DOWNLOAD_HOSTS", "MODEL_ALIASES", "RETIRE_SWITCHED_OFF", "STORAGE_OUTAGE"),
+    *("SPOOL_MAX_BYTES", "SIGNUP_BONUS_USD", "DEFAULT_CREDIT_LIMIT_USD", "ONCE"),
     *("REQUEST_DEADLINE_SECONDS", "RATE_LIMIT_RPM", "MAX_IN_FLIGHT", "LOG_FORMAT", "LOG_PROMPTS"),
-    *("DEMO", "ONCE", "LOG_LEVEL", "PROMETHEUS_MULTIPROC_DIR", "DJANGO_SETTINGS_MODULE"),
+    *("LOG_LEVEL", "DJANGO_SETTINGS_MODULE"),
     # make's own, which would change a make that a test starts
     *("MAKEFLAGS", "MAKELEVEL", "MFLAGS"),
 )
@@ -121,6 +119,9 @@ def run_suite(arguments: list[str]) -> int:
             missing.append(f"the tests on {database}: {reason}")
     print(_summary(outcomes, missing), flush=True)
     ran = bool(outcomes) and all(outcome.exit_code == 0 for outcome in outcomes)
+    if os.environ.get("CI") and options.only is None and len(outcomes) < 2:
+        # A machine of ours has all that the suite needs; half of it is no proof there.
+        ran = False
     return 0 if ran else 1
 
 
@@ -140,7 +141,7 @@ def _pytest(
 ) -> Outcome:
     report = folder / "report.json"
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
-    environment |= dict.fromkeys(EMPTY, "")
+    environment["ENV_FILE"] = ""
     environment |= {
         "DATA_DIR": str(folder / "data"),
         "SECRET_KEY": "only-for-tests-" + "x" * 40,

@@ -1,6 +1,7 @@
 """The bodies of successful answers."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from images.catalog import MAX_N, OWNERS, ImageModel
 from images.gateway import Gateway
 from images.generation import Finished, Priced
 from images.models import Generation, GenerationStatus, Image
+from images.pictures import FORMATS
 from images.status import Credits
 from images.storage import ImageStore
 
@@ -19,6 +21,11 @@ from images.storage import ImageStore
 def headers(row: Generation) -> dict[str, str]:
     """Return the headers of a delivered request."""
     return {"x-geekhub-cost-usd": money.to_usd(row.cost_micro)}
+
+
+def replayed(row: Generation) -> dict[str, str]:
+    """Return the headers of an answer that was given before."""
+    return {"x-request-id": row.request_id, "idempotent-replayed": "true"}
 
 
 async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
@@ -54,11 +61,10 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
 
 def priced(what: Priced, request_id: str) -> dict[str, Any]:
     """Return the answer to a dry run."""
-    n = what.candidate.request.n
     return {
         "id": request_id,
         "object": "list",
-        "created": 0,
+        "created": int(time.time()),
         "model": what.candidate.model.id,
         "data": [],
         "dry_run": True,
@@ -68,7 +74,7 @@ def priced(what: Priced, request_id: str) -> dict[str, Any]:
         ],
         "geekhub": {
             "unit_price_usd": money.to_usd(what.unit_micro),
-            "max_cost_usd": money.to_usd(what.unit_micro * n),
+            "max_cost_usd": money.to_usd(what.most_micro),
             "skipped": [{"model": one.model, "reason": one.reason} for one in what.skipped],
         },
     }
@@ -93,6 +99,7 @@ def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
             "cost_usd": money.to_usd(row.cost_micro),
             "num_media_completion": row.delivered,
             "n": row.n,
+            "filtered_count": row.filtered,
             "parameters": row.parameters,
             "tags": row.tags,
             "attempts": row.attempts,
@@ -128,7 +135,10 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
             "transparent_background": row.transparent,
             "partial_images": row.partial_images,
             "edits": row.edits > 0,
+            "moderation": row.moderation,
         },
+        "output_formats": [name.lower() for name in FORMATS],
+        "max_prompt": row.max_prompt,
         "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
         "available": gateway.provider_for(row, sandbox=key.sandbox) is not None,
         "status": row.status,

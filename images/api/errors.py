@@ -14,7 +14,7 @@ from django.http import Http404
 
 from accounts import keys
 from billing.budgets import BudgetExceeded
-from billing.holds import InsufficientBalance
+from billing.holds import HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
 from images import gallery, generation, routing
 from images.api.requests import BodyTooLarge, BodyTooSlow
@@ -30,6 +30,8 @@ class Row:
     type: str
     retry: bool | None = None
 
+
+REFUSAL = "content_policy_violation"
 
 TABLE: Mapping[str, Row] = {
     "invalid_request_error": Row(400, "invalid_request_error"),
@@ -124,6 +126,9 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("model_not_found", str(error), "model")
         case routing.ModelUnfit():
             return ApiError("invalid_request_error", str(error), error.param)
+        case routing.ModelOff():
+            # A moment later it is the same: an SDK need not try.
+            return ApiError("provider_unavailable", str(error), "model", retry=False)
         case routing.NoCandidate() if error.off:
             return _all_failed([], error.skipped, retry=None)
         case routing.NoCandidate():
@@ -142,8 +147,17 @@ def translate(error: Exception) -> ApiError | None:
                 "This Idempotency-Key was used for another request body. Use a new one.",
             )
         case generation.AllCandidatesFailed():
-            retry = False if error.charged else None
+            # Another try would cost us again, or be refused again.
+            hopeless = error.charged or all(one.error == REFUSAL for one in error.attempts)
+            retry = False if hopeless else None
             return _all_failed(error.attempts, error.skipped, retry=retry)
+        case generation.StoreFailed() | HoldLost():
+            return ApiError(
+                "internal_error",
+                "The pictures were drawn but could not be delivered. Nothing was charged.",
+                # The provider has been paid: a blind repeat would pay it again.
+                retry=False,
+            )
         case RateLimited():
             return _rate_limited(error)
         case ProviderError():

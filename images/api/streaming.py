@@ -116,7 +116,12 @@ async def replay(request: ApiRequest, finished: Finished, *, name: str) -> Strea
         data = await request.gateway.store.aread(image.name)
         await events.completed(image, Picture.of(image, data), finished.generation.model)
     events.queue.put_nowait(None)
-    return _response(_following(request, events, sse.KEEP_ALIVE))
+    row = finished.generation
+    request.log |= {"model": row.model, "replay_of": row.request_id}
+    response = _response(_following(request, events, sse.KEEP_ALIVE))
+    for header, value in answers.replayed(row).items():
+        response.headers[header] = value
+    return response
 
 
 def _response(body: AsyncIterator[bytes]) -> StreamingHttpResponse:

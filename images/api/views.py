@@ -6,6 +6,7 @@ from typing import Any, cast
 import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
+from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -14,6 +15,7 @@ from accounts.models import ApiKey
 from images import gallery, generation, routing, status
 from images.api import answers, serializers, streaming, throttling, uploads
 from images.api.errors import ApiError, internal, translate
+from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
@@ -75,6 +77,12 @@ class AsyncAPIView(APIView):
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         """Return the answer to GET."""
         raise NotImplementedError
+
+    def perform_content_negotiation(
+        self, request: Request, force: bool = False
+    ) -> tuple[BaseRenderer, str]:
+        """Return JSON whatever is accepted: a client of a stream may accept only that."""
+        return OrjsonRenderer(), OrjsonRenderer.media_type
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
@@ -160,13 +168,13 @@ class GenerationsView(AsyncAPIView):
         headers = answers.headers(row)
         if self.admission is not None:
             headers |= throttling.headers(self.admission)
+        self.raw.log["model"] = row.model
         if replayed:
-            headers |= {"x-request-id": row.request_id, "idempotent-replayed": "true"}
-        self.raw.log |= {
-            "model": row.model,
-            "cost_usd": headers["x-geekhub-cost-usd"],
-            "images": row.delivered,
-        }
+            headers |= answers.replayed(row)
+            self.raw.log["replay_of"] = row.request_id
+        else:
+            cost = headers["x-geekhub-cost-usd"]
+            self.raw.log |= {"cost_usd": cost, "images": row.delivered}
         return Response(body, headers=headers)
 
 

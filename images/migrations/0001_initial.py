@@ -77,6 +77,12 @@ class Migration(migrations.Migration):
                     models.DateTimeField(help_text="After this nobody works on it any more."),
                 ),
                 ("finished_at", models.DateTimeField(null=True)),
+                (
+                    "draw_ms",
+                    models.PositiveIntegerField(
+                        help_text="How long the model that delivered took.", null=True
+                    ),
+                ),
                 ("latency_ms", models.PositiveIntegerField(null=True)),
                 (
                     "api_key",

@@ -5,6 +5,7 @@ retries, the circuit, time and size limits, and safe downloads live here, once.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
@@ -26,7 +27,10 @@ from images.providers.downloads import DownloadRefused, Downloads
 
 log = logging.getLogger(__name__)
 
-RETRIES_PER_REQUEST = 2
+FAILURES_PER_REQUEST = 3
+# Of a wide fan-out the first few calls go ahead, so that a dead provider is asked no oftener.
+FIRST_WAVE = 3
+HEAD_START_SECONDS = 0.5
 LONGEST_PAUSE = 20.0
 # Base64 adds a third; the rest of an answer is small.
 ANSWER_BYTES_PER_PICTURE = pictures.MAX_BYTES * 4 // 3 + 64 * 1024
@@ -246,8 +250,21 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Retries:
-    left: int = RETRIES_PER_REQUEST
+class _Patience:
+    """What one request puts up with from a provider, all its calls together."""
+
+    failures_left: int = FAILURES_PER_REQUEST
+    last: ProviderError | None = None
+    # Set when the first call has told something: it succeeded, or patience is at its end.
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note(self, error: ProviderError | None) -> None:
+        """Note how a call ended."""
+        if error is not None and error.code == "provider_unavailable":
+            self.failures_left -= 1
+            self.last = error
+        if error is None or self.failures_left <= 0:
+            self.told.set()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,22 +289,27 @@ class Provider(ABC):
 
     async def generate(self, request: ImageRequest) -> AsyncGenerator[Item]:
         """Yield pictures and shortfalls in the order of arrival; together they make `n`."""
-        retries = _Retries()
+        patience = _Patience()
         arrived: asyncio.Queue[Item | None] = asyncio.Queue()
         gate = asyncio.Semaphore(self.parallel)
 
-        async def work(offset: int, part: ImageRequest) -> None:
+        async def work(number: int, offset: int, part: ImageRequest) -> None:
             try:
                 async with gate:
-                    async for item in self._insist(part, retries):
+                    if number >= FIRST_WAVE:
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(patience.told.wait(), HEAD_START_SECONDS)
+                    async for item in self._insist(part, patience):
                         if not isinstance(item, Shortfall):
                             item = replace(item, index=offset + item.index)
                         arrived.put_nowait(item)
             finally:
                 arrived.put_nowait(None)
 
-        parts = list(split(request))
-        tasks = [asyncio.create_task(work(offset, part)) for offset, part in parts]
+        tasks = [
+            asyncio.create_task(work(number, offset, part))
+            for number, (offset, part) in enumerate(split(request))
+        ]
         try:
             running = len(tasks)
             while running:
@@ -302,30 +324,33 @@ class Provider(ABC):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _insist(self, request: ImageRequest, retries: _Retries) -> AsyncIterator[Item]:
+    async def _insist(self, request: ImageRequest, patience: _Patience) -> AsyncIterator[Item]:
         """Call once, and again where that is safe and there is time; yield all items of it."""
         while True:
             delivered = 0
-            if not self.circuit.admit():
-                error = unavailable(detail="circuit open")
-                yield Shortfall(error, request.n)
+            if patience.failures_left <= 0 or not self.circuit.admit():
+                yield Shortfall(patience.last or unavailable(detail="circuit open"), request.n)
                 return
             try:
                 async for item in self.call(request):
                     delivered += not isinstance(item, PartialImage)
                     yield item
                 self.circuit.succeeded()
+                patience.note(None)
                 return
             except ProviderError as error:
                 self._judge(error)
-                pause = self._pause(error, request, retries) if not delivered else None
+                patience.note(error)
+                pause = self._pause(error, request, patience) if not delivered else None
                 if pause is None:
                     yield Shortfall(error, request.n - delivered)
                     return
             except BaseException:
-                self.circuit.abandoned()
+                if request.seconds_left() > 0:
+                    self.circuit.abandoned()
+                else:
+                    self._judge(unavailable(charged=True, detail="no answer by the deadline"))
                 raise
-            retries.left -= 1
             await asyncio.sleep(pause)
 
     def _judge(self, error: ProviderError) -> None:
@@ -338,12 +363,12 @@ class Provider(ABC):
             log.warning("provider %s failed: %s", self.name, error.detail)
 
     def _pause(
-        self, error: ProviderError, request: ImageRequest, retries: _Retries
+        self, error: ProviderError, request: ImageRequest, patience: _Patience
     ) -> float | None:
         """Return the seconds to wait before the same call is made again, None if it must not be."""
-        if not error.retryable or error.charged or retries.left <= 0:
+        if not error.retryable or error.charged or patience.failures_left <= 0:
             return None
-        step = 0.25 * 2.0 ** (RETRIES_PER_REQUEST - retries.left)
+        step = 0.125 * 2.0 ** (FAILURES_PER_REQUEST - patience.failures_left)
         pause = error.retry_after if error.retry_after is not None else step * random.uniform(1, 2)
         # A retry that leaves no time to draw only costs money.
         fits = pause <= min(LONGEST_PAUSE, request.seconds_left() / 2)

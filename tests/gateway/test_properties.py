@@ -74,8 +74,9 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 PROMPTS = st.sampled_from(["a red kite", "x" * 1001, "y " * 1500, "漢" * 300]) | texts
 # Few fields at a time, or nearly every body would have one at fault.
 valid_ish = st.builds(
-    lambda required, names, values: required | {name: values[name] for name in names},
+    lambda required, kind, names, values: required | kind | {name: values[name] for name in names},
     st.fixed_dictionaries({"model": mostly(models), "prompt": mostly(PROMPTS)}),
+    st.sampled_from([{}, {}, {"stream": True}, {"dry_run": True}]),
     st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True),
     st.fixed_dictionaries(FIELDS),
 )

@@ -303,7 +303,9 @@ class Account:
     def add(self, kind: str, prefix: str, **fields: Any) -> Obj:
         """A new object, kept."""
         name = fields.pop("id", None) or self.new_id(prefix)
-        obj = {"id": name, "object": kind, "livemode": self.livemode} | fields
+        obj = {"id": name, "object": kind} | fields
+        if kind != "subscription_item":
+            obj["livemode"] = self.livemode
         obj.setdefault("created", self.clock.now)
         self.objects.setdefault(kind, {})[name] = obj
         return obj
