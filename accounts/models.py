@@ -128,6 +128,9 @@ class ApiKey(models.Model):
     prefix = models.CharField(max_length=21, unique=True)
     digest = models.CharField(max_length=64, unique=True)
     sandbox = models.BooleanField(default=False)
+    private = models.BooleanField(
+        default=False, help_text="Draws pictures that only signed, expiring addresses show."
+    )
     allowed_models = models.JSONField(
         null=True, blank=True, help_text="Ids the key may use; empty means all."
     )

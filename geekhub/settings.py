@@ -6,6 +6,7 @@ A `.env` file in the checkout is read when it is there; the environment wins ove
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
@@ -203,6 +204,9 @@ PROVIDER_DOWNLOAD_HOSTS = env.list(
 SUPABASE_URL = env.str("SUPABASE_URL", default="").rstrip("/")
 SUPABASE_KEY = env.str("SUPABASE_KEY", default="")
 SUPABASE_BUCKET = env.str("SUPABASE_BUCKET", default="generated-images")
+SUPABASE_PRIVATE_BUCKET = env.str("SUPABASE_PRIVATE_BUCKET", default="private-images")
+# How long the address of a private picture works.
+SIGNED_URL_SECONDS = env.int("SIGNED_URL_SECONDS", default=3600)
 SUPABASE_PUBLIC_URL = env.str("SUPABASE_PUBLIC_URL", default="") or SUPABASE_URL
 if bool(SUPABASE_URL) != bool(SUPABASE_KEY):
     raise ImproperlyConfigured("SUPABASE_URL and SUPABASE_KEY are set together or not at all")
@@ -213,25 +217,29 @@ if STORAGE_OUTAGE not in ("release", "spool"):
     raise ImproperlyConfigured("STORAGE_OUTAGE is release or spool")
 SPOOL_MAX_BYTES = env.int("SPOOL_MAX_BYTES", default=2 * 1024**3)
 
-STORAGES = {
-    "images": (
-        {
+
+def _pictures_in(bucket: str, folder: str, kind: str, expires_in: int | None) -> dict[str, Any]:
+    """Return the storage of a bucket: Supabase's, or a folder served under the same path."""
+    if SUPABASE_URL:
+        options = {"url": SUPABASE_URL, "key": SUPABASE_KEY, "public_url": SUPABASE_PUBLIC_URL}
+        return {
             "BACKEND": "images.storage.SupabaseStorage",
-            "OPTIONS": {
-                "url": SUPABASE_URL,
-                "key": SUPABASE_KEY,
-                "bucket": SUPABASE_BUCKET,
-                "public_url": SUPABASE_PUBLIC_URL,
-            },
+            "OPTIONS": {**options, "bucket": bucket, "expires_in": expires_in},
         }
-        if SUPABASE_URL
-        else {
-            "BACKEND": "images.storage.LocalStorage",
-            "OPTIONS": {
-                "location": DATA_DIR / "images",
-                "base_url": f"{PUBLIC_URL}/storage/v1/object/public/{SUPABASE_BUCKET}/",
-            },
-        }
+    return {
+        "BACKEND": "images.storage.LocalStorage",
+        "OPTIONS": {
+            "location": DATA_DIR / folder,
+            "base_url": f"{PUBLIC_URL}/storage/v1/object/{kind}/{bucket}/",
+            "expires_in": expires_in,
+        },
+    }
+
+
+STORAGES = {
+    "images": _pictures_in(SUPABASE_BUCKET, "images", "public", None),
+    "private_images": _pictures_in(
+        SUPABASE_PRIVATE_BUCKET, "private-images", "sign", SIGNED_URL_SECONDS
     ),
     "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
     "staticfiles": {

@@ -21,5 +21,9 @@ urlpatterns = [
         images.local_picture,
         name="local_picture",
     ),
+    path(
+        f"storage/v1/object/sign/{settings.SUPABASE_PRIVATE_BUCKET}/<path:name>",
+        images.local_private_picture,
+    ),
     path("", include("images.api.urls")),
 ]

@@ -11,13 +11,15 @@ from images.storage import StorageError, SupabaseStorage
 
 @register(deploy=True)
 def bucket(app_configs: Any, **options: Any) -> list[CheckMessage]:
-    """Return what is wrong with the bucket; nothing when pictures are kept locally."""
-    store = storages["images"]
-    if not isinstance(store, SupabaseStorage):
-        return []
+    """Return what is wrong with the buckets; nothing when pictures are kept locally."""
+    stores = [storages["images"], storages["private_images"]]
+    return [one for store in stores if isinstance(store, SupabaseStorage) for one in _of(store)]
+
+
+def _of(store: SupabaseStorage) -> list[CheckMessage]:
     types = [mime_type for mime_type, _ in pictures.FORMATS.values()]
     try:
         differences = store.bucket_differences(size_limit=pictures.MAX_BYTES, mime_types=types)
-    except (StorageError, FileNotFoundError) as error:
-        return [Error(f"The bucket cannot be used: {error}", id="images.E001")]
-    return [Warning(f"The bucket: {one}", id="images.W001") for one in differences]
+    except StorageError as error:
+        return [Error(f"The bucket {store.bucket} cannot be used: {error}", id="images.E001")]
+    return [Warning(f"The bucket {store.bucket}: {one}", id="images.W001") for one in differences]

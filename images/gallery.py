@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from accounts.models import Organization
 from images.models import Generation, GenerationStatus, Image
+from images.private import PREFIX
 from images.spool import Spool
 from images.storage import ImageStore, StorageError
 
@@ -118,14 +119,19 @@ class Finding:
     repaired: bool = False
 
 
-def verify(store: Storage, spool: Spool | None, *, since: datetime | None) -> Iterator[Finding]:
-    """Yield where rows and objects differ: `missing`, `wrong size`, `undeleted`, `orphan`.
+def verify(
+    store: Storage, spool: Spool | None, *, private: bool, since: datetime | None
+) -> Iterator[Finding]:
+    """Yield where rows and objects of one store differ.
 
+    The kinds are `missing`, `wrong size`, `undeleted` and `orphan`.
     A missing picture that waits in the spool is no difference. An object of a deleted picture is
     removed; the rest is for a person to decide.
     """
     waiting = set(spool.names()) if spool else set()
-    rows = Image.objects.order_by("pk")
+    rows = Image.objects.order_by("pk").filter(name__startswith=PREFIX if private else "")
+    if not private:
+        rows = rows.exclude(name__startswith=PREFIX)
     if since is not None:
         rows = rows.filter(generation__created_at__gte=since)
     for image in rows.filter(deleted_at=None).iterator():
@@ -142,14 +148,14 @@ def verify(store: Storage, spool: Spool | None, *, since: datetime | None) -> It
         if store.exists(image.name):
             store.delete(image.name)
             yield Finding("undeleted", image.name, repaired=True)
-    yield from _orphans(store)
+    yield from _orphans(store, PREFIX.rstrip("/") if private else "")
 
 
-def _orphans(store: Storage) -> Iterator[Finding]:
+def _orphans(store: Storage, top: str) -> Iterator[Finding]:
     cutoff = timezone.now() - ORPHAN_AGE
-    for organization in store.listdir("")[0]:
-        for request in store.listdir(organization)[0]:
-            folder = f"{organization}/{request}"
+    for organization in store.listdir(top)[0]:
+        for request in store.listdir(f"{top}/{organization}".strip("/"))[0]:
+            folder = f"{top}/{organization}/{request}".strip("/")
             names = [f"{folder}/{file}" for file in store.listdir(folder)[1]]
             known = set(Image.objects.filter(name__in=names).values_list("name", flat=True))
             for name in names:

@@ -20,6 +20,7 @@ from geekhub.lib.liveness import Presence
 from images.catalog import ImageModel
 from images.latencies import Latencies
 from images.limits import Admission, Limiter, MemoryLimiter, RedisLimiter
+from images.private import PublicAndPrivate
 from images.providers import fal, google, openai, xai
 from images.providers.base import Provider
 from images.providers.downloads import Downloads
@@ -105,13 +106,17 @@ async def open_gateway() -> AsyncIterator[Gateway]:
 
 
 def image_store() -> ImageStore:
-    """Return the store of pictures that the settings name, with a spool if they want one."""
+    """Return the stores that the settings name as one; public pictures with a spool if wanted.
+
+    A private picture is not spooled: nobody could read it there without a login.
+    """
     waiting = spool()
-    return SpoolingStore(bare_store(), waiting) if waiting else bare_store()
+    public = SpoolingStore(bare_store(), waiting) if waiting else bare_store()
+    return PublicAndPrivate(public, cast(ImageStore, storages["private_images"]))
 
 
 def bare_store() -> ImageStore:
-    """Return the store itself, without the spool."""
+    """Return the store of public pictures itself, without the spool."""
     return cast(ImageStore, storages["images"])
 
 

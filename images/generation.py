@@ -27,7 +27,7 @@ from billing import holds
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.models import Hold
-from images import routing
+from images import private, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
 from images.pictures import Picture, transcode
@@ -106,6 +106,7 @@ class Started:
     candidates: list[Candidate]
     skipped: list[routing.Skipped]
     sandbox: bool
+    private: bool
     on_refusal: str
     started: float
     deadline: float
@@ -221,6 +222,7 @@ def begin(
         candidates=candidates,
         skipped=skipped,
         sandbox=key.sandbox,
+        private=key.private,
         on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
         started=started,
         deadline=started + seconds,
@@ -394,6 +396,8 @@ async def _keep_one(
         )
     generation = started.generation
     name = f"{generation.organization_id}/{generation.pk}/{index}.{picture.extension}"
+    if started.private:
+        name = private.PREFIX + name
     deadline = asyncio.get_running_loop().time() + max(1.0, started.deadline - time.monotonic())
     await gateway.store.asave(name, picture.data, picture.mime_type, deadline)
     row = Image(
@@ -515,11 +519,15 @@ def _fail(started: Started, error: Exception) -> None:
         code = "provider_unavailable"
     delivered = generation.delivered > 0
     generation.error_code = "" if delivered else code
-    generation.error_message = "" if delivered or code == "internal_error" else str(error)[:500]
+    generation.error_message = "" if delivered or code == "internal_error" else _told(error)[:500]
     with transaction.atomic():
         if started.hold is not None:
             holds.release(started.hold)
         _finish(started, GenerationStatus.SUCCEEDED if delivered else GenerationStatus.FAILED)
+
+
+def _told(error: Exception) -> str:
+    return error.message if isinstance(error, ProviderError) else str(error)
 
 
 def _finish(started: Started, status: GenerationStatus) -> None:

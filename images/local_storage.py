@@ -20,12 +20,14 @@ from weakref import WeakKeyDictionary
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
+from django.core.signing import BadSignature, TimestampSigner
 
 # What Supabase accepts in a key.
 _ALLOWED = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
 _SEGMENT_BYTES = 255
 # How often another name is tried when one is taken.
 NAMES = 5
+_SIGNER = TimestampSigner(salt="private pictures")
 
 
 class StorageError(Exception):
@@ -78,8 +80,8 @@ class ImageStore(Protocol):
     async def aclose(self) -> None:
         """Give back threads and connections; the next call makes new ones."""
 
-    def url(self, name: str | None) -> str:
-        """Return the address the picture is read from."""
+    async def alink(self, name: str) -> str:
+        """Return the address to hand out; of a private picture one that expires."""
 
 
 def check_name(name: str) -> str:
@@ -108,16 +110,32 @@ def ascii_name(name: str) -> str:
 class LocalStorage(FileSystemStorage):
     """Pictures in a folder; a file appears under its name when it is complete, or not at all.
 
-    Options: `location` is the folder, `base_url` what its files are served under.
+    Options: `location` is the folder, `base_url` what its files are served under; `expires_in`
+    makes `url()` sign addresses for that many seconds, for private pictures.
     """
 
     THREADS = 4
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, expires_in: int | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.expires_in = expires_in
         self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = (
             WeakKeyDictionary()
         )
+
+    def url(self, name: str | None) -> str:
+        address = super().url(name)
+        if name is None or self.expires_in is None:
+            return address
+        return f"{address}?token={_SIGNER.sign(name).removeprefix(f'{name}:')}"
+
+    def is_signed(self, name: str, token: str) -> bool:
+        """Return whether the token of an address is ours, for this name, and not expired."""
+        try:
+            _SIGNER.unsign(f"{name}:{token}", max_age=self.expires_in)
+        except BadSignature:
+            return False
+        return True
 
     def path(self, name: str) -> str:
         return super().path(check_name(name) if name else name)
@@ -196,6 +214,9 @@ class LocalStorage(FileSystemStorage):
 
     async def adelete(self, name: str) -> None:
         await self._run(self.delete, name)
+
+    async def alink(self, name: str) -> str:
+        return self.url(name)
 
     async def probe(self) -> None:
         def writable() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from django.core.exceptions import SuspiciousFileOperation
+
 from images import pictures
 from images.storage import ImageStore, LocalStorage, NameTaken, StorageError, StorageUnavailable
 
@@ -44,6 +46,13 @@ class Spool:
         if await asyncio.to_thread(self.size) + len(data) > self._max_bytes:
             raise SpoolFull(f"the spool holds its {self._max_bytes} bytes")
         await self.files.asave(name, data, content_type)
+
+    def has(self, name: str) -> bool:
+        """Return whether a picture of this name waits; also for a name that none can have."""
+        try:
+            return self.files.exists(name)
+        except (OSError, SuspiciousFileOperation):
+            return False
 
     def read(self, name: str) -> bytes:
         """Return a waiting picture; raises FileNotFoundError."""
@@ -97,9 +106,9 @@ class SpoolingStore:
         await self.spool.files.aclose()
         await self.store.aclose()
 
-    def url(self, name: str | None) -> str:
+    async def alink(self, name: str) -> str:
         """Return the final address, also of a picture that still waits."""
-        return self.store.url(name)
+        return await self.store.alink(name)
 
 
 async def upload(spool: Spool, store: ImageStore) -> int:

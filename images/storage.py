@@ -148,6 +148,12 @@ class SupabaseStorage(Storage):
             for row in answer
         }
 
+    async def alink(self, name: str) -> str:
+        """See ImageStore; a private bucket is asked for a signed address."""
+        return (
+            self.url(name) if self.expires_in is None else await self.asign(name, self.expires_in)
+        )
+
     async def asign(self, name: str, expires_in: int) -> str:
         """See `sign`."""
         body = await self._asend(

@@ -2,7 +2,7 @@
 
 from django.contrib.auth.decorators import login_required
 from django.core.exceptions import SuspiciousFileOperation
-from django.core.files.storage import storages
+from django.core.files.storage import Storage, storages
 from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
@@ -19,16 +19,38 @@ LATEST = 12
 
 @require_safe
 def local_picture(request: HttpRequest, name: str) -> HttpResponse:
-    """Serve a picture of the local store under the path it would have in Supabase."""
+    """Serve a picture of the local store under the path it would have in Supabase.
+
+    With a spool, also a picture that waits until Supabase is back.
+    """
+    waiting = gateway.spool()
+    if waiting is not None and waiting.has(name):
+        return _picture(waiting.files, name, "public, max-age=31536000, immutable")
+    return _picture(storages["images"], name, "public, max-age=31536000, immutable")
+
+
+@require_safe
+def local_private_picture(request: HttpRequest, name: str) -> HttpResponse:
+    """Serve a private picture of the local store to whoever has a signed address."""
+    store = storages["private_images"]
+    if isinstance(store, LocalStorage) and store.is_signed(name, request.GET.get("token", "")):
+        return _picture(store, name, "private, no-store")
+    return _nothing()
+
+
+def _picture(store: Storage, name: str, cache_control: str) -> HttpResponse:
     try:
-        picture = pictures.inspect(_read_local(name))
+        if not isinstance(store, LocalStorage):
+            return _nothing()
+        with store.open(name) as file:
+            picture = pictures.inspect(file.read())
     except (OSError, SuspiciousFileOperation, pictures.NotAPicture):
-        return JsonResponse({"error": "There is no such picture."}, status=404)
+        return _nothing()
     return HttpResponse(
         picture.data,
         content_type=picture.mime_type,
         headers={
-            "Cache-Control": "public, max-age=31536000, immutable",
+            "Cache-Control": cache_control,
             "X-Content-Type-Options": "nosniff",
             "Content-Security-Policy": "default-src 'none'; sandbox",
             "Cross-Origin-Resource-Policy": "cross-origin",
@@ -37,16 +59,8 @@ def local_picture(request: HttpRequest, name: str) -> HttpResponse:
     )
 
 
-def _read_local(name: str) -> bytes:
-    """Return a picture of the local store, or one that waits for the store to come back."""
-    store, waiting = storages["images"], gateway.spool()
-    if waiting is not None and waiting.files.exists(name):
-        return waiting.read(name)
-    if not isinstance(store, LocalStorage):
-        raise FileNotFoundError(name)
-    with store.open(name) as file:
-        data: bytes = file.read()
-    return data
+def _nothing() -> HttpResponse:
+    return JsonResponse({"error": "There is no such picture."}, status=404)
 
 
 @login_required
@@ -70,6 +84,5 @@ def overview(request: HttpRequest) -> HttpResponse:
             "organization": organization,
             "account": ledger.balance(organization),
             "generations": latest,
-            "store": storages["images"],
         },
     )

@@ -118,6 +118,14 @@ def serve(
                 "base_url": "http://pictures.test/storage/v1/object/public/generated-images/",
             },
         },
+        "private_images": {
+            "BACKEND": "images.storage.LocalStorage",
+            "OPTIONS": {
+                "location": tmp_path / "private-images",
+                "base_url": "http://pictures.test/storage/v1/object/sign/private-images/",
+                "expires_in": 3600,
+            },
+        },
     }
     running: list[AppServer] = []
 

@@ -140,6 +140,8 @@ def _pytest(
     database: str, folder: Path, settings: dict[str, str], pytest_arguments: list[str]
 ) -> Outcome:
     report = folder / "report.json"
+    # Where collected static files would be; the server warns of a missing folder.
+    (folder / "data" / "static").mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
     environment["ENV_FILE"] = ""
     environment |= {

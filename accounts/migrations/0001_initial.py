@@ -226,6 +226,13 @@ class Migration(migrations.Migration):
                 ("digest", models.CharField(max_length=64, unique=True)),
                 ("sandbox", models.BooleanField(default=False)),
                 (
+                    "private",
+                    models.BooleanField(
+                        default=False,
+                        help_text="Draws pictures that only signed, expiring addresses show.",
+                    ),
+                ),
+                (
                     "allowed_models",
                     models.JSONField(
                         blank=True, help_text="Ids the key may use; empty means all.", null=True

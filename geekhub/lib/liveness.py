@@ -41,6 +41,10 @@ def departed(folder: Path) -> Iterator[uuid.UUID]:
     """
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
+            owner = uuid.UUID(path.stem)
+        except ValueError:
+            continue  # not one of ours
+        try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
@@ -49,7 +53,7 @@ def departed(folder: Path) -> Iterator[uuid.UUID]:
         except BlockingIOError:
             continue
         else:
-            yield uuid.UUID(path.stem)
+            yield owner
             path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)

@@ -31,7 +31,7 @@ def replayed(row: Generation) -> dict[str, str]:
 async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
     """Return OpenAI's images answer with our additions."""
     row = finished.generation
-    data = [image(picture, store) for picture in finished.images]
+    data = await _images(finished.images, store)
     if row.parameters.get("response_format") == "b64_json":
         bodies = finished.data or await asyncio.gather(
             *(store.aread(picture.name) for picture in finished.images)
@@ -80,7 +80,7 @@ def priced(what: Priced, request_id: str) -> dict[str, Any]:
     }
 
 
-def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
+async def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
     """Return everything about one request, in OpenRouter's shape with our additions."""
     images: Sequence[Image] = list(row.images.all())
     return {
@@ -110,7 +110,7 @@ def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
                 if row.status == GenerationStatus.FAILED
                 else None
             ),
-            "images": [image(picture, store) for picture in images],
+            "images": await _images(images, store),
         }
     }
 
@@ -176,10 +176,14 @@ def credits(what: Credits) -> dict[str, Any]:
     }
 
 
-def image(row: Image, store: ImageStore) -> dict[str, Any]:
+async def _images(rows: Sequence[Image], store: ImageStore) -> list[dict[str, Any]]:
+    return list(await asyncio.gather(*(image(row, store) for row in rows)))
+
+
+async def image(row: Image, store: ImageStore) -> dict[str, Any]:
     """Return one picture of an answer's `data`."""
     entry: dict[str, Any] = {
-        "url": store.url(row.name),
+        "url": await store.alink(row.name),
         "width": row.width,
         "height": row.height,
         "mime_type": row.mime_type,

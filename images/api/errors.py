@@ -210,7 +210,7 @@ def _provider(error: ProviderError) -> ApiError:
     answer = ApiError(code, error.message, error.param)
     if error.stage is not None:
         answer.extra["stage"] = error.stage
-    if error.charged and code == "provider_unavailable":
+    if (error.charged or error.account) and code == "provider_unavailable":
         # The picture may have been drawn and billed to us; a blind repeat would draw another.
         answer.retry = False
     if code == "model_not_found":

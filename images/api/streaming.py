@@ -57,7 +57,7 @@ class Events:
             id=self._row.request_id,
             model=model,
             index=image.index,
-            **answers.image(image, self._request.gateway.store),
+            **await answers.image(image, self._request.gateway.store),
         )
 
     def _put(self, kind: str, fields: dict[str, Any], **more: Any) -> None:

@@ -19,7 +19,7 @@ from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
-from images.models import Image
+from images.models import Generation, Image
 from images.requests import GenerationRequest
 
 log = structlog.get_logger("geekhub.api")
@@ -247,14 +247,20 @@ class CreditsView(AsyncAPIView):
 class GenerationView(AsyncAPIView):
     """GET /v1/generation?id=req_…"""
 
-    def get(self, request: Request) -> Response:
-        wanted = request.query_params.get("id", "")
+    async def handle(self, *args: Any, **kwargs: Any) -> Response:
+        found = await self.raw.gateway.db.run(self.find)
+        return Response(await answers.audit(found, self.raw.gateway.store))
+
+    def find(self) -> Generation:
+        """Authenticate and return the request, its pictures loaded."""
+        self.initial(self.request)
+        wanted = self.request.query_params.get("id", "")
         if not wanted:
             raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
         found = status.find_generation(self.key, wanted)
         if found is None:
             raise ApiError("not_found", f"There is no request {wanted[:40]!r}.", "id")
-        return Response(answers.audit(found, self.raw.gateway.store))
+        return found
 
 
 class PicturesView(AsyncAPIView):

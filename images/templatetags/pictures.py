@@ -4,6 +4,7 @@ from django import template
 from django.core.files.storage import storages
 
 from geekhub.lib import money
+from images import private
 from images.models import Image
 
 register = template.Library()
@@ -18,4 +19,5 @@ def usd(micro: int) -> str:
 @register.simple_tag
 def picture_url(image: Image) -> str:
     """Return where the picture is read from."""
-    return storages["images"].url(image.name)
+    alias = "private_images" if image.name.startswith(private.PREFIX) else "images"
+    return storages[alias].url(image.name)

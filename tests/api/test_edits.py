@@ -286,14 +286,8 @@ def test_the_request_can_be_looked_up(api: Api) -> None:
     assert done.json()["data"][0]["b64_json"]
 
     told = api.get("generation", params={"id": done.json()["id"]}).json()["data"]
-    assert told["parameters"] == {
-        "response_format": "b64_json",
-        "n": 1,
-        "strategy": "cheapest",
-        "edit": True,
-        "images": 1,
-        "mask": True,
-    }
+    asked = {"response_format": "b64_json", "edit": True, "images": 1, "mask": True}
+    assert told["parameters"].items() >= asked.items()
     assert (told["status"], told["cost_usd"]) == ("succeeded", "0.19")
 
 

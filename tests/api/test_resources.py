@@ -325,8 +325,9 @@ def test_a_dry_run_prices_and_does_nothing(api: Api, openai: OpenAIEmulator) -> 
     body = answer.json()
     assert (body["dry_run"], body["data"]) == (True, [])
     assert body["id"] == answer.headers["x-request-id"]
-    # What it would cost at most: the dearest of the models.
-    assert body["geekhub"]["unit_price_usd"] == "0.19"
+    # The price of the model that would be asked first, and what the dearest would cost.
+    assert body["model"] == "openai/dall-e-3"
+    assert body["geekhub"]["unit_price_usd"] == "0.04"
     assert body["geekhub"]["max_cost_usd"] == "0.57"
     expect_nothing_happened(openai)
 

@@ -53,6 +53,7 @@ from tests.server import Api, AppServer
 
 DOWN, REFUSED = "provider_unavailable", "content_policy_violation"
 ALL_CLOSED = {"openai": "closed", "google": "closed", "xai": "closed", "fal": "closed"}
+LEFT_ALONE = "its provider is failing and is left alone for a moment"
 # An error that may be tried again at once; without it, tests would wait as production does.
 AT_ONCE = 0.01
 
@@ -71,6 +72,12 @@ def tried(answer: httpx.Response) -> list[tuple[str, str | None]]:
     """Return who was called and how that ended, from the answer of a list."""
     told = answer.json()["geekhub"] if answer.is_success else answer.json()["error"]
     return [(one["model"], one["error"]) for one in told["attempts"]]
+
+
+def expect_left_alone(answer: httpx.Response, model: str) -> None:
+    """Check that a single model's provider was not called, and that SDKs are told so."""
+    expect_error(answer, DOWN, param="model", says=(model, LEFT_ALONE))
+    assert answer.headers["x-should-retry"] == "false"
 
 
 def skipped(answer: httpx.Response) -> dict[str, str]:
@@ -228,6 +235,7 @@ def test_all_refused_is_one_502_too_because_a_list_was_asked(
 
     expect_error(answer, DOWN, kind="all_candidates_failed")
     assert tried(answer) == [(GPT, REFUSED), (IMAGEN, REFUSED)]
+    assert answer.headers["x-should-retry"] == "false"  # they would refuse again
     expect_nothing_charged()
 
 
@@ -425,8 +433,8 @@ def test_stop_is_about_refusals_only(
 # --- auto -----------------------------------------------------------------------------------
 
 
-def history(key: NewKey, model: str, *latencies_ms: int) -> None:
-    """Write down that requests to a model took so long, just now."""
+def history(key: NewKey, model: str, *draws_ms: int) -> None:
+    """Write down that a model took so long to draw, just now."""
     Generation.objects.bulk_create(
         Generation(
             request_id=f"req_{uuid.uuid4().hex[:24]}",
@@ -444,9 +452,10 @@ def history(key: NewKey, model: str, *latencies_ms: int) -> None:
             delivered=1,
             deadline_at=timezone.now(),
             finished_at=timezone.now(),
-            latency_ms=latency_ms,
+            draw_ms=draw_ms,
+            latency_ms=99_000,
         )
-        for latency_ms in latencies_ms
+        for draw_ms in draws_ms
     )
 
 
@@ -568,12 +577,17 @@ def test_a_retry_that_does_not_fit_is_not_made(
     expect_nothing_charged()
 
 
-def test_the_retries_of_a_request_are_shared_by_its_calls(api: Api, openai: OpenAIEmulator) -> None:
-    openai.always(Behaviour(error="server_is_overloaded", retry_after=AT_ONCE))
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_a_request_puts_up_with_three_failures_however_many_pictures_it_asks_for(
+    api: Api, app: AppServer, openai: OpenAIEmulator, n: int
+) -> None:
+    openai.always(Behaviour(error="server_is_overloaded", retry_after=0.3 if n > 1 else AT_ONCE))
 
-    expect_error(api.draw(model=DALLE, n=3), DOWN)
+    expect_error(api.draw(model=DALLE, n=n), DOWN)
 
-    assert len(openai.calls) == 5  # three pictures, two retries
+    assert len(openai.calls) == 3
+    assert circuits(app) == ALL_CLOSED
+    expect_nothing_charged()
 
 
 # --- The circuit ----------------------------------------------------------------------------
@@ -586,12 +600,16 @@ def test_a_provider_that_answers_500_costs_three_calls_a_request_and_then_none(
     assert circuits(app) == ALL_CLOSED
     told = []
 
-    for _ in range(6):
+    for _ in range(2):
         before = len(openai.calls)
         expect_error(api.draw(model=GPT), DOWN)
         told.append(len(openai.calls) - before)
+    for n in (1, 8):
+        expect_left_alone(api.draw(model=GPT, n=n), GPT)
+        expect_left_alone(api.draw(model=DALLE, n=n), DALLE)
 
-    assert told == [3, 2, 0, 0, 0, 0]
+    assert told == [3, 2]
+    assert len(openai.calls) == 5
     assert circuits(app) == ALL_CLOSED | {"openai": "open"}
     expect_nothing_charged()
 
@@ -609,16 +627,17 @@ def test_a_provider_that_is_not_there_costs_three_calls_and_then_none(
     other = GPT if name == "fal" else RECRAFT
     told = []
 
-    for _ in range(4):
+    for _ in range(2):
         before = circuit.failures
         expect_error(api.draw(model=model), DOWN)
         told.append(circuit.failures - before)  # each of them was one call
+    expect_left_alone(api.draw(model=model), model)
 
-    assert told == [3, 2, 0, 0]
+    assert told == [3, 2]
     assert circuits(app) == ALL_CLOSED | {name: "open"}
     answer = api.draw(model=[model, other])
     assert tried(answer) == [(other, None)]
-    assert skipped(answer) == {model: "its provider is failing and is left alone for a moment"}
+    assert skipped(answer) == {model: LEFT_ALONE}
     assert circuit.failures == 5
     expect_books_agree(1, PRICES[other])
     assert calls(emulators) == {other.partition("/")[0]: 1}
@@ -658,7 +677,7 @@ def test_half_open_lets_one_call_through_and_its_outcome_decides(
         probe = threads.submit(api.draw, model=GPT)
         openai.wait_for_calls(1)
         assert circuits(app)["openai"] == "open"
-        expect_error(api.draw(model=GPT), DOWN)
+        expect_left_alone(api.draw(model=GPT), GPT)
         circuit.pause = 30
         gate.set()
         expect_error(probe.result(), DOWN)
@@ -727,11 +746,11 @@ def test_trouble_with_our_account_opens_the_circuit_at_once_and_is_told_to_opera
 
             first, second = api.draw(model=model), api.draw(model=model)
 
+            assert expect_error(first, DOWN)["message"] == (
+                "The provider did not deliver. Try again, or name another model as a fallback."
+            )
+            expect_left_alone(second, model)
             for answer in (first, second):
-                told = expect_error(answer, DOWN)
-                assert told["message"] == (
-                    "The provider did not deliver. Try again, or name another model as a fallback."
-                )
                 assert word.lower() not in answer.text.lower()
             assert len(emulators[name].calls) == 1
             assert circuits(app) == ALL_CLOSED | {name: "open"}
@@ -759,8 +778,8 @@ def test_a_wrong_key_of_ours_opens_the_circuit_at_once(
     logging.getLogger().addHandler(caplog.handler)
     model = {"openai": GPT, "google": IMAGEN, "xai": GROK, "fal": FLUX}[name]
 
-    for _ in range(2):
-        expect_error(api.draw(model=model), DOWN)
+    expect_error(api.draw(model=model), DOWN)
+    expect_left_alone(api.draw(model=model), model)
 
     assert len(emulators[name].calls) == 1
     assert circuits(app)[name] == "open"

@@ -283,11 +283,11 @@ def test_max_cost_is_a_limit_for_the_whole_request(
     ("body", "model", "unit", "total"),
     [
         ({"model": GPT, "n": 3, "seed": 1}, GPT, "0.19", "0.57"),
-        ({"model": [FLUX, GPT, GROK], "n": 2, "stream": True}, GPT, "0.19", "0.38"),
-        ({"model": "auto", "routing": {"candidates": [FLUX, GROK]}}, GROK, "0.07", "0.07"),
+        ({"model": [FLUX, GPT, GROK], "n": 2, "stream": True}, FLUX, "0.04", "0.38"),
+        ({"model": "auto", "routing": {"candidates": [GROK, FLUX]}}, FLUX, "0.04", "0.07"),
     ],
 )
-def test_a_dry_run_tells_the_price_of_the_dearest_and_does_nothing(
+def test_a_dry_run_tells_who_is_first_and_the_most_it_may_cost_and_does_nothing(
     api: Api,
     openai: OpenAIEmulator,
     emulators: Emulators,

@@ -31,21 +31,26 @@ def remote(
     settings: Settings, serve: Callable[[], AppServer], supabase: SupabaseEmulator
 ) -> Iterator[Callable[[], AppServer]]:
     """Keep pictures in Supabase; start the application when called."""
+    options = {
+        "url": supabase.url,
+        "key": supabase.secret_key,
+        "attempts": 2,
+        "backoff": 0.01,
+    }
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
             "BACKEND": "images.storage.SupabaseStorage",
-            "OPTIONS": {
-                "url": supabase.url,
-                "key": supabase.secret_key,
-                "bucket": "generated-images",
-                "attempts": 2,
-                "backoff": 0.01,
-            },
+            "OPTIONS": {**options, "bucket": "generated-images"},
+        },
+        "private_images": {
+            "BACKEND": "images.storage.SupabaseStorage",
+            "OPTIONS": {**options, "bucket": "private-images", "expires_in": 3600},
         },
     }
     yield serve
     storages["images"].close()
+    storages["private_images"].close()
 
 
 def burst(app: AppServer, key: NewKey, count: int) -> list[httpx.Response]:
@@ -178,4 +183,4 @@ def test_ensure_bucket_creates_and_then_finds_nothing_to_do(
     supabase.make_private()
     with pytest.raises(CommandError, match="not as it should be"):
         call_command("ensure_bucket", stdout=out)
-    assert out.getvalue().splitlines() == ["public is False, should be True"]
+    assert out.getvalue().splitlines() == ["generated-images: public is False, should be True"]

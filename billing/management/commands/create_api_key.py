@@ -20,6 +20,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--test", action="store_true", help="a sandbox key: draws, costs nothing"
         )
+        parser.add_argument(
+            "--private", action="store_true", help="its pictures have signed, expiring addresses"
+        )
         parser.add_argument("--budget-usd", metavar="X")
         parser.add_argument("--budget-period", choices=Period.values, default=Period.MONTH)
 
@@ -37,7 +40,9 @@ class Command(BaseCommand):
         if organization is None:
             raise CommandError(f"There is no organization {options['organization']}.")
         with transaction.atomic():
-            key = keys.create(organization, name, sandbox=options["test"])
+            key = keys.create(
+                organization, name, sandbox=options["test"], private=options["private"]
+            )
             if limit is not None:
                 budgets.set_budget(key.row, limit, Period(options["budget_period"]))
         self.stdout.write(key.secret)

@@ -1,4 +1,5 @@
 from datetime import UTC, date, datetime, time
+from itertools import chain
 from typing import Any
 
 from django.core.files.storage import storages
@@ -21,7 +22,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         since = options["since"] and datetime.combine(options["since"], time(), UTC)
         left = 0
-        for finding in gallery.verify(storages["images"], gateway.spool(), since=since):
+        public = gallery.verify(storages["images"], gateway.spool(), private=False, since=since)
+        hidden = gallery.verify(storages["private_images"], None, private=True, since=since)
+        for finding in chain(public, hidden):
             left += not finding.repaired
             done = " (removed)" if finding.repaired else ""
             self.stdout.write(f"{finding.kind}: {finding.name}{done}")

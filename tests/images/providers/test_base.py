@@ -245,13 +245,46 @@ def test_a_call_that_may_be_repeated_is() -> None:
     assert provider.circuit.failures == 0
 
 
-def test_a_request_has_two_retries_over_all_its_calls() -> None:
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_a_request_puts_up_with_three_failures_over_all_its_calls(n: int) -> None:
     provider = Scripted(script=failing(unavailable(**AGAIN)))
     provider.circuit = Circuit(failures=-100)
-    items = draw(provider, n=4)
-    assert len(provider.calls) == 4 + 2
-    assert [one.count for one in shortfalls(items)] == [1] * 4
+    items = draw(provider, n=n)
+    assert len(provider.calls) == 3
     assert images(items) == []
+    assert sum(one.count for one in shortfalls(items)) == n
+    assert {one.error.detail for one in shortfalls(items)} == {""}
+
+
+def test_a_refusal_uses_up_no_patience() -> None:
+    provider = Scripted(script=failing(refused("prompt"), times=5))
+    items = draw(provider, n=8)
+    assert len(provider.calls) == 8
+    assert (len(images(items)), len(shortfalls(items))) == (3, 5)
+
+
+@pytest.mark.parametrize(("seconds", "failures"), [(60.0, 0), (0.0, 1)])
+def test_a_call_that_the_deadline_ends_is_a_failure_and_one_given_up_before_is_none(
+    seconds: float, failures: int
+) -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+            started.set()
+            await asyncio.Event().wait()
+            yield ProviderImage(PICTURE)
+
+        provider = Scripted(script=script)
+        items = provider.generate(request(seconds=seconds))
+        waiting = asyncio.create_task(anext(items))
+        await started.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert provider.circuit.failures == failures
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
