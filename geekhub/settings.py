@@ -208,7 +208,13 @@ SUPABASE_PRIVATE_BUCKET = env.str("SUPABASE_PRIVATE_BUCKET", default="private-im
 # How long the address of a private picture works.
 SIGNED_URL_SECONDS = env.int("SIGNED_URL_SECONDS", default=3600)
 SUPABASE_PUBLIC_URL = env.str("SUPABASE_PUBLIC_URL", default="") or SUPABASE_URL
-if bool(SUPABASE_URL) != bool(SUPABASE_KEY):
+# The S3 interface instead of the REST one, for those who have its credentials and no secret key.
+SUPABASE_S3_KEY_ID = env.str("SUPABASE_S3_KEY_ID", default="")
+SUPABASE_S3_SECRET = env.str("SUPABASE_S3_SECRET", default="")
+SUPABASE_S3_REGION = env.str("SUPABASE_S3_REGION", default="local")
+if bool(SUPABASE_S3_KEY_ID) != bool(SUPABASE_S3_SECRET):
+    raise ImproperlyConfigured("SUPABASE_S3_KEY_ID and SUPABASE_S3_SECRET are set together")
+if bool(SUPABASE_URL) != bool(SUPABASE_KEY or SUPABASE_S3_KEY_ID):
     raise ImproperlyConfigured("SUPABASE_URL and SUPABASE_KEY are set together or not at all")
 # What happens to a picture while the store is away: `release` fails the request and charges
 # nothing; `spool` keeps the picture in DATA_DIR and delivers it.
@@ -220,6 +226,28 @@ SPOOL_MAX_BYTES = env.int("SPOOL_MAX_BYTES", default=2 * 1024**3)
 
 def _pictures_in(bucket: str, folder: str, kind: str, expires_in: int | None) -> dict[str, Any]:
     """Return the storage of a bucket: Supabase's, or a folder served under the same path."""
+    if SUPABASE_S3_KEY_ID:
+        public = urlsplit(SUPABASE_PUBLIC_URL)
+        links: dict[str, Any] = {"querystring_auth": True, "querystring_expire": expires_in}
+        if expires_in is None:
+            # The S3 address is never public; these links are.
+            domain = f"{public.netloc}/storage/v1/object/public/{bucket}"
+            links = {"custom_domain": domain, "url_protocol": f"{public.scheme}:"}
+        return {
+            "BACKEND": "images.s3_storage.S3ImageStorage",
+            "OPTIONS": {
+                "endpoint_url": f"{SUPABASE_URL}/storage/v1/s3",
+                "access_key": SUPABASE_S3_KEY_ID,
+                "secret_key": SUPABASE_S3_SECRET,
+                "region_name": SUPABASE_S3_REGION,
+                "bucket_name": bucket,
+                "addressing_style": "path",
+                "signature_version": "s3v4",
+                "object_parameters": {"CacheControl": "public, max-age=31536000, immutable"},
+                "querystring_auth": False,
+                **links,
+            },
+        }
     if SUPABASE_URL:
         options = {"url": SUPABASE_URL, "key": SUPABASE_KEY, "public_url": SUPABASE_PUBLIC_URL}
         return {

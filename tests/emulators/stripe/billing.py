@@ -207,7 +207,9 @@ class Billing(Part):
             raise config.bad("day_of_month", "day_of_month must be between 1 and 31.")
         moment = datetime.fromtimestamp(self.now, UTC)
         time = {unit: config.integer(unit) for unit in ("hour", "minute", "second")}
-        moment = moment.replace(**{unit: value for unit, value in time.items() if value is not None})
+        moment = moment.replace(
+            **{unit: value for unit, value in time.items() if value is not None}
+        )
         first = int(moment.replace(day=1).timestamp())
         for number in range(3):
             month = datetime.fromtimestamp(boundary(first, "month", 1, number), UTC)
@@ -273,9 +275,7 @@ class Billing(Part):
 
     def _end(self, sub: Obj, reason: str) -> None:
         sub["cancellation_details"]["reason"] = reason
-        sub.update(
-            status="canceled", canceled_at=sub["canceled_at"] or self.now, ended_at=self.now
-        )
+        sub.update(status="canceled", canceled_at=sub["canceled_at"] or self.now, ended_at=self.now)
         self.account.emit("customer.subscription.deleted", sub)
 
     def payment_failed(self, invoice: Obj, last: bool) -> None:

@@ -42,6 +42,12 @@ DATA = {
     "setup": "setup_intent_data",
     "subscription": "subscription_data",
 }
+DATA_FIELDS = {
+    "payment": "description metadata setup_future_usage",
+    "setup": "description metadata",
+    "subscription": "billing_cycle_anchor billing_cycle_anchor_config billing_mode description"
+    " metadata proration_behavior",
+}
 PDF = (
     b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n"
     b"2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF\n"
@@ -131,6 +137,8 @@ class Checkout(Part):
             if name in params and mode != belongs:
                 text = f"You can not pass `{name}` in `{mode}` mode."
                 raise params.bad(name, text)
+            if (data := params.nested(name)) is not None:
+                data.only(*DATA_FIELDS[belongs].split())
         lines = [self._line(entry, mode) for entry in entries]
         if mode == "subscription" and len(lines) > MAX_ITEMS:
             raise params.bad("line_items", f"You can have up to {MAX_ITEMS} recurring items.")
@@ -259,7 +267,9 @@ class Checkout(Part):
             _data=params.data.get(DATA[mode]) or {},
         )
 
-    @route("GET", "/v1/checkout/sessions", "customer payment_intent status subscription", paged=True)
+    @route(
+        "GET", "/v1/checkout/sessions", "customer payment_intent status subscription", paged=True
+    )
     def index(self, call: Call) -> Obj:
         rows = self.account.all("checkout.session")
         for name in ("customer", "payment_intent", "status", "subscription"):
@@ -280,7 +290,7 @@ class Checkout(Part):
     def expire(self, call: Call) -> Obj:
         session = self.account.get("checkout.session", call.id)
         if session["status"] != "open":
-            text = "Only Checkout Sessions with a status in [\"open\"] can be expired."
+            text = 'Only Checkout Sessions with a status in ["open"] can be expired.'
             raise StripeError(f"{text} This Checkout Session has a status of {session['status']}.")
         self._expire(session)
         return session

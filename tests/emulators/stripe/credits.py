@@ -159,7 +159,9 @@ class CreditGrants(Part):
                 entry = {"amount": used, "type": "credit_balance_transaction"}
                 line["pretax_credit_amounts"].append(entry | {"credit_balance_transaction": name})
         invoice["total_pretax_credit_amounts"] = [
-            dict(entry) for line in invoice["lines"]["data"] for entry in line["pretax_credit_amounts"]
+            dict(entry)
+            for line in invoice["lines"]["data"]
+            for entry in line["pretax_credit_amounts"]
         ]
 
     def _fits(self, grant: Obj, line: Obj) -> bool:
@@ -284,7 +286,9 @@ class CreditNotes(Part):
             for name in ("credit_amount", "refund_amount", "out_of_band_amount")
         }
         if paid and sum(parts.values()) != amount:
-            text = "Say how the amount is paid back: the sum of `refund_amount`, `credit_amount` and"
+            text = (
+                "Say how the amount is paid back: the sum of `refund_amount`, `credit_amount` and"
+            )
             raise params.bad("amount", f"{text} `out_of_band_amount` must equal it.")
         note = self._new(invoice, amount, paid, params, lines)
         if paid:
@@ -330,9 +334,7 @@ class CreditNotes(Part):
             line["invoice_line_item"] = name
         return line
 
-    def _new(
-        self, invoice: Obj, amount: int, paid: bool, params: Params, lines: list[Obj]
-    ) -> Obj:
+    def _new(self, invoice: Obj, amount: int, paid: bool, params: Params, lines: list[Obj]) -> Obj:
         name = self.account.new_id("cn")
         count = sum(n["invoice"] == invoice["id"] for n in self.account.all("credit_note"))
         return self.account.add(

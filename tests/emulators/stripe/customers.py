@@ -261,7 +261,9 @@ class Customers(Part):
         if card is None:
             raise data.bad("number", "Your card number is incorrect.", "incorrect_number")
         billing = params.nested("billing_details") or Params({})
-        fields = {name: billing.text(name) for name in ("email", "name", "phone") if name in billing}
+        fields = {
+            name: billing.text(name) for name in ("email", "name", "phone") if name in billing
+        }
         made = self.new_card(card, fields)
         made["metadata"] = params.metadata()
         return made

@@ -8,7 +8,14 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 Kind = Literal[
-    "drop_before", "drop_after", "500_before", "500_after", "429", "lock", "slow_before", "slow_after"
+    "drop_before",
+    "drop_after",
+    "500_before",
+    "500_after",
+    "429",
+    "lock",
+    "slow_before",
+    "slow_after",
 ]
 KINDS: tuple[Kind, ...] = (
     "drop_before",

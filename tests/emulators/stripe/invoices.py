@@ -363,9 +363,7 @@ class Invoices(Part):
             self.account.emit("invoice.updated", invoice)
 
     def _settled(self, invoice: Obj) -> None:
-        invoice.update(
-            status="paid", attempted=True, next_payment_attempt=None, amount_remaining=0
-        )
+        invoice.update(status="paid", attempted=True, next_payment_attempt=None, amount_remaining=0)
         invoice["status_transitions"]["paid_at"] = self.now
         self.account.emit("invoice.payment_succeeded", invoice)
         self.account.emit("invoice.paid", invoice)
@@ -578,7 +576,8 @@ class Invoices(Part):
     @route(
         "POST",
         "/v1/invoices/{id}",
-        "auto_advance automatically_finalizes_at default_payment_method description footer metadata",
+        "auto_advance automatically_finalizes_at default_payment_method description footer"
+        " metadata",
     )
     def update(self, call: Call) -> Obj:
         invoice, params = self._found(call), call.params
@@ -667,7 +666,9 @@ class Invoices(Part):
     def void(self, call: Call) -> Obj:
         invoice = self.account.get("invoice", call.id)
         if invoice["status"] not in ("open", "uncollectible"):
-            raise StripeError(f"You can only pass in open invoices. This one is {invoice['status']}.")
+            raise StripeError(
+                f"You can only pass in open invoices. This one is {invoice['status']}."
+            )
         invoice.update(status="void", next_payment_attempt=None, amount_remaining=0)
         invoice["status_transitions"]["voided_at"] = self.now
         self.grants.reinstate(invoice)
@@ -678,7 +679,9 @@ class Invoices(Part):
     def mark_uncollectible(self, call: Call) -> Obj:
         invoice = self.account.get("invoice", call.id)
         if invoice["status"] != "open":
-            raise StripeError(f"You can only pass in open invoices. This one is {invoice['status']}.")
+            raise StripeError(
+                f"You can only pass in open invoices. This one is {invoice['status']}."
+            )
         invoice.update(status="uncollectible", next_payment_attempt=None)
         invoice["status_transitions"]["marked_uncollectible_at"] = self.now
         self.account.emit("invoice.marked_uncollectible", invoice)
@@ -777,10 +780,8 @@ class Invoices(Part):
     @route("DELETE", "/v1/invoiceitems/{id}")
     def delete_item(self, call: Call) -> Obj:
         item = self.account.get("invoiceitem", call.id)
-        if item["invoice"] is not None:
-            if self.account.get("invoice", item["invoice"])["status"] != "draft":
-                raise StripeError("The invoice of this item is not a draft any more.")
+        invoice = self.account.objects.get("invoice", {}).get(item["invoice"])
+        if invoice is not None and invoice["status"] != "draft":
+            raise StripeError("The invoice of this item is not a draft any more.")
         del self.account.objects["invoiceitem"][call.id]
         return {"id": call.id, "object": "invoiceitem", "deleted": True}
-
-

@@ -310,7 +310,7 @@ class Meters(Part):
         *,
         before: float | None = None,
     ) -> list[MeterEvent]:
-        """What counts in [start, end), of all that Stripe had received and cancelled by `before`."""
+        """What counts in [start, end), of all that was received and cancelled by `before`."""
         limit = float("inf") if before is None else before
         return [
             event
@@ -328,7 +328,9 @@ class Meters(Part):
         if meter["default_aggregation"]["formula"] == "count":
             return Decimal(len(events))
         if meter["default_aggregation"]["formula"] == "last":
-            return max(events, key=lambda e: (e.timestamp, e.received)).value if events else Decimal(0)
+            return (
+                max(events, key=lambda e: (e.timestamp, e.received)).value if events else Decimal(0)
+            )
         return sum((event.value for event in events), Decimal(0))
 
     def total(self, customer: str, event_name: str) -> Decimal:
@@ -368,7 +370,9 @@ class Meters(Part):
         for event in events:
             first = start + (event.timestamp - start) // width * width
             groups.setdefault(first, []).append(event)
-        rows = [self._summary(meter, customer, first, width, groups[first]) for first in sorted(groups)]
+        rows = [
+            self._summary(meter, customer, first, width, groups[first]) for first in sorted(groups)
+        ]
         return self.account.page(call, rows)
 
     def _summary(
@@ -395,4 +399,3 @@ def lock_error(**extra: Any) -> StripeError:
         headers={"Stripe-Rate-Limited-Reason": "resource-specific"},
         **extra,
     )
-

@@ -171,9 +171,7 @@ class Webhooks(Part):
         found = self._endpoints[endpoint]
         found["_secrets"] = (secret, *(found["_secrets"] if keep_old else ()))
 
-    @route(
-        "POST", "/v1/webhook_endpoints", "api_version description enabled_events metadata url"
-    )
+    @route("POST", "/v1/webhook_endpoints", "api_version description enabled_events metadata url")
     def create(self, call: Call) -> Obj:
         params = call.params
         events = params.texts("enabled_events")
@@ -332,8 +330,13 @@ class Webhooks(Part):
             secrets = (secret,) if secret is not None else endpoint["_secrets"]
             body, headers = self.signed(item.event, *secrets, signed_at=signed_at)
             parts = urlsplit(url)
-            connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT)
-            with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+            connection = http.client.HTTPConnection(
+                str(parts.hostname), parts.port, timeout=TIMEOUT
+            )
+            with (
+                contextlib.closing(connection),
+                contextlib.suppress(OSError, http.client.HTTPException),
+            ):
                 path = parts.path + (f"?{parts.query}" if parts.query else "")
                 connection.request("POST", path or "/", body, headers | endpoint["_headers"])
                 status = connection.getresponse().status
