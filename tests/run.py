@@ -1,4 +1,4 @@
-"""Run the whole suite, on SQLite and then on a real PostgreSQL and Redis, and sum up plainly.
+"""Run the whole suite, on SQLite and on a real PostgreSQL and Redis, and sum up plainly.
 
 Usage:
 
@@ -10,18 +10,19 @@ Usage:
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from tests import services
 
@@ -37,7 +38,13 @@ REMOVED = (
     *("OPENAI_API_KEY", "GOOGLE_API_KEY", "XAI_API_KEY", "FAL_KEY"),
     *("OPENAI_BASE_URL", "GOOGLE_BASE_URL", "XAI_BASE_URL", "FAL_BASE_URL", "FAL_QUEUE_BASE_URL"),
     *("SUPABASE_S3_KEY_ID", "SUPABASE_S3_SECRET", "SUPABASE_S3_REGION", "SIGNED_URL_SECONDS"),
-    *("SUPABASE_PRIVATE_BUCKET", "SUPABASE_URL", "SUPABASE_KEY", "SUPABASE_PUBLIC_URL", "SUPABASE_BUCKET"),
+    *(
+        "SUPABASE_PRIVATE_BUCKET",
+        "SUPABASE_URL",
+        "SUPABASE_KEY",
+        "SUPABASE_PUBLIC_URL",
+        "SUPABASE_BUCKET",
+    ),
     *("STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "STRIPE_API_BASE", "STRIPE_METER_EVENTS_BASE"),
     *("SENTRY_DSN", "OTEL_EXPORTER_OTLP_ENDPOINT", "METRICS_TOKEN", "PROMETHEUS_MULTIPROC_DIR"),
     *("ALLOWED_HOSTS", "CSRF_TRUSTED_ORIGINS", "PUBLIC_URL", "PORT", "BIND", "WEB_WORKERS"),
@@ -104,20 +111,22 @@ def run_suite(arguments: list[str]) -> int:
     parser.add_argument("--only", choices=("sqlite", "postgresql"))
     options, pytest_arguments = parser.parse_known_args(arguments)
 
-    outcomes: list[Outcome] = []
     missing: list[str] = []
-    for database, servers in (("sqlite", _sqlite), ("postgresql", _postgresql)):
-        if options.only not in (None, database):
-            missing.append(f"the tests on {database}: left out by --only {options.only}")
-            continue
-        try:
-            with ExitStack() as stack:
+    with ExitStack() as stack:
+        runs: list[_Run] = []
+        for database, servers in (("sqlite", _sqlite), ("postgresql", _postgresql)):
+            if options.only not in (None, database):
+                missing.append(f"the tests on {database}: left out by --only {options.only}")
+                continue
+            try:
                 folder = Path(stack.enter_context(_temporary_folder()))
                 environment = stack.enter_context(servers(folder))
-                print(f"\n=== {database} ===", flush=True)
-                outcomes.append(_pytest(database, folder, environment, pytest_arguments))
-        except services.Unavailable as reason:
-            missing.append(f"the tests on {database}: {reason}")
+            except services.Unavailable as reason:
+                missing.append(f"the tests on {database}: {reason}")
+                continue
+            runs.append(_start_pytest(database, folder, environment, pytest_arguments))
+        _wait([run.process for run in runs], lambda number: _print_output(runs[number]))
+        outcomes = [_outcome(run) for run in runs]
     print(_summary(outcomes, missing), flush=True)
     ran = bool(outcomes) and all(outcome.exit_code == 0 for outcome in outcomes)
     if os.environ.get("CI") and options.only is None and len(outcomes) < 2:
@@ -137,10 +146,18 @@ def _postgresql(folder: Path) -> Iterator[dict[str, str]]:
         yield {"DATABASE_URL": database_url, "REDIS_URL": redis_url}
 
 
-def _pytest(
+@dataclass(frozen=True)
+class _Run:
+    database: str
+    process: subprocess.Popen[bytes]
+    folder: Path
+    began: float
+
+
+def _start_pytest(
     database: str, folder: Path, settings: dict[str, str], pytest_arguments: list[str]
-) -> Outcome:
-    report = folder / "report.json"
+) -> _Run:
+    """Start the suite on one database; both run side by side, each with a core of its own."""
     # Where collected static files would be; the server warns of a missing folder.
     (folder / "data" / "static").mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name not in REMOVED}
@@ -149,17 +166,31 @@ def _pytest(
         "DATA_DIR": str(folder / "data"),
         "SECRET_KEY": "only-for-tests-" + "x" * 40,
         "DEBUG": "false",
-        REPORT: str(report),
+        REPORT: str(folder / "report.json"),
     }
     environment |= settings
-    # pytest writes to our own stdout, so nothing is held back and colours stay; this module is its
-    # plugin as well, which is how the summary learns what was skipped.
+    # This module is pytest's plugin as well, which is how the summary learns what was skipped.
     command = [sys.executable, "-m", "pytest", "-p", "tests.run", *pytest_arguments]
-    began = time.monotonic()
-    outcome = Outcome(database, _run(command, environment))
+    print(f"running the suite on {database} …", flush=True)
+    with (folder / "output").open("wb") as output:
+        process = _start(command, environment, output)
+    return _Run(database, process, folder, time.monotonic())
+
+
+def _print_output(run: _Run) -> None:
+    """Print what one run of pytest printed, whole, so that two never mix."""
+    print(f"\n=== {run.database} ===", flush=True)
+    with (run.folder / "output").open("rb") as output:
+        shutil.copyfileobj(output, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+
+
+def _outcome(run: _Run) -> Outcome:
+    outcome = Outcome(run.database, run.process.returncode)
+    report = run.folder / "report.json"
     if report.exists():
         saved = json.loads(report.read_text())
-        outcome.closing_line = f"{saved['counts']} in {time.monotonic() - began:.0f} s"
+        outcome.closing_line = f"{saved['counts']} in {time.monotonic() - run.began:.0f} s"
         outcome.skipped = saved["skipped"]
     else:
         outcome.closing_line = f"pytest ended early, exit code {outcome.exit_code}"
@@ -186,23 +217,43 @@ def _summary(outcomes: list[Outcome], missing: list[str]) -> str:
 
 def _run(command: list[str], environment: Mapping[str, str]) -> int:
     """Run a command in the foreground and return its exit code; stop it with us."""
-    process = subprocess.Popen(
-        command, env=environment, cwd=ROOT, preexec_fn=services.die_with_parent(signal.SIGTERM)
+    process = _start(command, environment, None)
+    _wait([process], lambda number: None)
+    return process.returncode
+
+
+def _start(
+    command: list[str], environment: Mapping[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        preexec_fn=services.die_with_parent(signal.SIGTERM),
     )
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], done: Callable[[int], None]) -> None:
+    """Wait for all, calling `done` with the number of each in turn; stop them with us."""
     try:
-        return process.wait()
-    except KeyboardInterrupt:
-        # The terminal sent Ctrl-C to the command too. A second one would break off its cleaning up.
-        raise
+        for number, process in enumerate(processes):
+            process.wait()
+            done(number)
     except Terminated:
-        process.terminate()
+        for process in processes:
+            process.terminate()
         raise
     finally:
-        try:
-            process.wait(timeout=STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # After Ctrl-C, which the terminal sent to them too, they only need time: a second signal
+        # would break off their cleaning up.
+        for process in processes:
+            try:
+                process.wait(timeout=STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager

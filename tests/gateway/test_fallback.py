@@ -749,6 +749,7 @@ def test_trouble_with_our_account_opens_the_circuit_at_once_and_is_told_to_opera
             assert expect_error(first, DOWN)["message"] == (
                 "The provider did not deliver. Try again, or name another model as a fallback."
             )
+            assert first.headers["x-should-retry"] == "false"
             expect_left_alone(second, model)
             for answer in (first, second):
                 assert word.lower() not in answer.text.lower()
