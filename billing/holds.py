@@ -17,14 +17,13 @@ from django.utils import timezone
 from accounts.models import ApiKey
 from billing import budgets
 from billing.models import (
-    BillingAccount,
     EntryKind,
     Hold,
     HoldState,
     LedgerEntry,
-    still_spendable,
 )
 from billing.prices import Quote
+from geekhub.lib import db
 
 __all__ = [
     "HoldLost",
@@ -35,6 +34,25 @@ __all__ = [
     "expire",
     "release",
 ]
+
+
+# One statement decides; two requests at once cannot both take the last of a balance.
+HOLD = """
+    UPDATE billing_billingaccount SET held_micro = held_micro + %s
+    WHERE organization_id = %s AND balance_micro + credit_limit_micro - held_micro >= %s
+"""
+# `captured` guards against a part that was charged in between.
+END = """
+    UPDATE billing_hold SET state = %s, captured = %s, settled_at = %s
+    WHERE id = %s AND state = 'held' AND captured = %s
+"""
+MOVE = """
+    UPDATE billing_billingaccount
+    SET held_micro = held_micro - %s,
+        balance_micro = balance_micro - %s,
+        spent_micro = spent_micro + %s
+    WHERE organization_id = %s
+"""
 
 
 class InsufficientBalance(Exception):
@@ -61,10 +79,7 @@ def authorize(
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
     with transaction.atomic(savepoint=False):
-        account = BillingAccount.objects.filter(pk=key.organization_id).alias(
-            spendable=still_spendable()
-        )
-        if not account.filter(spendable__gte=amount).update(held_micro=F("held_micro") + amount):
+        if not db.execute(HOLD, amount, key.organization_id, amount):
             raise InsufficientBalance
         period_id = budgets.hold(key.family, amount)
         return Hold.objects.create(
@@ -139,8 +154,7 @@ def _give_back(hold: Hold, state: HoldState) -> None:
 
 def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
     """Make the one guarded step out of `held`; `captured` guards against a part in between."""
-    held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
-    if not held.update(state=state, captured=captured, settled_at=timezone.now()):
+    if not db.execute(END, state.value, captured, timezone.now(), hold.pk, hold.captured):
         raise HoldLost(hold.request_id)
 
 
@@ -164,9 +178,5 @@ def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> Ledge
 
 
 def _move(hold: Hold, *, held_micro: int, spent_micro: int) -> None:
-    BillingAccount.objects.filter(pk=hold.organization_id).update(
-        held_micro=F("held_micro") - held_micro,
-        balance_micro=F("balance_micro") - spent_micro,
-        spent_micro=F("spent_micro") + spent_micro,
-    )
+    db.execute(MOVE, held_micro, spent_micro, spent_micro, hold.organization_id)
     budgets.settle(hold.budget_period_id, held_micro=held_micro, spent_micro=spent_micro)

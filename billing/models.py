@@ -8,7 +8,6 @@ import uuid
 
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from accounts.models import ApiKey, Organization
@@ -226,8 +225,3 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount_micro} µUSD"
-
-
-def still_spendable() -> CombinedExpression:
-    """Return the expression for what an account can still spend: balance + credit - held."""
-    return F("balance_micro") + F("credit_limit_micro") - F("held_micro")

@@ -58,7 +58,10 @@ class Gateway:
 
     async def leave(self, admission: Admission) -> None:
         """Give a place in flight back."""
-        await asyncio.to_thread(self.limiter.leave, admission)
+        if isinstance(self.limiter, MemoryLimiter):
+            self.limiter.leave(admission)
+        else:
+            await asyncio.to_thread(self.limiter.leave, admission)
 
     def provider_for(self, model: ImageModel, *, sandbox: bool) -> Provider | None:
         """Return who draws the model, or None when its provider is not configured."""

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 # What is left of the deadline for keeping and charging once the drawing must be over.
 RESERVE = 0.1
+SMALL_BYTES = 64 * 1024
 LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
 
 
@@ -408,7 +409,7 @@ async def _keep_one(
         width=picture.width,
         height=picture.height,
         bytes=len(picture.data),
-        sha256=await asyncio.to_thread(_sha256, picture.data),
+        sha256=await _sha256(picture.data),
         revised_prompt=image.revised_prompt or "",
     )
     return _Kept(row, picture)
@@ -599,5 +600,8 @@ def _earlier(key: ApiKey, request: GenerationRequest, idempotency_key: str) -> F
     return Finished(earlier, list(earlier.images.filter(deleted_at=None)), [])
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+async def _sha256(data: bytes) -> str:
+    """Return the digest in hex; a large picture's is made in a thread."""
+    if len(data) < SMALL_BYTES:
+        return hashlib.sha256(data).hexdigest()
+    return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()

@@ -217,6 +217,8 @@ class Circuit:
 
     def succeeded(self) -> None:
         """Note that the provider answered sensibly, a refusal included."""
+        if self.opened_at is not None and not self.probing:
+            return  # a call from before the circuit opened; the probe will tell
         self.failures, self.opened_at, self.probing = 0, None, False
 
     def failed(self, *, at_once: bool) -> bool:

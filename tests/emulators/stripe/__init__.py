@@ -5,6 +5,7 @@ says about meters, prices, subscriptions, invoices, credit, Checkout, the portal
 settled facts take the cautious reading: the one under which a careless client loses money.
 """
 
+import functools
 import sys
 import threading
 from collections.abc import Sequence
@@ -122,11 +123,10 @@ class StripeEmulator:
 
     def start(self) -> Self:
         """Bind a port and serve until `stop`."""
-        self._server = Server(self)
-        self._origin = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._account.origin = self._origin
+        server = self._server = Server(self)
+        self._origin = self._account.origin = f"http://127.0.0.1:{server.server_address[1]}"
         self._running.set()
-        for work in (lambda: self._server and self._server.serve_forever(0.05), self._deliver):
+        for work in (functools.partial(server.serve_forever, 0.05), self._deliver):
             threading.Thread(target=work, name="stripe-emulator", daemon=True).start()
         return self
 

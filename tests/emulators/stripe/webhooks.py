@@ -217,10 +217,11 @@ class Webhooks(Part):
 
     @route("GET", "/v1/events", "type types", paged=True)
     def list_events(self, call: Call) -> Obj:
-        wanted = call.params.texts("types") or [call.params.text("type")]
+        one = call.params.text("type")
+        wanted = call.params.texts("types") or ([] if one is None else [one])
         since = self.now - EVENT_LIFE
         rows = [row for row in self.account.all("event") if row["created"] >= since]
-        return self.account.page(call, [r for r in rows if wanted == [None] or r["type"] in wanted])
+        return self.account.page(call, [r for r in rows if not wanted or r["type"] in wanted])
 
     @route("GET", "/v1/events/{id}")
     def event(self, call: Call) -> Obj:
