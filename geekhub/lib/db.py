@@ -15,7 +15,6 @@ from typing import Any
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-
 type Parameter = int | str | uuid.UUID | datetime
 
 

@@ -63,6 +63,11 @@ def click(browser: httpx.Client, url: str, name: str, **fields: str) -> httpx.Re
     return browser.post(str(httpx.URL(url).join(action[1])), data=hidden | fields)
 
 
+def opened(shop: Shop, params: Any) -> stripe.checkout.Session:
+    """A new Checkout session."""
+    return shop.api.checkout.sessions.create(params | URLS)
+
+
 def types(emulator: StripeEmulator, since: int) -> list[str]:
     return [event["type"] for event in emulator.events[since:]]
 
@@ -71,7 +76,8 @@ def test_a_subscription(
     emulator: StripeEmulator, shop: Shop, sold: Sold, customer: str, browser: httpx.Client
 ) -> None:
     other = shop.sell("other", "5")
-    session = shop.api.checkout.sessions.create(
+    session = opened(
+        shop,
         {
             "mode": "subscription",
             "customer": customer,
@@ -82,8 +88,7 @@ def test_a_subscription(
                 "metadata": {"org": "7"},
             },
             "metadata": {"org": "7"},
-            **URLS,
-        }
+        },
     )
     assert (session.status, session.payment_status, session.amount_total) == ("open", "unpaid", 0)
     url = str(session.url)
@@ -128,7 +133,8 @@ def test_a_subscription(
 def test_a_payment(
     emulator: StripeEmulator, shop: Shop, customer: str, browser: httpx.Client
 ) -> None:
-    session = shop.api.checkout.sessions.create(
+    session = opened(
+        shop,
         {
             "mode": "payment",
             "customer": customer,
@@ -147,8 +153,7 @@ def test_a_payment(
                 "setup_future_usage": "off_session",
                 "metadata": {"org": "7"},
             },
-            **URLS,
-        }
+        },
     )
     assert (session.amount_total, session.currency) == (2000, "usd")
     wrong = click(browser, str(session.url), "pay", card="1234")
@@ -172,8 +177,9 @@ def test_a_payment(
 def test_a_setup(
     emulator: StripeEmulator, shop: Shop, customer: str, browser: httpx.Client
 ) -> None:
-    session = shop.api.checkout.sessions.create(
-        {"mode": "setup", "customer": customer, "currency": "usd", **URLS}
+    session = opened(
+        shop,
+        {"mode": "setup", "customer": customer, "currency": "usd"},
     )
     click(browser, str(session.url), "pay")
     session = shop.api.checkout.sessions.retrieve(session.id, {"expand": ["setup_intent"]})

@@ -53,9 +53,12 @@ def test_keys(emulator: StripeEmulator) -> None:
         with pytest.raises(stripe.AuthenticationError, match=r"Invalid API Key.*\*\*\*"):
             connect(emulator, key).v1.products.list()
     assert [request.status for request in emulator.requests] == [401, 401]
+    emulator.reset()
     with StripeEmulator(livemode=True) as live:
         assert live.key.startswith("sk_live_")
+        assert connect(live).v1.balance.retrieve().livemode is True
         assert connect(live).v1.products.create({"name": "x"}).livemode is True
+    assert connect(emulator).v1.balance.retrieve().livemode is False
 
 
 def test_the_version_is_pinned(emulator: StripeEmulator) -> None:

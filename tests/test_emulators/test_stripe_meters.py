@@ -46,8 +46,8 @@ def customer(shop: Shop) -> str:
 
 
 def summaries(shop: Shop, sold: Sold, customer: str, **more: Any) -> list[tuple[int, float]]:
-    span: Any = {"start_time": START, "end_time": START + DAY} | more
-    found = shop.api.billing.meters.event_summaries.list(sold.meter, {"customer": customer, **span})
+    params: Any = {"customer": customer, "start_time": START, "end_time": START + DAY}
+    found = shop.api.billing.meters.event_summaries.list(sold.meter, params | more)
     return [((row.start_time - START) // HOUR, row.aggregated_value) for row in found.data]
 
 

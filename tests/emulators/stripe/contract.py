@@ -69,7 +69,7 @@ def _modern(node: Any) -> Any:
 def _component(uri: str) -> "Resource[Any]":
     schemas = _document()["components"]["schemas"]
     contents = _modern(schemas[uri.removeprefix("stripe:")])
-    return Resource(contents=contents, specification=DRAFT202012)
+    return DRAFT202012.create_resource(contents)
 
 
 _REGISTRY: "Registry[Any]" = Registry(retrieve=_component)  # type: ignore[call-arg]

@@ -24,7 +24,10 @@ class Settings:
     """How this account behaves; times are in seconds of the virtual clock.
 
     `immediate` are the meter error codes that are answered with 400 at once; the others are only
-    reported later, by a thin event. `rate_limit` is calls per real second.
+    reported later, by a thin event. `rate_limit` is calls per real second. `retry_gaps` are between
+    the attempts to collect an invoice, and `final_action` follows the last. `wait_for_webhooks`
+    holds back finalisation, at most 72 hours and only with the default grace, until invoice.created
+    was delivered. `rounding` is one of `decimal`'s, for the amount of a line.
     """
 
     api_version: str = "2026-10-28.endive"

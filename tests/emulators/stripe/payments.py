@@ -169,6 +169,17 @@ class Payments(Part):
             usage="off_session",
         )
 
+    @route("GET", "/v1/balance")
+    def balance(self, call: Call) -> Obj:
+        """What a client asks for to see whether its key works, and in which mode."""
+        nothing = {"amount": 0, "currency": "usd", "source_types": {"card": 0}}
+        return {
+            "object": "balance",
+            "available": [nothing],
+            "livemode": self.account.livemode,
+            "pending": [nothing],
+        }
+
     @route("GET", "/v1/setup_intents/{id}")
     def setup_intent(self, call: Call) -> Obj:
         return self.account.get("setup_intent", call.id)

@@ -359,6 +359,9 @@ class _Exchange(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
+        if len(body) < length:  # the client died while it was speaking
+            self.close_connection = True
+            return
         emulator = self.server.emulator  # type: ignore[attr-defined]
         if not self.path.startswith(("/v1/", "/v2/")):
             form = {name: values[0] for name, values in parse_qs(body.decode()).items()}
