@@ -81,18 +81,19 @@ def authorize(
     with transaction.atomic(savepoint=False):
         if not db.execute(HOLD, amount, key.organization_id, amount):
             raise InsufficientBalance
-        period_id = budgets.hold(key.family, amount)
-        return Hold.objects.create(
+        hold = Hold(
             organization_id=key.organization_id,
             api_key=key,
             request_id=request_id,
             quantity=quantity,
             amount_micro=amount,
             quotes={quote.model: [quote.price_version_id, quote.unit_micro] for quote in quotes},
-            budget_period_id=period_id,
+            budget_period_id=budgets.hold(key.family, amount),
             owner=owner,
             lease_until=timezone.now() + lease,
         )
+        db.insert(hold)
+    return hold
 
 
 def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
@@ -162,7 +163,7 @@ def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> Ledge
     price_version_id, unit_micro = hold.quotes[model]
     amount = delivered * unit_micro
     _move(hold, held_micro=held_micro, spent_micro=amount)
-    return LedgerEntry.objects.create(
+    entry = LedgerEntry(
         organization_id=hold.organization_id,
         # A part of a hold is named by the first image it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
@@ -175,6 +176,8 @@ def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> Ledge
         api_key_id=hold.api_key_id,
         request_id=hold.request_id,
     )
+    db.insert(entry)
+    return entry
 
 
 def _move(hold: Hold, *, held_micro: int, spent_micro: int) -> None:

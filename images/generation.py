@@ -27,6 +27,7 @@ from billing import holds
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.models import Hold
+from geekhub.lib import db
 from images import private, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
@@ -49,7 +50,7 @@ SMALL_BYTES = 64 * 1024
 LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
 
 
-RESULT_FIELDS = [
+RESULT_FIELDS = (
     "status",
     "model",
     "provider",
@@ -63,7 +64,7 @@ RESULT_FIELDS = [
     "finished_at",
     "draw_ms",
     "latency_ms",
-]
+)
 
 
 class IdempotencyKeyInUse(Exception):
@@ -191,7 +192,7 @@ def begin(
                     owner=gateway.presence.owner,
                     lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
                 )
-            generation = Generation.objects.create(
+            generation = Generation(
                 request_id=request_id,
                 organization_id=key.organization_id,
                 api_key=key,
@@ -209,6 +210,7 @@ def begin(
                 created_at=now,
                 deadline_at=now + timedelta(seconds=seconds),
             )
+            db.insert(generation)
     except (IntegrityError, InsufficientBalance, BudgetExceeded):
         # The same Idempotency-Key may have come in beside us and hold the money, or the row.
         if idempotency_key is not None:
@@ -448,7 +450,8 @@ def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
                 entry = holds.capture(started.hold, model=candidate.model.id, delivered=len(kept))
                 generation.cost_micro = -entry.amount_micro
             _finish(started, GenerationStatus.SUCCEEDED)
-            Image.objects.bulk_create([one.row for one in kept])
+            for one in kept:
+                db.insert(one.row)
     except holds.HoldLost:
         generation.refresh_from_db()
         if generation.status != GenerationStatus.SUCCEEDED:
@@ -472,7 +475,7 @@ def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> None:
             cost_micro=F("cost_micro") + cost,
         ):
             raise holds.HoldLost(generation.request_id)
-        one.row.save(force_insert=True)
+        db.insert(one.row)
     if hold is not None:
         hold.captured += 1
     generation.delivered += 1
@@ -538,8 +541,7 @@ def _finish(started: Started, status: GenerationStatus) -> None:
     generation.attempts = [asdict(one) for one in started.attempts]
     generation.finished_at = timezone.now()
     generation.latency_ms = round((time.monotonic() - started.started) * 1000)
-    running = Generation.objects.filter(pk=generation.pk, status=GenerationStatus.RUNNING)
-    if not running.update(**{name: getattr(generation, name) for name in RESULT_FIELDS}):
+    if not db.update(generation, RESULT_FIELDS, where="status = 'running'"):
         raise holds.HoldLost(generation.request_id)
 
 

@@ -10,10 +10,12 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
-from django.db import connection, connections
+from django.db import connection, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models.expressions import DatabaseDefault
 
 type Parameter = int | str | uuid.UUID | datetime
 
@@ -54,6 +56,50 @@ def execute(sql: str, *parameters: Parameter) -> int:
     with connection.cursor() as cursor:
         cursor.execute(sql, [_stored(one) for one in parameters])
         return int(cursor.rowcount)
+
+
+def insert(row: models.Model) -> None:
+    """Insert a new row; what the database fills in itself is not read back.
+
+    `save()` without its signals and checks, and with its SQL made once: a quarter of the cost.
+    """
+    fields = [
+        field
+        for field in row._meta.concrete_fields
+        if not isinstance(value := getattr(row, field.attname), DatabaseDefault)
+        and not (field.primary_key and value is None)
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _insert_sql(type(row), tuple(field.column for field in fields)),
+            [field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields],
+        )
+    row._state.adding, row._state.db = False, connection.alias
+
+
+@cache
+def _insert_sql(model: type[models.Model], columns: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{column}"' for column in columns)
+    places = ", ".join(["%s"] * len(columns))
+    return f'INSERT INTO "{model._meta.db_table}" ({names}) VALUES ({places})'
+
+
+def update(row: models.Model, names: tuple[str, ...], *, where: str) -> int:
+    """Write the named fields of a row if `where`, plain SQL, holds of it; return 0 or 1."""
+    fields = [cast("models.Field[Any, Any]", row._meta.get_field(name)) for name in names]
+    values = [field.get_db_prep_save(getattr(row, field.attname), connection) for field in fields]
+    key = row._meta.pk.get_db_prep_save(row.pk, connection)
+    with connection.cursor() as cursor:
+        cursor.execute(_update_sql(type(row), names, where), [*values, key])
+        return int(cursor.rowcount)
+
+
+@cache
+def _update_sql(model: type[models.Model], names: tuple[str, ...], where: str) -> str:
+    columns = [cast("models.Field[Any, Any]", model._meta.get_field(name)).column for name in names]
+    changes = ", ".join(f'"{column}" = %s' for column in columns)
+    key = model._meta.pk.column
+    return f'UPDATE "{model._meta.db_table}" SET {changes} WHERE "{key}" = %s AND {where}'
 
 
 def _stored(value: Parameter) -> Any:

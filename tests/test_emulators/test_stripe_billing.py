@@ -620,3 +620,103 @@ def test_payment_intents(emulator: StripeEmulator, shop: Shop, customer: str) ->
     with pytest.raises(stripe.InvalidRequestError, match=r"at least \$0.50"):
         shop.api.payment_intents.create(params | {"amount": 49})
     assert types(emulator)[-2:] == ["payment_intent.created", "payment_intent.payment_failed"]
+
+
+def test_the_rest_of_the_catalogue(emulator: StripeEmulator, shop: Shop, sold: Sold) -> None:
+    products = shop.api.products
+    lone = products.create({"name": "x", "active": False})
+    assert [row.id for row in products.list({"active": False}).data] == [lone.id]
+    assert products.list({"ids": [sold.product]}).data[0].name == "img_a_v1"
+    assert products.update(lone.id, {"name": "y", "description": "z"}).description == "z"
+    assert products.delete(lone.id).deleted is True
+    metered: Any = {
+        "recurring": {"meter": sold.meter, "usage_type": "metered"},
+        "type": "recurring",
+    }
+    assert [row.id for row in shop.api.prices.list(metered).data] == [sold.price]
+    changed = shop.api.prices.update(
+        sold.price, {"nickname": "n", "lookup_key": "other", "tax_behavior": "exclusive"}
+    )
+    assert (changed.nickname, changed.lookup_key) == ("n", "other")
+    with pytest.raises(stripe.InvalidRequestError, match="can be set once"):
+        shop.api.prices.update(sold.price, {"tax_behavior": "inclusive"})
+    once = shop.api.prices.create(
+        {"currency": "usd", "unit_amount": 500, "product_data": {"name": "Once"}}
+    )
+    assert once.type == "one_time"
+
+
+def test_the_rest_of_billing(
+    emulator: StripeEmulator, shop: Shop, sold: Sold, customer: str
+) -> None:
+    api = shop.api
+    sub = shop.subscribe(customer, sold, shop.sell("b", "1"))
+    first, second = sub["items"]["data"]
+    assert api.subscription_items.retrieve(first.id).price.id == sold.price
+    assert api.subscription_items.update(first.id, {"metadata": {"a": "b"}}).metadata["a"] == "b"
+    entries: Any = [{"id": second.id, "deleted": True}, {"price": shop.sell("c", "1").price}]
+    changed = api.subscriptions.update(sub.id, {"items": entries, "description": "d"})
+    names = [item.price.lookup_key for item in changed["items"]["data"]]
+    assert (names, changed.description) == (["img_a_v1", "c"], "d")
+    gone: Any = [{"id": item.id, "deleted": True} for item in changed["items"]["data"]]
+    with pytest.raises(stripe.InvalidRequestError, match="at least one active plan"):
+        api.subscriptions.update(sub.id, {"items": gone})
+    assert [s.id for s in api.subscriptions.list({"price": sold.price}).data] == [sub.id]
+    for status, count in (("active", 1), ("ended", 0), ("past_due", 0)):
+        assert len(api.subscriptions.list({"status": status}).data) == count
+    draft = api.invoices.create({"customer": customer, "auto_advance": True})
+    item = api.invoice_items.create(
+        {"customer": customer, "invoice": draft.id, "amount": 100, "currency": "usd"}
+    )
+    assert api.invoice_items.retrieve(item.id).amount == 100
+    assert len(api.invoice_items.list({"customer": customer, "invoice": draft.id}).data) == 1
+    assert api.invoices.update(draft.id, {"description": "e", "metadata": {"k": "v"}}).total == 100
+    emulator.clock.advance(HOUR)
+    assert api.invoices.retrieve(draft.id).status == "paid"
+    assert api.invoice_payments.list({"invoice": draft.id}).data[0].amount_paid == 100
+    assert [line.amount for line in api.invoices.line_items.list(draft.id).data] == [100]
+    other = api.invoices.create({"customer": customer})
+    api.invoice_items.create(
+        {"customer": customer, "invoice": other.id, "amount": 100, "currency": "usd"}
+    )
+    api.invoices.finalize_invoice(other.id)
+    note = api.credit_notes.create({"invoice": other.id, "amount": 40})
+    assert api.invoices.retrieve(other.id).amount_due == 60
+    assert api.credit_notes.void_credit_note(note.id).status == "void"
+    assert api.credit_notes.retrieve(note.id).voided_at == emulator.clock.now
+    assert api.invoices.pay(other.id, {"paid_out_of_band": True}).amount_paid == 100
+    params: Any = {
+        "customer": customer,
+        "amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 100}},
+        "applicability_config": {"scope": {"price_type": "metered"}},
+    }
+    grant = api.billing.credit_grants.create(params)
+    expires = emulator.clock.now + DAY
+    assert api.billing.credit_grants.update(grant.id, {"expires_at": expires}).expires_at == expires
+    assert api.billing.credit_grants.expire(grant.id).expires_at == emulator.clock.now
+    assert len(api.billing.credit_grants.list({"customer": customer}).data) == 1
+    assert api.billing.credit_grants.retrieve(grant.id).voided_at is None
+    chosen: Any = {"type": "credit_grant", "credit_grant": grant.id}
+    balance = api.billing.credit_balance_summary.retrieve({"customer": customer, "filter": chosen})
+    amount = balance.balances[0].available_balance.monetary
+    assert amount is not None
+    assert amount.value == 0
+
+
+def test_the_rest_of_payments(emulator: StripeEmulator, shop: Shop, customer: str) -> None:
+    api = shop.api
+    card = api.payment_methods.create({"type": "card", "card": {"token": "tok_visa"}})
+    api.payment_methods.attach(card.id, {"customer": customer})
+    assert api.payment_methods.retrieve(card.id).customer == customer
+    assert len(api.customers.payment_methods.list(customer).data) == 2
+    assert api.customers.payment_methods.retrieve(customer, card.id).id == card.id
+    params: Any = {"amount": 100, "currency": "usd", "customer": customer}
+    intent = api.payment_intents.create(params)
+    assert intent.status == "requires_payment_method"
+    assert api.payment_intents.confirm(intent.id, {"payment_method": card.id}).status == "succeeded"
+    intent = api.payment_intents.create(params | {"payment_method": card.id})
+    assert intent.status == "requires_confirmation"
+    assert api.payment_intents.cancel(intent.id).status == "canceled"
+    assert len(api.payment_intents.list({"customer": customer}).data) == 2
+    with pytest.raises(stripe.InvalidRequestError, match="cannot be confirmed"):
+        api.payment_intents.confirm(intent.id)

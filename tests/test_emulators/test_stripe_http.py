@@ -260,6 +260,10 @@ def test_violations_of_the_contract_are_raised(emulator: StripeEmulator, shop: S
     emulator.violations.append("something")
     with pytest.raises(contract.ContractViolation, match="something"):
         emulator.reset()
+    emulator.webhooks.emit("customer.sneezed", {"id": "x", "object": "customer"})
+    with pytest.raises(contract.ContractViolation, match=r"no event customer\.sneezed"):
+        emulator.raise_violations()
+    emulator.webhooks.events.clear()
 
 
 def test_a_ticking_clock() -> None:

@@ -76,6 +76,8 @@ class StripeEmulator:
         self.crashes: list[BaseException] = []
         self._settings, self._now, self._ticking = settings or Settings(), now, ticking
         self._check = check_contract
+        if check_contract:
+            contract.load()
         self._server: Server | None = None
         self._running = threading.Event()
         self._lock = threading.RLock()
@@ -283,6 +285,9 @@ class StripeEmulator:
         if crashes:
             raise RuntimeError("the Stripe emulator itself failed") from crashes[0]
         found, self.violations = self.violations, []
+        if self._check:
+            kinds = {event["type"] for event in self.events if event["object"] == "event"}
+            found += [text for kind in sorted(kinds) for text in contract.check_event(kind)]
         if found:
             raise ContractViolation("\n".join(dict.fromkeys(found)))
 

@@ -132,7 +132,6 @@ class CreditGrants(Part):
             return
         self._transact(grant, "debit", "credits_expired", grant["_left"])
         grant.update(_left=0, updated=self.now)
-        self.account.emit("billing.credit_grant.updated", grant)
 
     def apply(self, invoice: Obj) -> None:
         """Pay the metered lines from the customer's grants, in Stripe's order of using them up."""
@@ -219,7 +218,6 @@ class CreditGrants(Part):
             raise StripeError("A credit grant that was used cannot be voided.")
         self._transact(grant, "debit", "credits_voided", grant["_left"])
         grant.update(_left=0, voided_at=self.now, updated=self.now)
-        self.account.emit("billing.credit_grant.updated", grant)
         return grant
 
     @route("GET", "/v1/billing/credit_balance_transactions", "customer credit_grant", paged=True)
