@@ -5,6 +5,7 @@ that much randomness one round of SHA-256 is a safe digest. The first 21 charact
 the clear: they name the key in lists and logs and find its row.
 """
 
+import contextlib
 import hashlib
 import hmac
 import re
@@ -128,11 +129,8 @@ def authenticate(secret: str) -> ApiKey:
     """
     key = None
     if SHAPE.fullmatch(secret):
-        key = (
-            ApiKey.objects.select_related("organization")
-            .filter(prefix=secret[:PREFIX_LENGTH])
-            .first()
-        )
+        with contextlib.suppress(ApiKey.DoesNotExist):
+            key = ApiKey.objects.select_related("organization").get(prefix=secret[:PREFIX_LENGTH])
     if key is None or not hmac.compare_digest(key.digest, _digest(secret)):
         raise InvalidKey(
             "This API key is not valid. Keys start with ghub_sk_live_ or ghub_sk_test_ "

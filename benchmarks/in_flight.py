@@ -6,7 +6,7 @@ import time
 
 import aiohttp
 
-from benchmarks.gateway import Gateway, gateway, openai
+from benchmarks.gateway import Gateway, core_ms, gateway, openai
 
 IN_FLIGHT = 1000
 PROVIDER_SECONDS = 5.0
@@ -41,10 +41,13 @@ def main() -> None:
         cpu = served.cpu_seconds() - cpu
         memory = served.memory_bytes()
     good = statuses.count(200)
-    print("| database | in flight | succeeded | seconds | times the provider | CPU ms each | MB |")
+    print(
+        "| database | in flight | succeeded | seconds | times the provider | CPU ms each | MB "
+        "| core, ms |"
+    )
     print(
         f"| {database} | {IN_FLIGHT} | {good} | {seconds:.1f} | {seconds / PROVIDER_SECONDS:.2f} "
-        f"| {cpu / IN_FLIGHT * 1000:.1f} | {memory / 1e6:.0f} |"
+        f"| {cpu / IN_FLIGHT * 1000:.1f} | {memory / 1e6:.0f} | {core_ms():.0f} |"
     )
 
 

@@ -40,6 +40,7 @@ __all__ = [
 HOLD = """
     UPDATE billing_billingaccount SET held_micro = held_micro + %s
     WHERE organization_id = %s AND balance_micro + credit_limit_micro - held_micro >= %s
+    RETURNING EXISTS (SELECT 1 FROM billing_budget WHERE key_family = %s)
 """
 # `captured` guards against a part that was charged in between.
 END = """
@@ -79,8 +80,10 @@ def authorize(
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
     with transaction.atomic(savepoint=False):
-        if not db.execute(HOLD, amount, key.organization_id, amount):
+        held = db.fetch(HOLD, amount, key.organization_id, amount, key.family)
+        if held is None:
             raise InsufficientBalance
+        (has_budget,) = held
         hold = Hold(
             organization_id=key.organization_id,
             api_key=key,
@@ -88,7 +91,7 @@ def authorize(
             quantity=quantity,
             amount_micro=amount,
             quotes={quote.model: [quote.price_version_id, quote.unit_micro] for quote in quotes},
-            budget_period_id=budgets.hold(key.family, amount),
+            budget_period_id=budgets.hold(key.family, amount) if has_budget else None,
             owner=owner,
             lease_until=timezone.now() + lease,
         )

@@ -27,7 +27,7 @@ _ALLOWED = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
 _SEGMENT_BYTES = 255
 # How often another name is tried when one is taken.
 NAMES = 5
-_SIGNER = TimestampSigner(salt="private pictures")
+_SALT = "private pictures"
 
 
 class StorageError(Exception):
@@ -127,12 +127,12 @@ class LocalStorage(FileSystemStorage):
         address = super().url(name)
         if name is None or self.expires_in is None:
             return address
-        return f"{address}?token={_SIGNER.sign(name).removeprefix(f'{name}:')}"
+        return f"{address}?token={TimestampSigner(salt=_SALT).sign(name).removeprefix(f'{name}:')}"
 
     def is_signed(self, name: str, token: str) -> bool:
         """Return whether the token of an address is ours, for this name, and not expired."""
         try:
-            _SIGNER.unsign(f"{name}:{token}", max_age=self.expires_in)
+            TimestampSigner(salt=_SALT).unsign(f"{name}:{token}", max_age=self.expires_in)
         except BadSignature:
             return False
         return True

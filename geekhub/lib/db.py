@@ -58,6 +58,14 @@ def execute(sql: str, *parameters: Parameter) -> int:
         return int(cursor.rowcount)
 
 
+def fetch(sql: str, *parameters: Parameter) -> tuple[Any, ...] | None:
+    """Run one statement that returns a row, as execute() does; None when there is none."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [_stored(one) for one in parameters])
+        row: tuple[Any, ...] | None = cursor.fetchone()
+        return row
+
+
 def insert(row: models.Model) -> None:
     """Insert a new row; what the database fills in itself is not read back.
 

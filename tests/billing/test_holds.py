@@ -57,9 +57,8 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
 
     spent = delivered * 65_000
     assert money_of(key) == (TEN - spent, 0, spent)
-    assert consumption() == [entry]
-    saved = LedgerEntry.objects.get(pk=entry.pk)
-    assert saved.entry_key == f"use:{hold.pk}:0"
+    (saved,) = consumption()
+    assert saved.entry_key == entry.entry_key == f"use:{hold.pk}:0"
     assert saved.amount_micro == -spent
     assert (saved.model, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
     assert (saved.hold_id, saved.api_key_id) == (hold.pk, key.pk)
