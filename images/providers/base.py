@@ -292,6 +292,12 @@ class Provider(ABC):
     async def generate(self, request: ImageRequest) -> AsyncGenerator[Item]:
         """Yield pictures and shortfalls in the order of arrival; together they make `n`."""
         patience = _Patience()
+        if request.n <= request.per_call:
+            # One call needs no tasks to wait side by side.
+            async with contextlib.aclosing(self._insist(request, patience)) as only:
+                async for one in only:
+                    yield one
+            return
         arrived: asyncio.Queue[Item | None] = asyncio.Queue()
         gate = asyncio.Semaphore(self.parallel)
 
@@ -326,7 +332,7 @@ class Provider(ABC):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _insist(self, request: ImageRequest, patience: _Patience) -> AsyncIterator[Item]:
+    async def _insist(self, request: ImageRequest, patience: _Patience) -> AsyncGenerator[Item]:
         """Call once, and again where that is safe and there is time; yield all items of it."""
         while True:
             delivered = 0
