@@ -33,6 +33,7 @@ from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
 from images.pictures import Picture, transcode
 from images.providers.base import (
+    REFUSAL,
     PartialImage,
     ProviderError,
     ProviderImage,
@@ -308,8 +309,7 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
             wanted = candidate.request
             if error.code == "model_not_found" and candidate.model.successor:
                 error.message += f" Use {candidate.model.successor} instead."
-            refused = error.code == "content_policy_violation"
-            if not wanted.listed or (refused and started.on_refusal == "stop"):
+            if not wanted.listed or (error.refused and started.on_refusal == "stop"):
                 raise
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
@@ -356,13 +356,13 @@ async def _draw_with(
         await items.aclose()
     if not images:
         raise _most_telling(missing)
-    filtered = sum(one.count for one in missing if one.error.code == "content_policy_violation")
+    filtered = sum(one.count for one in missing if one.error.refused)
     return _Drawn(candidate, sorted(images, key=lambda image: image.index), filtered)
 
 
 def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
     """Return the error to tell of several: a refusal before a rejection before an outage."""
-    order = ["content_policy_violation", "invalid_request_error", "model_not_found"]
+    order = [REFUSAL, "invalid_request_error", "model_not_found"]
     errors = [one.error for one in missing] or [unavailable(charged=True, detail="no pictures")]
     return min(errors, key=lambda one: order.index(one.code) if one.code in order else len(order))
 

@@ -19,7 +19,7 @@ from billing.prices import UnknownPrice
 from images import gallery, generation, routing
 from images.api.requests import BodyTooLarge, BodyTooSlow
 from images.limits import RateLimited
-from images.providers.base import ProviderError
+from images.providers.base import REFUSAL, ProviderError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,9 @@ class Row:
     retry: bool | None = None
 
 
-REFUSAL = "content_policy_violation"
-
 TABLE: Mapping[str, Row] = {
     "invalid_request_error": Row(400, "invalid_request_error"),
-    "content_policy_violation": Row(400, "image_generation_user_error"),
+    REFUSAL: Row(400, "image_generation_user_error"),
     "missing_api_key": Row(401, "authentication_error"),
     "invalid_api_key": Row(401, "authentication_error"),
     "key_revoked": Row(401, "authentication_error"),

@@ -31,6 +31,7 @@ FAILURES_PER_REQUEST = 3
 # Of a wide fan-out the first few calls go ahead, so that a dead provider is asked no oftener.
 FIRST_WAVE = 3
 HEAD_START_SECONDS = 0.5
+REFUSAL = "content_policy_violation"
 LONGEST_PAUSE = 20.0
 # Base64 adds a third; the rest of an answer is small.
 ANSWER_BYTES_PER_PICTURE = pictures.MAX_BYTES * 4 // 3 + 64 * 1024
@@ -125,12 +126,17 @@ class ProviderError(Exception):
         self.retry_after = retry_after
         self.detail = detail
 
+    @property
+    def refused(self) -> bool:
+        """Return whether a content policy is the reason."""
+        return self.code == REFUSAL
+
 
 def refused(stage: Stage, *, charged: bool = False, detail: str = "") -> ProviderError:
     """Return the error for a refusal: of the prompt, of the picture, or of one or the other."""
     what = {"prompt": "prompt", "output": "picture", "provider": "prompt or the picture"}[stage]
     return ProviderError(
-        "content_policy_violation",
+        REFUSAL,
         f"The provider's content policy does not allow this {what}.",
         stage=stage,
         charged=charged,

@@ -8,11 +8,27 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.emulators.stripe import StripeEmulator
+from tests.emulators.stripe.shop import Shop
+
 
 @pytest.fixture(scope="session")
 def http() -> Iterator[httpx.Client]:
     with httpx.Client(trust_env=False, timeout=10) as client:
         yield client
+
+
+@pytest.fixture
+def emulator(server: StripeEmulator) -> StripeEmulator:
+    """The module's own Stripe, its account empty."""
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def shop(emulator: StripeEmulator) -> Shop:
+    """Where things are sold through it."""
+    return Shop(emulator)
 
 
 def opened(data: bytes | str) -> tuple[str | None, tuple[int, int]]:

@@ -23,17 +23,6 @@ def server() -> Iterator[StripeEmulator]:
 
 
 @pytest.fixture
-def emulator(server: StripeEmulator) -> StripeEmulator:
-    server.reset()
-    return server
-
-
-@pytest.fixture
-def shop(emulator: StripeEmulator) -> Shop:
-    return Shop(emulator)
-
-
-@pytest.fixture
 def sold(shop: Shop) -> Sold:
     return shop.sell("img_a_v1", "4")
 

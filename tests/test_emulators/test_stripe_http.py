@@ -25,17 +25,6 @@ def server() -> Iterator[StripeEmulator]:
         yield running
 
 
-@pytest.fixture
-def emulator(server: StripeEmulator) -> StripeEmulator:
-    server.reset()
-    return server
-
-
-@pytest.fixture
-def shop(emulator: StripeEmulator) -> Shop:
-    return Shop(emulator)
-
-
 def test_the_form_syntax() -> None:
     raw = "a=1&b[c]=2&b[d][e]=3&f[0][g]=4&f[1][g]=5&h[]=6&h[]=7&i=&j%5Bk%5D=l+m%26"
     assert decode_form(raw) == {

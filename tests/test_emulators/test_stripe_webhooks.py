@@ -55,17 +55,6 @@ def server() -> Iterator[StripeEmulator]:
 
 
 @pytest.fixture
-def emulator(server: StripeEmulator) -> StripeEmulator:
-    server.reset()
-    return server
-
-
-@pytest.fixture
-def shop(emulator: StripeEmulator) -> Shop:
-    return Shop(emulator)
-
-
-@pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
