@@ -95,3 +95,11 @@ def test_every_presence_is_another_owner(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_has_nobody(tmp_path: Path) -> None:
     assert list(departed(tmp_path / "none")) == []
+
+
+def test_a_file_that_is_nobodys_presence_is_left_alone(tmp_path: Path) -> None:
+    stray = tmp_path / "notes.alive"
+    stray.touch()
+
+    assert list(departed(tmp_path)) == []
+    assert stray.exists()

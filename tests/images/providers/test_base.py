@@ -373,6 +373,13 @@ def test_a_fault_of_our_account_opens_the_circuit_at_once() -> None:
     assert circuit.state == "open"
 
 
+def test_a_call_from_before_does_not_close_an_open_circuit() -> None:
+    circuit = Circuit()
+    circuit.failed(at_once=True)
+    circuit.succeeded()
+    assert (circuit.state, circuit.admit()) == ("open", False)
+
+
 def test_after_the_pause_one_call_is_let_through() -> None:
     circuit = Circuit(pause=3600)
     circuit.failed(at_once=True)

@@ -244,3 +244,16 @@ def test_a_body_has_at_most_the_size_of_a_picture(counted: bool, extra: int, fit
     else:
         with pytest.raises(DownloadRefused, match=f"over {pictures.MAX_BYTES} bytes"):
             fetch_from(answer)
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "[::1]"])
+def test_a_listed_address_without_its_origin_is_refused(host: str) -> None:
+    async def run() -> None:
+        downloads = Downloads([host.strip("[]")])
+        try:
+            await downloads.get(f"https://{host}/a.png")
+        finally:
+            await downloads.aclose()
+
+    with pytest.raises(DownloadRefused, match="is no name"):
+        asyncio.run(run())
