@@ -169,10 +169,9 @@ def test_whatever_happens_to_the_answers_the_books_are_right(
         else:
             assert len(answer.json()["data"]) == row.delivered
             assert charged.count() == 1
-    # Both ends were seen, and no picture was stored that nobody got.
-    assert len({answer.status_code for answer in answers}) == 2 or stream
+    # Pictures were lost on the way, and none was stored that nobody got.
     assert Image.objects.count() == len(stored_files())
-    assert Image.objects.count() <= drawn(emulators)
+    assert Image.objects.count() < drawn(emulators)
 
 
 def test_a_provider_that_dies_and_comes_back_is_hardly_noticed(
