@@ -34,6 +34,8 @@ _sqlite = (env.str("DATABASE_URL", default="") or "sqlite").startswith("sqlite")
 workers = env.int("WEB_WORKERS", default=1 if _sqlite else _cores())
 # A burst waits in the kernel rather than being refused; the kernel caps this at net.core.somaxconn.
 backlog = 4096
+# Whom to believe about a client's address is TRUSTED_PROXIES; uvicorn would believe loopback.
+forwarded_allow_ips = "0.0.0.0/32"
 # No preload: threads, event loops and database connections do not survive a fork.
 preload_app = False
 

@@ -1,8 +1,46 @@
 """The audit log."""
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from django.utils.translation import gettext_lazy as _
 
 from accounts.models import AuditEvent, Organization, User
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrPromise
+
+LABELS: Mapping[str, "StrPromise"] = {
+    "organization.created": _("Created the organization"),
+    "organization.changed": _("Changed the organization's settings"),
+    "organization.handed_over": _("Handed the organization over"),
+    "member.invited": _("Invited somebody"),
+    "member.uninvited": _("Withdrew an invitation"),
+    "member.joined": _("Joined"),
+    "member.role_changed": _("Changed a role"),
+    "member.removed": _("Removed a member"),
+    "member.left": _("Left"),
+    "key.created": _("Created a key"),
+    "key.rotated": _("Rotated a key"),
+    "key.revoked": _("Revoked a key"),
+    "key.paused": _("Paused a key"),
+    "key.resumed": _("Resumed a key"),
+    "pictures.deleted": _("Deleted pictures"),
+}
+
+_address: ContextVar[str] = ContextVar("audit_address", default="")
+
+
+@contextmanager
+def coming_from(address: str) -> Iterator[None]:
+    """Let what is recorded inside say that it was done from this IP address; empty: not known."""
+    token = _address.set(address)
+    try:
+        yield
+    finally:
+        _address.reset(token)
 
 
 def record(
@@ -13,7 +51,12 @@ def record(
     subject: str = "",
     **details: Any,
 ) -> AuditEvent:
-    """Write down that `actor` (None: an operator's command) did `action` to `subject`."""
+    """Write down that `actor` (None: a command or a job of ours) did `action` to `subject`."""
     return AuditEvent.objects.create(
-        action=action, organization=organization, actor=actor, subject=subject, details=details
+        action=action,
+        organization=organization,
+        actor=actor,
+        subject=subject[:200],
+        details=details,
+        ip=_address.get() or None,
     )

@@ -58,13 +58,21 @@ def create(
     private: bool = False,
     expires_at: datetime | None = None,
     allowed_models: list[str] | None = None,
+    allowed_ips: list[str] | None = None,
+    tags: list[str] | None = None,
     actor: User | None = None,
     rotated_from: ApiKey | None = None,
+    key_id: uuid.UUID | None = None,
 ) -> NewKey:
-    """Return a new key of the organization."""
-    secret = (TEST if sandbox else LIVE) + "".join(secrets.choice(_ALPHABET) for _ in range(32))
+    """Return a new key of the organization.
+
+    `key_id` comes from a form, so that sending it twice makes one key: the second raises
+    django.db.IntegrityError.
+    """
+    secret = _new_secret(sandbox=sandbox)
     with transaction.atomic():
         row = ApiKey.objects.create(
+            id=key_id or uuid.uuid4(),
             organization=organization,
             name=name,
             prefix=secret[:PREFIX_LENGTH],
@@ -73,6 +81,8 @@ def create(
             private=private,
             expires_at=expires_at,
             allowed_models=allowed_models,
+            allowed_ips=allowed_ips or [],
+            tags=tags or [],
             on_refusal=rotated_from.on_refusal if rotated_from else "",
             created_by=actor,
             rotated_from=rotated_from,
@@ -80,6 +90,32 @@ def create(
         )
         audit.record("key.created", organization=organization, actor=actor, subject=row.prefix)
     return NewKey(row, secret)
+
+
+def playground(organization: Organization, person: User, *, sandbox: bool) -> ApiKey:
+    """Return the key under which a person draws on the pages, made on first use.
+
+    Its secret is forgotten at once, so that it opens nothing; it is there to be held, charged,
+    limited and paused like any other. Raises KeyRefused when it is paused.
+    """
+    secret = _new_secret(sandbox=sandbox)
+    now = timezone.now()
+    key, _ = ApiKey.objects.select_related("organization").get_or_create(
+        organization=organization,
+        created_by=person,
+        sandbox=sandbox,
+        playground=True,
+        revoked_at=None,
+        defaults={
+            "name": "Playground",
+            "prefix": secret[:PREFIX_LENGTH],
+            "digest": _digest(secret),
+        },
+    )
+    if key.paused_at is not None:
+        raise KeyRefused(key.paused_reason)
+    _note_use(key, now)
+    return key
 
 
 def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> NewKey:
@@ -102,6 +138,8 @@ def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> New
             private=old.private,
             expires_at=old.expires_at,
             allowed_models=old.allowed_models,
+            allowed_ips=old.allowed_ips,
+            tags=old.tags,
             actor=actor,
             rotated_from=old,
         )
@@ -118,6 +156,31 @@ def revoke(key: ApiKey, *, actor: User | None = None) -> None:
         if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now()):
             audit.record(
                 "key.revoked", organization=key.organization, actor=actor, subject=key.prefix
+            )
+
+
+def pause(key: ApiKey, reason: str) -> bool:
+    """Let a key open nothing until it is resumed; False when it was paused or revoked already."""
+    with transaction.atomic():
+        paused = ApiKey.objects.filter(pk=key.pk, paused_at=None, revoked_at=None).update(
+            paused_at=timezone.now(), paused_reason=reason
+        )
+        if paused:
+            audit.record(
+                "key.paused", organization=key.organization, subject=key.prefix, reason=reason
+            )
+    return bool(paused)
+
+
+def resume(key: ApiKey, *, actor: User | None = None) -> None:
+    """Let a paused key work again; resuming it twice changes nothing."""
+    with transaction.atomic():
+        resumed = ApiKey.objects.filter(pk=key.pk, paused_at__isnull=False).update(
+            paused_at=None, paused_reason="", resumed_at=timezone.now()
+        )
+        if resumed:
+            audit.record(
+                "key.resumed", organization=key.organization, actor=actor, subject=key.prefix
             )
 
 
@@ -139,13 +202,21 @@ def authenticate(secret: str) -> ApiKey:
     now = timezone.now()
     if _is_over(key, now):
         raise RevokedKey("This API key was revoked or has expired. Use another one.")
+    _note_use(key, now)
+    return key
+
+
+def _note_use(key: ApiKey, now: datetime) -> None:
     if key.last_used_at is None or key.last_used_at < now - LAST_USED_STEP:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
-    return key
 
 
 def _is_over(key: ApiKey, now: datetime) -> bool:
     return key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now)
+
+
+def _new_secret(*, sandbox: bool) -> str:
+    return (TEST if sandbox else LIVE) + "".join(secrets.choice(_ALPHABET) for _ in range(32))
 
 
 def _digest(secret: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from django.contrib.auth.models import AbstractBaseUser, BaseUserManager, PermissionsMixin
 from django.db import models
 from django.db.models.functions import Lower, Now
+from django.utils.translation import gettext_lazy as _
 
 
 class UserManager(BaseUserManager["User"]):
@@ -73,6 +74,9 @@ class Organization(models.Model):
     retention_days = models.PositiveIntegerField(
         null=True, blank=True, help_text="Days a picture is kept; empty means for ever."
     )
+    prompts_days = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Days a prompt is kept; empty means for ever."
+    )
     created_at = models.DateTimeField(db_default=Now())
     members = models.ManyToManyField(User, through="Membership", related_name="organizations")
 
@@ -86,13 +90,13 @@ class Organization(models.Model):
 
 
 class Role(models.TextChoices):
-    """What a member may do; from all to nothing but looking."""
+    """What a member may do; `accounts.access.MAY` says what that is."""
 
-    OWNER = "owner"
-    ADMIN = "admin"
-    DEVELOPER = "developer"
-    BILLING = "billing"
-    VIEWER = "viewer"
+    OWNER = "owner", _("Owner")
+    ADMIN = "admin", _("Admin")
+    DEVELOPER = "developer", _("Developer")
+    BILLING = "billing", _("Billing")
+    VIEWER = "viewer", _("Viewer")
 
 
 class Membership(models.Model):
@@ -131,6 +135,9 @@ class ApiKey(models.Model):
     private = models.BooleanField(
         default=False, help_text="Draws pictures that only signed, expiring addresses show."
     )
+    playground = models.BooleanField(
+        default=False, help_text="The key under which its maker draws on the pages."
+    )
     allowed_models = models.JSONField(
         null=True, blank=True, help_text="Ids the key may use; empty means all."
     )
@@ -144,6 +151,15 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    allowed_ips = models.JSONField(
+        default=list, blank=True, help_text="Networks it may be used from; none means anywhere."
+    )
+    tags = models.JSONField(default=list, blank=True, help_text="The customer's own labels.")
+    paused_at = models.DateTimeField(null=True, blank=True)
+    paused_reason = models.CharField(max_length=300, blank=True)
+    resumed_at = models.DateTimeField(
+        null=True, blank=True, help_text="What was spent before does not pause it again."
+    )
     family = models.UUIDField(
         default=uuid.uuid4, editable=False, help_text="Shared by a key and its successors."
     )
@@ -159,6 +175,11 @@ class ApiKey(models.Model):
                 | models.Q(sandbox=False, prefix__startswith="ghub_sk_live_"),
                 name="api_key_prefix_tells_sandbox",
             ),
+            models.UniqueConstraint(
+                fields=["organization", "created_by", "sandbox"],
+                condition=models.Q(playground=True, revoked_at=None),
+                name="one_playground_key_each",
+            ),
         ]
         indexes = [models.Index(fields=["organization", "-created_at"], name="keys_of_one")]
 
@@ -166,8 +187,47 @@ class ApiKey(models.Model):
         return f"{self.name} ({self.prefix}…)"
 
 
+class Invitation(models.Model):
+    """An open door for one address; only a digest of its token is stored.
+
+    It works once, until `expires_at`, unless it was revoked.
+    """
+
+    organization = models.ForeignKey(
+        Organization, on_delete=models.CASCADE, related_name="invitations"
+    )
+    email = models.EmailField()
+    role = models.CharField(max_length=10, choices=Role)
+    digest = models.CharField(max_length=64, unique=True)
+    invited_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(db_default=Now())
+    expires_at = models.DateTimeField()
+    accepted_at = models.DateTimeField(null=True)
+    revoked_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                "organization",
+                Lower("email"),
+                condition=models.Q(accepted_at=None, revoked_at=None),
+                name="one_open_invitation_each",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(role__in=Role.values), name="invitation_role_is_known"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(accepted_at=None) | models.Q(revoked_at=None),
+                name="invitation_ends_once",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.email} to {self.organization}"
+
+
 class AuditEvent(models.Model):
-    """Who did what, when; it outlives what it names."""
+    """Who did what, when, from where; it outlives what it names."""
 
     organization = models.ForeignKey(
         Organization, null=True, on_delete=models.SET_NULL, related_name="audit_events"
@@ -176,6 +236,7 @@ class AuditEvent(models.Model):
     action = models.CharField(max_length=60)
     subject = models.CharField(max_length=200, blank=True)
     details = models.JSONField(default=dict)
+    ip = models.GenericIPAddressField(null=True, help_text="Empty: a command, or not known.")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

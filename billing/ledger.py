@@ -92,6 +92,15 @@ def spend_by_model(
     return [ModelSpend(row["model"], row["images"], row["cost"]) for row in rows.order_by("model")]
 
 
+def spend_by_key(organization: Organization, *, since: datetime) -> dict[uuid.UUID, int]:
+    """Return micro-USD spent since then by the id of each key that spent."""
+    entries = LedgerEntry.objects.filter(
+        organization=organization, kind=EntryKind.CONSUMPTION, created_at__gte=since
+    )
+    rows = entries.values("api_key").annotate(spent=-Sum("amount_micro"))
+    return {row["api_key"]: row["spent"] for row in rows.order_by()}
+
+
 def movements(organization: Organization) -> QuerySet[LedgerEntry]:
     """Return the entries, newest first, each with its `balance_after` in micro-USD."""
     return (

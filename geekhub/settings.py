@@ -13,7 +13,7 @@ import environ
 import structlog
 from django.core.exceptions import ImproperlyConfigured
 
-from geekhub.lib import money
+from geekhub.lib import mail, money
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -61,12 +61,19 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "allauth",
+    "allauth.account",
+    "allauth.socialaccount",
+    "allauth.mfa",
+    "allauth.usersessions",
+    "django_htmx",
     "rest_framework",
 ]
 # For the pages. The public API under /v1 has its own handler, geekhub/asgi.py.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "geekhub.static_files.StaticFiles",
     "django.middleware.csp.ContentSecurityPolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -75,6 +82,10 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "allauth.usersessions.middleware.UserSessionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "geekhub.middleware.viewer",
 ]
 ROOT_URLCONF = "geekhub.urls"
 WSGI_APPLICATION = "geekhub.wsgi.application"
@@ -89,6 +100,8 @@ TEMPLATES = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
+                "django.template.context_processors.i18n",
+                "geekhub.navigation.shell",
             ]
         },
     }
@@ -103,6 +116,10 @@ AUTH_PASSWORD_VALIDATORS = [
         "NumericPasswordValidator",
     )
 ]
+AUTHENTICATION_BACKENDS = [
+    "django.contrib.auth.backends.ModelBackend",
+    "allauth.account.auth_backends.AuthenticationBackend",
+]
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "dashboard"
 LOGOUT_REDIRECT_URL = "login"
@@ -112,9 +129,97 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("es", "Español")]
+LOCALE_PATHS = [BASE_DIR / "locale"]
+LANGUAGE_COOKIE_SAMESITE = "Lax"
 STATIC_URL = "/static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
+
+# --- People ---------------------------------------------------------------------------------
+
+EMAIL_URL = env.str("EMAIL_URL", default="")
+# Whether mail reaches anybody. Without it a demo prints what it would send; elsewhere nothing is
+# sent, and nobody can sign up, because nobody could prove an address.
+SENDS_MAIL = bool(EMAIL_URL)
+try:
+    MAILERS = {"default": mail.mailer(EMAIL_URL, printed=DEBUG or DEMO)}
+except ValueError as _error:
+    raise ImproperlyConfigured(f"EMAIL_URL: {_error}") from _error
+OPEN_FOR_SIGNUP = env.bool("OPEN_FOR_SIGNUP", default=SENDS_MAIL or DEBUG or DEMO)
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.str(
+    "DEFAULT_FROM_EMAIL", default=f"Geek Hub <noreply@{urlsplit(PUBLIC_URL).hostname}>"
+)
+
+# How many proxies stand in front and each add an address to X-Forwarded-For.
+TRUSTED_PROXIES = env.int("TRUSTED_PROXIES", default=0)
+if TRUSTED_PROXIES < 0:
+    raise ImproperlyConfigured("TRUSTED_PROXIES is 0 or more")
+
+ACCOUNT_ADAPTER = "billing.signup.AccountAdapter"
+ACCOUNT_FORMS = {"signup": "billing.signup.SignupForm"}
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+ACCOUNT_EMAIL_NOTIFICATIONS = True
+# An address is a person's only when it answers; where no mail is sent, none can.
+ACCOUNT_EMAIL_VERIFICATION = "mandatory" if SENDS_MAIL else "optional"
+# A code, because the links in mails are opened by scanners, and in another browser.
+ACCOUNT_EMAIL_VERIFICATION_BY_CODE_ENABLED = SENDS_MAIL
+ACCOUNT_LOGOUT_REDIRECT_URL = LOGOUT_REDIRECT_URL
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = urlsplit(PUBLIC_URL).scheme
+# Per address and per account, counted in the cache: with Redis across hosts.
+ACCOUNT_RATE_LIMITS = {
+    "login": "30/m/ip",
+    "login_failed": "10/m/ip,5/5m/key",
+    "signup": "20/h/ip",
+    "reset_password": "20/m/ip,5/m/key",
+    "reset_password_from_key": "20/m/ip",
+    "confirm_email": "1/10s/key",
+    "manage_email": "10/m/user",
+    "change_password": "5/m/user",
+    "reauthenticate": "10/m/user",
+}
+USERSESSIONS_TRACK_ACTIVITY = False
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_TOTP_ISSUER = "Geek Hub"
+# Otherwise only for proven addresses, and where no mail is sent, none can be.
+MFA_ALLOW_UNVERIFIED_EMAIL = not SENDS_MAIL
+# A browser gives passkeys to https and to localhost only.
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = DEBUG or DEMO
+
+SOCIALACCOUNT_PROVIDERS: dict[str, Any] = {}
+_login_origins = []
+for _name, _id, _secret, _scope, _origin in (
+    (
+        "google",
+        env.str("GOOGLE_LOGIN_CLIENT_ID", default=""),
+        env.str("GOOGLE_LOGIN_CLIENT_SECRET", default=""),
+        ["email", "profile"],
+        "https://accounts.google.com",
+    ),
+    (
+        "github",
+        env.str("GITHUB_LOGIN_CLIENT_ID", default=""),
+        env.str("GITHUB_LOGIN_CLIENT_SECRET", default=""),
+        ["user:email"],
+        "https://github.com",
+    ),
+):
+    if bool(_id) != bool(_secret):
+        raise ImproperlyConfigured(f"{_name}'s login has a client id and a secret, or neither")
+    if _id:
+        INSTALLED_APPS.append(f"allauth.socialaccount.providers.{_name}")
+        _login_origins.append(_origin)
+        SOCIALACCOUNT_PROVIDERS[_name] = {
+            "APPS": [{"client_id": _id, "secret": _secret, "key": ""}],
+            "SCOPE": _scope,
+        }
+# A login at Google or GitHub opens the account of the same address when they verified it.
+SOCIALACCOUNT_EMAIL_AUTHENTICATION = True
+SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
 
 # --- Security -------------------------------------------------------------------------------
 
@@ -123,7 +228,8 @@ SECURE_CSP = {
     "img-src": ["'self'", "data:"],
     "object-src": ["'none'"],
     "base-uri": ["'none'"],
-    "form-action": ["'self'"],
+    # A form's answer may lead to the login of another house.
+    "form-action": ["'self'", *_login_origins],
     "frame-ancestors": ["'none'"],
 }
 _https = urlsplit(PUBLIC_URL).scheme == "https"
@@ -278,8 +384,10 @@ STORAGES = {
 }
 
 if SUPABASE_URL:
-    _pictures = urlsplit(SUPABASE_PUBLIC_URL)
-    SECURE_CSP["img-src"].append(f"{_pictures.scheme}://{_pictures.netloc}")
+    # The S3 interface signs its links for the project's own host.
+    for _host in sorted({SUPABASE_PUBLIC_URL, SUPABASE_URL}):
+        _pictures = urlsplit(_host)
+        SECURE_CSP["img-src"].append(f"{_pictures.scheme}://{_pictures.netloc}")
 
 # --- Money ----------------------------------------------------------------------------------
 

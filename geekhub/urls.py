@@ -1,9 +1,10 @@
 """The whole URL map. /v1 is served by `images.api.handler`, see geekhub/asgi.py."""
 
+from allauth.account import views as account
 from django.conf import settings
-from django.contrib.auth import views as auth
 from django.urls import include, path
 from django.views.generic import RedirectView
+from django.views.i18n import set_language
 
 from geekhub import health, metrics
 from images import views as images
@@ -13,9 +14,12 @@ urlpatterns = [
     path("health", health.health),
     path("ready", health.ready),
     path("metrics", metrics.metrics),
-    path("login", auth.LoginView.as_view(template_name="accounts/login.html"), name="login"),
-    path("logout", auth.LogoutView.as_view(), name="logout"),
-    path("dashboard", images.overview, name="dashboard"),
+    path("login", account.login, name="login"),
+    path("logout", account.logout, name="logout"),
+    path("accounts/", include("allauth.urls")),
+    path("language", set_language, name="set_language"),
+    path("", include("images.pages.urls")),
+    path("", include("accounts.urls")),
     path(
         f"storage/v1/object/public/{settings.SUPABASE_BUCKET}/<path:name>",
         images.local_picture,
@@ -27,3 +31,6 @@ urlpatterns = [
     ),
     path("", include("images.api.urls")),
 ]
+
+handler403 = "geekhub.errors.forbidden"
+handler404 = "geekhub.errors.not_found"

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.core.cache import cache
+from django.test import Client
 from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
@@ -142,6 +144,19 @@ def serve(
 def app(serve: Callable[[], AppServer]) -> AppServer:
     """The application with the test settings."""
     return serve()
+
+
+@pytest.fixture
+def client(settings: Settings, tmp_path: Any) -> Client:
+    """Ask for pages as a browser does, without collected static files."""
+    settings.STATIC_ROOT = tmp_path / "collected"
+    settings.STATIC_ROOT.mkdir()
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    }
+    cache.clear()  # its limits on logins
+    return Client()
 
 
 @pytest.fixture

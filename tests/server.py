@@ -19,7 +19,14 @@ class AppServer:
 
     def __init__(self) -> None:
         self._application = Application()
-        config = uvicorn.Config(self._application, lifespan="on", log_config=None, access_log=False)
+        config = uvicorn.Config(
+            self._application,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            # As gunicorn.conf.py: whom to believe is the service's own setting.
+            proxy_headers=False,
+        )
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))

@@ -2,16 +2,22 @@
 
 from typing import Any
 
+from django.conf import settings
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from accounts import keys
 from accounts.models import ApiKey
+from geekhub.lib import addresses
 from images.api.errors import ApiError
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Sets `request.auth` to the ApiKey; raises the errors of `accounts.keys.authenticate`."""
+    """Sets `request.auth` to the ApiKey.
+
+    Raises the errors of `accounts.keys.authenticate`, and `guardrail_blocked` for a key that is
+    paused or used from outside its networks.
+    """
 
     def authenticate(self, request: Request) -> tuple[Any, ApiKey]:
         header = request.headers.get("authorization", "")
@@ -22,7 +28,28 @@ class ApiKeyAuthentication(BaseAuthentication):
             )
         if scheme.lower() != "bearer":
             raise ApiError("invalid_api_key", "The Authorization header must be Bearer and a key.")
-        return None, keys.authenticate(secret.strip())
+        key = keys.authenticate(secret.strip())
+        _check_guardrails(key, request)
+        return None, key
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+def _check_guardrails(key: ApiKey, request: Request) -> None:
+    if key.allowed_ips:
+        address = addresses.of(request, settings.TRUSTED_PROXIES)
+        if not addresses.within(address, key.allowed_ips):
+            raise ApiError(
+                "guardrail_blocked",
+                f"This API key may not be used from {address or 'an unknown address'}: its "
+                f"allowed IP ranges are {', '.join(key.allowed_ips)}.",
+                retry=False,
+            )
+    if key.paused_at is not None:
+        raise ApiError(
+            "guardrail_blocked",
+            f"This API key is paused. {key.paused_reason} An owner can resume it on the keys page "
+            "of the dashboard.",
+            retry=False,
+        )

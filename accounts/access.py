@@ -1,0 +1,146 @@
+"""Who may do what: one table of roles, and the one gate in front of every page of an organization.
+
+A page is `@member(Permission.…)` and reads `request.access`. Not yours is 404, as if it were not
+there; yours, but not for your role, is a 403 that says so.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import wraps
+from typing import Any, Concatenate, cast
+
+from django.contrib.auth.views import redirect_to_login
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect, render
+
+from accounts.models import Membership, Organization, Role, User
+
+SESSION = "organization"
+
+
+class Permission(StrEnum):
+    """Something a member may do."""
+
+    VIEW = "view"
+    DRAW = "draw"
+    MANAGE_KEYS = "manage_keys"
+    VIEW_BILLING = "view_billing"
+    MANAGE_BILLING = "manage_billing"
+    MANAGE_MEMBERS = "manage_members"
+    MANAGE_ORGANIZATION = "manage_organization"
+    VIEW_AUDIT = "view_audit"
+
+
+MAY: Mapping[Role, frozenset[Permission]] = {
+    Role.OWNER: frozenset(Permission),
+    Role.ADMIN: frozenset(Permission) - {Permission.MANAGE_BILLING},
+    Role.DEVELOPER: frozenset({Permission.VIEW, Permission.DRAW, Permission.MANAGE_KEYS}),
+    Role.BILLING: frozenset({Permission.VIEW, Permission.VIEW_BILLING, Permission.MANAGE_BILLING}),
+    Role.VIEWER: frozenset({Permission.VIEW}),
+}
+
+
+class NoOrganization(Exception):
+    """The person belongs to no organization."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A person looking at one of their organizations."""
+
+    user: User
+    organization: Organization
+    membership: Membership
+
+    @property
+    def role(self) -> Role:
+        """Return the person's role here."""
+        return Role(self.membership.role)
+
+    def may(self, permission: Permission) -> bool:
+        """Tell whether the person's role allows it."""
+        return permission in MAY[self.role]
+
+    @property
+    def can(self) -> dict[str, bool]:
+        """Return every permission by name, for templates: `access.can.manage_keys`."""
+        return {permission.value: self.may(permission) for permission in Permission}
+
+
+class MemberRequest(HttpRequest):
+    """A request that has passed `member`."""
+
+    access: Access
+
+
+def memberships(user: User) -> list[Membership]:
+    """Return the person's memberships, oldest first, their organizations loaded."""
+    found = Membership.objects.filter(user=user).select_related("organization")
+    return list(found.order_by("created_at", "pk"))
+
+
+def current(request: HttpRequest) -> Access:
+    """Return whom the request is for: `?organization=SLUG`, else the session's, else the first.
+
+    A slug in the URL becomes the session's, so that the links on the page stay with it. Raises
+    Http404 for a slug that is not the person's, NoOrganization when there is none at all.
+    """
+    user = cast(User, request.user)
+    found = memberships(user)
+    slug = request.GET.get("organization")
+    if slug is not None:
+        chosen = next((one for one in found if one.organization.slug == slug), None)
+        if chosen is None:
+            raise Http404
+    elif not found:
+        raise NoOrganization
+    else:
+        # A membership that ended leaves its organization behind in the session.
+        kept = request.session.get(SESSION)
+        chosen = next((one for one in found if str(one.organization_id) == kept), found[0])
+    if request.session.get(SESSION) != str(chosen.organization_id):
+        request.session[SESSION] = str(chosen.organization_id)
+    return Access(user, chosen.organization, chosen)
+
+
+def member[**P](
+    permission: Permission,
+) -> Callable[
+    [Callable[Concatenate[MemberRequest, P], HttpResponseBase]],
+    Callable[Concatenate[HttpRequest, P], HttpResponseBase],
+]:
+    """Let a view be called by members who may; it finds their Access in `request.access`.
+
+    Anonymous: the login. Belonging nowhere: the page that makes an organization. Another's: 404.
+    """
+
+    def decorate(
+        view: Callable[Concatenate[MemberRequest, P], HttpResponseBase],
+    ) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
+        def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            if not request.user.is_authenticated:
+                return redirect_to_login(request.get_full_path())
+            try:
+                access = current(request)
+            except NoOrganization:
+                return redirect("organization_new")
+            allowed = cast(MemberRequest, request)
+            allowed.access = access
+            if not access.may(permission):
+                return denied(allowed, permission)
+            return view(allowed, *args, **kwargs)
+
+        wraps(view)(checked)
+        # What the walk over the URL map asks each page for.
+        cast(Any, checked).permission = permission
+        return checked
+
+    return decorate
+
+
+def denied(request: MemberRequest, permission: Permission) -> HttpResponse:
+    """Return the page that says which roles may do it; 403."""
+    roles = [role for role in Role if permission in MAY[role]]
+    return render(request, "accounts/denied.html", {"roles": roles}, status=403)

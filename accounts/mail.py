@@ -1,0 +1,24 @@
+"""Mail to people, as plain text; what is slow or fails here fails nothing else."""
+
+import logging
+import smtplib
+from typing import Any
+
+from django.core.mail import send_mail
+from django.template.loader import render_to_string
+
+log = logging.getLogger("geekhub.mail")
+
+
+def send(to: list[str], subject: str, template: str, context: dict[str, Any]) -> bool:
+    """Send emails/TEMPLATE.txt to each address; False when no server took it.
+
+    Not for inside a transaction: it waits for a server.
+    """
+    text = render_to_string(f"emails/{template}.txt", context)
+    try:
+        send_mail(" ".join(subject.split()), text, None, to)
+    except (OSError, smtplib.SMTPException):
+        log.exception("mail about %r was not sent", template)
+        return False
+    return True

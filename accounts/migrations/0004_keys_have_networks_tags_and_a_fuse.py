@@ -1,0 +1,41 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("accounts", "0003_audit_events_say_from_where")]
+
+    operations = [
+        migrations.AddField(
+            model_name="apikey",
+            name="allowed_ips",
+            field=models.JSONField(
+                blank=True,
+                default=list,
+                help_text="Networks it may be used from; none means anywhere.",
+            ),
+        ),
+        migrations.AddField(
+            model_name="apikey",
+            name="paused_at",
+            field=models.DateTimeField(blank=True, null=True),
+        ),
+        migrations.AddField(
+            model_name="apikey",
+            name="paused_reason",
+            field=models.CharField(blank=True, max_length=300),
+        ),
+        migrations.AddField(
+            model_name="apikey",
+            name="resumed_at",
+            field=models.DateTimeField(
+                blank=True, help_text="What was spent before does not pause it again.", null=True
+            ),
+        ),
+        migrations.AddField(
+            model_name="apikey",
+            name="tags",
+            field=models.JSONField(
+                blank=True, default=list, help_text="The customer's own labels."
+            ),
+        ),
+    ]

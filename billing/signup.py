@@ -1,0 +1,86 @@
+"""Signing up: what allauth asks of us. A new person brings an organization, or an invitation."""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from allauth.account.adapter import DefaultAccountAdapter, get_adapter
+from allauth.account.forms import SignupForm as AllauthSignupForm
+from allauth.core import context
+from django import forms
+from django.conf import settings
+from django.db import transaction
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.translation import gettext_lazy as _
+
+from accounts import members
+from accounts.models import Invitation, User
+from billing.onboarding import found_organization
+from geekhub.lib import addresses
+
+
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth ships no types
+    """Allauth's questions with an answer of ours."""
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        """Let in whoever may, and always who is invited."""
+        return settings.OPEN_FOR_SIGNUP or pending_invitation(request) is not None
+
+    def get_signup_redirect_url(self, request: HttpRequest) -> str:
+        """Return the first page of a new person."""
+        return reverse("welcome")
+
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Send allauth's mail in the product's name, not the host's."""
+        site = {"name": "Geek Hub", "domain": urlsplit(settings.PUBLIC_URL).netloc}
+        super().send_mail(template_prefix, email, {**context, "current_site": site})
+
+    def get_client_ip(self, request: HttpRequest) -> str:
+        """Return whom limits are counted for; all unknown clients share one place."""
+        return addresses.of(request, settings.TRUSTED_PROXIES) or "0.0.0.0"
+
+
+class SignupForm(AllauthSignupForm):  # type: ignore[misc] # allauth ships no types
+    """Address, password, and the organization's name unless an invitation brought the person."""
+
+    organization = forms.CharField(
+        label=_("Organization"),
+        max_length=100,
+        help_text=_("Your company or project. You can rename it later."),
+        widget=forms.TextInput(attrs={"autocomplete": "organization"}),
+    )
+    field_order = ["organization", "email", "password1"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.invitation = pending_invitation(context.request)
+        if self.invitation is not None:
+            del self.fields["organization"]
+            self.fields["email"].initial = self.invitation.email
+            self.fields["email"].disabled = True
+
+    def save(self, request: HttpRequest) -> User:
+        """Return the new person, with an organization; or nothing of both."""
+        with transaction.atomic():
+            user: User = super().save(request)
+        return user
+
+    def custom_signup(self, request: HttpRequest, user: User) -> None:
+        """Give the new person a place."""
+        if self.invitation is None:
+            found_organization(self.cleaned_data["organization"], user)
+            return
+        members.accept(request.session.pop(members.SESSION), user=user)
+        # Only who reads the mail of the address has the link.
+        get_adapter().stash_verified_email(request, user.email)
+
+
+def pending_invitation(request: HttpRequest | None) -> Invitation | None:
+    """Return the invitation whose link was opened in this session, if it is still open."""
+    token = request.session.get(members.SESSION) if request is not None else None
+    if token is None:
+        return None
+    try:
+        return members.find_invitation(token)
+    except members.InvitationOver:
+        return None

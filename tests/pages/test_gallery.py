@@ -1,0 +1,346 @@
+"""The gallery: what is found, taken along, deleted and forgotten, and by whom."""
+
+import hashlib
+import io
+import uuid
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import httpx
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from accounts.models import ApiKey, AuditEvent, Organization, Role
+from billing.models import LedgerEntry
+from geekhub.lib.ids import new_request_id
+from images import archive, gallery
+from images.models import Generation, GenerationStatus, Image
+from images.pages.gallery import PAGE
+from images.storage import SupabaseStorage
+from tests.emulators.supabase import SupabaseEmulator
+from tests.factories import KeyFactory
+from tests.pages import log_in, member_of, owner_of
+from tests.pages.visitor import Visitor
+from tests.server import Api, AppServer
+
+FLUX = "fal/flux-1.1-pro"
+PNG = b"\x89PNG\r\n\x1a\n and so on"
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+def picture(key: ApiKey, *, pictures: int = 1, private: bool = False, **fields: Any) -> Generation:
+    """Return a request that delivered, as generation.py would have written it."""
+    row = Generation.objects.create(
+        request_id=new_request_id(),
+        organization=key.organization,
+        api_key=key,
+        sandbox=True,
+        owner=uuid.uuid4(),
+        status=GenerationStatus.SUCCEEDED,
+        requested=[FLUX],
+        n=pictures,
+        delivered=pictures,
+        fingerprint="",
+        deadline_at=timezone.now(),
+        **{
+            "model": FLUX,
+            "prompt": "a red kite",
+            "parameters": {},
+            "created_at": timezone.now(),
+            **fields,
+        },
+    )
+    Image.objects.bulk_create(
+        Image(
+            generation=row,
+            index=index,
+            name=f"{'private/' if private else ''}{key.organization_id}/{row.pk}/{index}.png",
+            mime_type="image/png",
+            width=1024,
+            height=768,
+            bytes=1000,
+            sha256="0" * 64,
+            revised_prompt=f"{row.prompt}, revised",
+        )
+        for index in range(pictures)
+    )
+    return row
+
+
+@pytest.fixture
+def key(acme: Organization) -> ApiKey:
+    """A sandbox key of Acme, without a server."""
+    return KeyFactory(organization=acme, sandbox=True).row
+
+
+@pytest.fixture
+def alice(client: Client, acme: Organization) -> Client:
+    """Acme's owner."""
+    return log_in(client, owner_of(acme))
+
+
+def shown(page: Any) -> list[str]:
+    return [tile["image"].reference for tile in page.context["tiles"]]
+
+
+# --- Find -------------------------------------------------------------------------------------
+
+
+def test_load_more_shows_each_picture_once_though_times_are_equal(
+    alice: Client, key: ApiKey
+) -> None:
+    for _ in range(PAGE):
+        picture(key, pictures=3, created_at=NOON)
+    seen: list[str] = []
+    after, pages = "", 0
+    while pages == 0 or after:
+        page = alice.get("/dashboard/gallery", {"after": after} if after else {})
+        assert len(page.content) < 150_000
+        seen += shown(page)
+        after = page.context["after"]
+        pages += 1
+    assert pages == 3
+    assert len(seen) == len(set(seen)) == 3 * PAGE
+    assert 'rel="next"' not in page.text
+    # Newest first, and the pictures of a request in their order.
+    late = picture(key, pictures=2)
+    first = shown(alice.get("/dashboard/gallery"))
+    assert first[:2] == [f"{late.request_id}-0", f"{late.request_id}-1"]
+
+
+def test_filters_find_exactly_what_they_say(alice: Client, key: ApiKey, acme: Organization) -> None:
+    other_key = KeyFactory(organization=acme, name="other", sandbox=True).row
+    now = timezone.now()
+    rows = {
+        "kite": picture(key, prompt="A Red KITE over 100% sea"),
+        "boat": picture(key, prompt="a red boat", model="openai/gpt-image-2"),
+        "other": picture(other_key, prompt="a blue kite"),
+        "old": picture(key, prompt="a red kite long ago", created_at=now - timedelta(days=91)),
+    }
+
+    def found(**query: str) -> set[str]:
+        ids = {one.rsplit("-", 1)[0] for one in shown(alice.get("/dashboard/gallery", query))}
+        return {name for name, row in rows.items() if row.request_id in ids}
+
+    assert found() == {"kite", "boat", "other", "old"}
+    assert found(q="red kite") == {"kite"}
+    assert found(q="KITE") == {"kite", "other"}
+    assert found(q="100%") == {"kite"}
+    assert found(q="%") == {"kite"}
+    assert found(q="_") == set()
+    assert found(q="kite", since="2020-01-01") == {"kite", "other", "old"}
+    assert found(model="openai/gpt-image-2") == {"boat"}
+    assert found(key=str(other_key.pk)) == {"other"}
+    today = timezone.localdate().isoformat()
+    assert found(since=today) == {"kite", "boat", "other"}
+    assert found(until=(now - timedelta(days=90)).date().isoformat()) == {"old"}
+    # What is no filter is said, and shows no other organization's.
+    page = alice.get("/dashboard/gallery", {"key": str(uuid.uuid4()), "since": "tomorrow"})
+    assert page.status_code == 200
+    assert "Enter a valid date." in page.text
+
+
+def test_days_are_the_viewers(alice: Client, key: ApiKey) -> None:
+    # 03:00 UTC on the second is 21:00 on the first in Mexico City.
+    picture(key, created_at=datetime(2026, 6, 2, 3, tzinfo=UTC))
+    day = {"since": "2026-06-01", "until": "2026-06-01"}
+    assert shown(alice.get("/dashboard/gallery", day)) == []
+    alice.cookies["timezone"] = "America/Mexico_City"
+    assert len(shown(alice.get("/dashboard/gallery", day))) == 1
+
+
+def test_nothing_of_another_organization_is_shown(
+    alice: Client, acme: Organization, globex: Organization
+) -> None:
+    theirs = picture(KeyFactory(organization=globex, sandbox=True).row)
+    reference = f"{theirs.request_id}-0"
+    assert shown(alice.get("/dashboard/gallery")) == []
+    assert alice.get("/dashboard/gallery", {"after": reference}).status_code == 404
+    assert alice.get(f"/dashboard/gallery/{reference}").status_code == 404
+    assert alice.get("/dashboard/gallery/zip", {"picture": reference}).status_code == 404
+    for send in (alice.get, alice.post):
+        assert send("/dashboard/gallery/delete", {"picture": reference}).status_code == 404
+    assert Image.objects.get().deleted_at is None
+
+
+def test_a_picture_tells_all_that_is_known(alice: Client, key: ApiKey) -> None:
+    row = picture(key, pictures=2, prompt="<i>a kite</i>", parameters={"seed": 0})
+    page = alice.get(f"/dashboard/gallery/{row.request_id}-1").text
+    for told in ("&lt;i&gt;a kite&lt;/i&gt;", "revised", "1024 × 768", row.request_id, key.name):
+        assert told in page
+    assert "<dt>Seed</dt><dd>0</dd>" in page
+    assert alice.get(f"/dashboard/gallery/{row.request_id}-2").status_code == 404
+
+
+# --- Take along -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def visitor(app: AppServer, acme: Organization) -> Iterator[Visitor]:
+    """Acme's owner, in front of the real application."""
+    made = Visitor(app, owner_of(acme))
+    yield made
+    made.http.close()
+
+
+def test_a_zip_file_has_the_pictures_as_they_are(
+    visitor: Visitor, sandbox: Api, acme: Organization, tmp_path: Any
+) -> None:
+    sandbox.draw(n=2, prompt="a kite", model=FLUX).raise_for_status()
+    sandbox.draw(prompt="a boat", model=FLUX, output_format="jpeg").raise_for_status()
+    images = gallery.pick(acme, [one.reference for one in Image.objects.all()])
+    lost = images[-1]
+    (tmp_path / "images" / lost.name).unlink()
+    answer = visitor.get(
+        "/dashboard/gallery/zip", params={"picture": [one.reference for one in images]}
+    )
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"].startswith('attachment; filename="pictures-')
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as file:
+        assert file.testzip() is None
+        digests = {name: hashlib.sha256(file.read(name)).hexdigest() for name in file.namelist()}
+        assert file.read("missing.txt").decode() == f"{archive.file_name(lost)}\n"
+    del digests["missing.txt"]
+    assert digests == {archive.file_name(one): one.sha256 for one in images[:-1]}
+    assert {name.rsplit(".")[-1] for name in digests} == {"jpg", "png"}
+
+
+def test_one_zip_file_is_bounded(alice: Client, key: ApiKey) -> None:
+    row = picture(key, pictures=8)
+    references = [f"{row.request_id}-{index}" for index in range(8)]
+    Image.objects.update(bytes=archive.MAX_BYTES // 8 + 1)
+    answer = alice.get("/dashboard/gallery/zip", {"picture": references})
+    assert (answer.status_code, answer["location"]) == (302, "/dashboard/gallery")
+    assert "up to 100 pictures and 500 MB" in alice.get("/dashboard/gallery").text
+    many = [f"{picture(key).request_id}-0" for _ in range(archive.MAX_PICTURES + 1)]
+    assert alice.get("/dashboard/gallery/zip", {"picture": many}).status_code == 302
+    assert alice.get("/dashboard/gallery/zip").status_code == 302
+
+
+# --- Delete -----------------------------------------------------------------------------------
+
+
+def test_deleting_asks_first_then_marks_and_keeps_the_ledger(
+    app: AppServer, visitor: Visitor, api: Api, acme: Organization
+) -> None:
+    api.draw(n=3, model=FLUX).raise_for_status()
+    row = Generation.objects.get()
+    chosen = [f"{row.request_id}-0", f"{row.request_id}-2"]
+    asked = visitor.get("/dashboard/gallery/delete", params={"picture": chosen})
+    assert "Delete 2 pictures?" in asked.text
+    assert not Image.objects.exclude(deleted_at=None).exists()
+    for _ in range(2):  # sent twice: the second finds nothing left to delete
+        answer = visitor.post("/dashboard/gallery/delete", picture=chosen)
+        assert answer.headers["location"] == "/dashboard/gallery"
+    assert list(Image.objects.exclude(deleted_at=None).values_list("index", flat=True)) == [0, 2]
+    event = AuditEvent.objects.get(action="pictures.deleted")
+    assert (event.organization, event.actor) == (acme, owner_of(acme))
+    assert event.details == {"pictures": chosen}
+    assert LedgerEntry.objects.get(kind="consumption").amount_micro == -120_000
+    row.refresh_from_db()
+    assert row.cost_micro == 120_000
+    # Its object goes with the worker's next round; a stale link is 404.
+    call_command("worker", "--once")
+    assert Image.objects.exclude(purged_at=None).count() == 2
+    assert visitor.get(f"/dashboard/gallery/{chosen[0]}").status_code == 404
+
+
+def test_one_picture_that_is_not_ours_deletes_none(
+    alice: Client, key: ApiKey, globex: Organization
+) -> None:
+    mine = picture(key)
+    theirs = picture(KeyFactory(organization=globex, sandbox=True).row)
+    chosen = [f"{mine.request_id}-0", f"{theirs.request_id}-0"]
+    assert alice.post("/dashboard/gallery/delete", {"picture": chosen}).status_code == 404
+    assert not Image.objects.exclude(deleted_at=None).exists()
+    assert not AuditEvent.objects.filter(action="pictures.deleted").exists()
+
+
+def test_a_viewer_sees_and_deletes_nothing(client: Client, key: ApiKey, acme: Organization) -> None:
+    row = picture(key)
+    log_in(client, member_of(acme, Role.VIEWER))
+    page = client.get("/dashboard/gallery")
+    assert len(shown(page)) == 1
+    assert "/dashboard/gallery/delete" not in page.text
+    answer = client.post("/dashboard/gallery/delete", {"picture": f"{row.request_id}-0"})
+    assert answer.status_code == 403
+    assert Image.objects.get().deleted_at is None
+
+
+# --- Private pictures -------------------------------------------------------------------------
+
+
+def test_private_pictures_are_shown_by_signed_links_made_in_one_call(
+    key: ApiKey, acme: Organization, settings: Settings
+) -> None:
+    with SupabaseEmulator(bucket="private-images") as supabase:
+        supabase.make_private()
+        options = {"url": supabase.url, "key": supabase.secret_key, "bucket": supabase.bucket}
+        settings.STORAGES = {
+            **settings.STORAGES,
+            "private_images": {
+                "BACKEND": "images.storage.SupabaseStorage",
+                "OPTIONS": {**options, "expires_in": 3600},
+            },
+        }
+        picture(key, pictures=3, private=True)
+        picture(key)
+        images = list(Image.objects.order_by("pk"))
+        store = SupabaseStorage(**options)
+        for image in images[:2]:
+            store.save(image.name, ContentFile(PNG))
+        store.close()
+        before = len(supabase.requests)
+        links = gallery.links(images)
+        cast(SupabaseStorage, storages["private_images"]).close()
+        assert len(supabase.requests) == before + 1
+        # The third has no object, and the fourth is public.
+        assert set(links) == {images[0].name, images[1].name, images[3].name}
+        assert "/object/sign/private-images/private/" in links[images[0].name]
+        assert httpx.get(links[images[0].name]).content == PNG
+
+
+# --- Prompts are forgotten --------------------------------------------------------------------
+
+
+def test_prompts_are_forgotten_after_their_days_and_only_those(
+    key: ApiKey, acme: Organization, globex: Organization
+) -> None:
+    now = timezone.now()
+    past = now - timedelta(days=30, minutes=1)
+    old = [picture(key, created_at=past) for _ in range(gallery.BATCH + 1)]
+    young = picture(key, created_at=now - timedelta(days=29, hours=23))
+    theirs = picture(
+        KeyFactory(organization=globex, sandbox=True).row, created_at=now - timedelta(days=400)
+    )
+    assert gallery.forget_prompts() == 0
+    acme.prompts_days = 30
+    acme.save()
+    assert [gallery.forget_prompts() for _ in range(3)] == [gallery.BATCH, 1, 0]
+    forgotten = Image.objects.filter(generation__in=old)
+    assert set(forgotten.values_list("generation__prompt", "revised_prompt", "deleted_at")) == {
+        ("", "", None)
+    }
+    for row in (young, theirs):
+        row.refresh_from_db()
+        assert row.prompt == "a red kite"
+        assert row.images.get().revised_prompt == "a red kite, revised"
+
+
+def test_the_worker_forgets_and_the_settings_page_says_when(
+    alice: Client, key: ApiKey, acme: Organization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = picture(key, created_at=timezone.now() - timedelta(days=8))
+    form = {"name": acme.name, "keeps_prompts": "on", "on_refusal": "next", "prompts_days": "7"}
+    assert alice.post("/dashboard/settings", form).status_code == 302
+    call_command("worker", "--once")
+    assert "prompts past their retention: 1" in capsys.readouterr().out
+    row.refresh_from_db()
+    assert row.prompt == ""
