@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Each one sets up what it needs first.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint fmt bench lock clean
+.PHONY: help setup demo serve test lint fmt bench screenshots lock clean
 
 # Left over from another project, these would send every python below to the wrong library.
 unexport PYTHONHOME PYTHONPATH
@@ -9,7 +9,7 @@ unexport PYTHONHOME PYTHONPATH
 python := .venv/bin/python
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## make or update .venv from the locked dependencies
 	@bin/setup
@@ -47,6 +47,9 @@ fmt: setup ## format the code and apply ruff's safe fixes
 
 bench: setup ## the benchmarks; ARGS go to them
 	@exec $(python) -m benchmarks $(ARGS)
+
+screenshots: setup ## take every page, light and dark, phone and desktop; ARGS=DIR says where to
+	@exec $(python) -m tests.screenshots $(ARGS)
 
 # Without UPGRADE=1 the versions already locked are kept wherever pyproject.toml still allows them.
 lock_command = .venv/bin/uv pip compile -q --no-header --no-annotate --no-emit-index-url --generate-hashes \

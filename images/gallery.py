@@ -1,4 +1,4 @@
-"""Pictures after they were delivered: delete, retention, and what is really in the store.
+"""Pictures after they were delivered: find, delete, retention, and what is really in the store.
 
 Deleting is two steps, so that it survives a store that is away: the row is marked, and from then
 on the picture is told to nobody; then its object goes, now or in a later round of the worker.
@@ -7,19 +7,24 @@ The ledger and the request stay.
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.core.files.storage import Storage
-from django.db.models import Count, QuerySet, Sum
+from django.conf import settings
+from django.core.files.storage import Storage, storages
+from django.db import transaction
+from django.db.models import Count, Q, QuerySet, Sum
 from django.utils import timezone
 
-from accounts.models import Organization
+from accounts import audit
+from accounts.models import Organization, User
 from images.models import Generation, GenerationStatus, Image
 from images.private import PREFIX
 from images.spool import Spool
-from images.storage import ImageStore, StorageError
+from images.storage import ImageStore, StorageError, SupabaseStorage
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +34,133 @@ PARALLEL = 8
 ORPHAN_AGE = timedelta(hours=1)
 
 
+# A picture's public name, see Image.reference.
+REFERENCE = re.compile(r"(req_[0-9a-f]{24})-([0-9])")
+
+
+class NoSuchPicture(Exception):
+    """The organization has no such picture."""
+
+
 class StillRunning(Exception):
     """The request is not finished; its pictures cannot be deleted yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What pictures to show; those from `since` and before `until`. Empty means any."""
+
+    words: tuple[str, ...] = ()
+    model: str = ""
+    key: uuid.UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+def browse(
+    organization: Organization, filters: Filters, *, after: str, most: int
+) -> tuple[list[Image], str]:
+    """Return pictures, newest first, and the reference to go on after; empty at the end.
+
+    `words` are looked for in the prompts, any case, all of them; give a `since` with them, because
+    no index helps to find them. Raises NoSuchPicture when `after` is not one of the organization.
+    """
+    images = _showable(organization)
+    if filters.model:
+        images = images.filter(generation__model=filters.model)
+    if filters.key:
+        images = images.filter(generation__api_key=filters.key)
+    if filters.since:
+        images = images.filter(generation__created_at__gte=filters.since)
+    if filters.until:
+        images = images.filter(generation__created_at__lt=filters.until)
+    for word in filters.words:
+        images = images.filter(generation__prompt__icontains=word)
+    if after:
+        images = images.filter(_beyond(*_place(organization, after)))
+    page = list(
+        images.order_by("-generation__created_at", "-generation__request_id", "index")[: most + 1]
+    )
+    return page[:most], page[most - 1].reference if len(page) > most else ""
+
+
+def _place(organization: Organization, reference: str) -> tuple[datetime, str, int]:
+    match = REFERENCE.fullmatch(reference)
+    request = match and organization.generations.filter(request_id=match[1]).first()
+    if not match or not request:
+        raise NoSuchPicture(reference)
+    return request.created_at, request.request_id, int(match[2])
+
+
+def _beyond(created_at: datetime, request_id: str, index: int) -> Q:
+    # The first condition says again what the others imply, for the index.
+    return Q(generation__created_at__lte=created_at) & (
+        Q(generation__created_at__lt=created_at)
+        | Q(generation__request_id__lt=request_id)
+        | Q(generation__request_id=request_id, index__gt=index)
+    )
+
+
+def _showable(organization: Organization) -> QuerySet[Image]:
+    return Image.objects.filter(
+        generation__organization=organization, deleted_at=None
+    ).select_related("generation__api_key")
+
+
+def pick(organization: Organization, references: Collection[str]) -> list[Image]:
+    """Return these pictures, newest first, without those deleted since.
+
+    Raises NoSuchPicture when one was never the organization's.
+    """
+    wanted = {
+        (match[1], int(match[2])) for one in references if (match := REFERENCE.fullmatch(one))
+    }
+    rows = Image.objects.filter(
+        generation__organization=organization,
+        generation__request_id__in={request_id for request_id, _ in wanted},
+    ).select_related("generation__api_key")
+    found = [
+        image
+        for image in rows.order_by("-generation__created_at", "-generation__request_id", "index")
+        if (image.generation.request_id, image.index) in wanted
+    ]
+    if len(found) < len(set(references)):
+        raise NoSuchPicture
+    return [image for image in found if image.deleted_at is None]
+
+
+def links(images: Collection[Image]) -> dict[str, str]:
+    """Return where each picture is read from, by its name; the addresses of private ones expire.
+
+    One call to the store signs them all. A picture whose object is missing has no link.
+    """
+    private = [image.name for image in images if image.name.startswith(PREFIX)]
+    public = [image.name for image in images if not image.name.startswith(PREFIX)]
+    found = {name: storages["images"].url(name) for name in public}
+    store = storages["private_images"]
+    if not isinstance(store, SupabaseStorage):
+        return found | {name: store.url(name) for name in private}
+    signed = store.sign_many(private, settings.SIGNED_URL_SECONDS) if private else {}
+    return found | {name: link for name, link in signed.items() if link}
+
+
+def delete(organization: Organization, references: Collection[str], *, actor: User) -> int:
+    """Mark pictures as deleted; return how many. The worker removes their objects.
+
+    Raises NoSuchPicture, and then none is marked.
+    """
+    with transaction.atomic():
+        images = pick(organization, references)
+        for image in images:
+            mark_deleted(image.generation, image.index)
+        if images:
+            audit.record(
+                "pictures.deleted",
+                organization=organization,
+                actor=actor,
+                pictures=[image.reference for image in images],
+            )
+    return len(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +230,29 @@ def enforce_retention() -> int:
             old = _older_than(organization, days).values_list("pk", flat=True)[: BATCH - marked]
             marked += Image.objects.filter(pk__in=list(old)).update(deleted_at=timezone.now())
     return marked
+
+
+def forget_prompts() -> int:
+    """Blank the next batch of prompts that their organizations keep no longer; return how many.
+
+    With them goes what a model made of them.
+    """
+    forgotten = 0
+    for organization in Organization.objects.filter(prompts_days__isnull=False):
+        days = organization.prompts_days
+        if days is None or forgotten >= BATCH:
+            continue
+        old = list(
+            Generation.objects.filter(
+                organization=organization, created_at__lt=timezone.now() - timedelta(days=days)
+            )
+            .exclude(prompt="")
+            .values_list("pk", flat=True)[: BATCH - forgotten]
+        )
+        with transaction.atomic():
+            Image.objects.filter(generation__in=old).update(revised_prompt="")
+            forgotten += Generation.objects.filter(pk__in=old).update(prompt="")
+    return forgotten
 
 
 def _older_than(organization: Organization, days: int) -> QuerySet[Image]:

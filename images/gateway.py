@@ -4,10 +4,10 @@ Opened when the server starts, closed when it stops; nothing of it is global.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import httpx
 from django.conf import settings
@@ -45,11 +45,16 @@ class Gateway:
     prices: PriceBook
     latencies: Latencies
     running: set[asyncio.Task[None]] = field(default_factory=set)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Keep a task until it is done, whoever else forgets it."""
         self.running.add(task)
         task.add_done_callback(self.running.discard)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let the process do work to its end; for the thread of a page, which does not wait."""
+        self.loop.call_soon_threadsafe(lambda: self.keep(self.loop.create_task(work)))
 
     async def drain(self, seconds: float) -> None:
         """Wait until no task is running, at most so long."""

@@ -110,6 +110,7 @@ class Started:
     skipped: list[routing.Skipped]
     sandbox: bool
     private: bool
+    keeps_prompts: bool
     on_refusal: str
     started: float
     deadline: float
@@ -227,6 +228,7 @@ def begin(
         skipped=skipped,
         sandbox=key.sandbox,
         private=key.private,
+        keeps_prompts=key.organization.keeps_prompts,
         on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
         started=started,
         deadline=started + seconds,
@@ -451,7 +453,7 @@ def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
                 generation.cost_micro = -entry.amount_micro
             _finish(started, GenerationStatus.SUCCEEDED)
             for one in kept:
-                db.insert(one.row)
+                _insert(started, one.row)
     except holds.HoldLost:
         generation.refresh_from_db()
         if generation.status != GenerationStatus.SUCCEEDED:
@@ -475,11 +477,20 @@ def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> None:
             cost_micro=F("cost_micro") + cost,
         ):
             raise holds.HoldLost(generation.request_id)
-        db.insert(one.row)
+        _insert(started, one.row)
     if hold is not None:
         hold.captured += 1
     generation.delivered += 1
     generation.cost_micro += cost
+
+
+def _insert(started: Started, row: Image) -> None:
+    """Insert a picture; the words that its model made of a prompt are kept only if prompts are."""
+    told = row.revised_prompt
+    row.revised_prompt = told if started.keeps_prompts else ""
+    db.insert(row)
+    # Who asked is told them all the same.
+    row.revised_prompt = told
 
 
 def _close(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:

@@ -86,6 +86,13 @@ class Generation(models.Model):
         ]
         indexes = [
             models.Index(fields=["organization", "-created_at"], name="generations_of_one"),
+            # The rollups read an hour of all organizations.
+            models.Index(fields=["created_at"], name="generations_of_an_hour"),
+            models.Index(
+                fields=["organization", "created_at"],
+                condition=~Q(prompt=""),
+                name="generations_with_prompt",
+            ),
             models.Index(
                 fields=["deadline_at"],
                 condition=Q(status=GenerationStatus.RUNNING),
@@ -136,3 +143,91 @@ class Image(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def reference(self) -> str:
+        """Return its public name: the request's and its index in it."""
+        return f"{self.generation.request_id}-{self.index}"
+
+
+class HourOfUse(models.Model):
+    """What one key did with one model in one hour, with one outcome; see `images.rollups`."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
+    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
+    sandbox = models.BooleanField()
+    model = models.CharField(
+        max_length=100, help_text="Who drew; of a failed request the first that was asked."
+    )
+    error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
+    requests = models.PositiveIntegerField()
+    images = models.PositiveIntegerField()
+    cost_micro = models.PositiveBigIntegerField()
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+
+class HourlyUsage(HourOfUse):
+    """Every closed hour's requests; each request is counted once."""
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "hour", "api_key", "model", "error_code"],
+                name="one_row_of_usage_each",
+            )
+        ]
+
+
+class HourlyTagUsage(HourOfUse):
+    """Every closed hour's requests by tag; one with three tags is counted under each of them."""
+
+    tag = models.CharField(max_length=40, blank=True, help_text="Empty: without tags.")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "tag", "hour", "api_key", "model", "error_code"],
+                name="one_row_of_usage_per_tag",
+            )
+        ]
+        indexes = [models.Index(fields=["organization", "hour"], name="tag_usage_by_hour")]
+
+
+class HourlyLatency(models.Model):
+    """How many delivered requests of a closed hour took how long: one bar of a histogram."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
+    sandbox = models.BooleanField()
+    model = models.CharField(max_length=100)
+    bucket = models.PositiveSmallIntegerField(help_text="See images.rollups.WIDTH.")
+    requests = models.PositiveIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "hour", "sandbox", "model", "bucket"],
+                name="one_row_per_bar",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+
+class ClosedHours(models.Model):
+    """The one row that says up to when hours are rolled up, and that whoever does it locks."""
+
+    until = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(pk=1), name="closed_hours_is_one_row")]
+
+    def __str__(self) -> str:
+        return f"closed until {self.until}"

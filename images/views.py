@@ -1,20 +1,12 @@
-"""The pages: an overview of an organization, and the pictures of the local store."""
+"""The pictures of the local store."""
 
-from django.contrib.auth.decorators import login_required
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.storage import Storage, storages
-from django.db.models import Prefetch
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import render
 from django.views.decorators.http import require_safe
 
-from accounts.models import Organization
-from billing import ledger
 from images import gateway, pictures
-from images.models import Generation, Image
 from images.storage import LocalStorage
-
-LATEST = 12
 
 
 @require_safe
@@ -61,28 +53,3 @@ def _picture(store: Storage, name: str, cache_control: str) -> HttpResponse:
 
 def _nothing() -> HttpResponse:
     return JsonResponse({"error": "There is no such picture."}, status=404)
-
-
-@login_required
-@require_safe
-def overview(request: HttpRequest) -> HttpResponse:
-    """Show the balance and the latest requests of the person's organizations."""
-    organizations = Organization.objects.filter(memberships__user=request.user)  # type: ignore[misc]
-    organization = organizations.order_by("created_at").first()
-    if organization is None:
-        return render(request, "images/overview.html", {"organization": None})
-    latest = (
-        Generation.objects.filter(organization=organization)
-        .select_related("api_key")
-        .prefetch_related(Prefetch("images", Image.objects.filter(deleted_at=None)))
-        .order_by("-created_at")[:LATEST]
-    )
-    return render(
-        request,
-        "images/overview.html",
-        {
-            "organization": organization,
-            "account": ledger.balance(organization),
-            "generations": latest,
-        },
-    )

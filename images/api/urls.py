@@ -15,4 +15,5 @@ urlpatterns = [
     path("v1/models", views.ModelsView.as_view()),
     path("v1/models/<path:model_id>", views.ModelView.as_view()),
     path("v1/credits", views.CreditsView.as_view()),
+    path("v1/usage", views.UsageView.as_view()),
 ]

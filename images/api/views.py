@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 
 from accounts.models import ApiKey
 from images import gallery, generation, routing, status
-from images.api import answers, serializers, streaming, throttling, uploads
+from images.api import answers, serializers, streaming, throttling, uploads, usage
 from images.api.errors import ApiError, internal, translate
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
@@ -242,6 +242,14 @@ class CreditsView(AsyncAPIView):
 
     def get(self, request: Request) -> Response:
         return Response(answers.credits(status.credits(self.key)))
+
+
+class UsageView(AsyncAPIView):
+    """GET /v1/usage"""
+
+    def get(self, request: Request) -> Response:
+        params = usage.parse(request.query_params.dict())
+        return Response(usage.report(self.key, params))
 
 
 class GenerationView(AsyncAPIView):

@@ -2,6 +2,7 @@
 
 from django import template
 from django.core.files.storage import storages
+from django.utils.formats import number_format
 
 from geekhub.lib import money
 from images import private
@@ -14,6 +15,12 @@ register = template.Library()
 def usd(micro: int) -> str:
     """Return micro-USD as exact USD."""
     return money.to_usd(micro)
+
+
+@register.filter
+def seconds(ms: int) -> str:
+    """Return milliseconds as seconds with two digits after the point, one from ten on."""
+    return number_format(ms / 1000, 2 if ms < 10_000 else 1)
 
 
 @register.simple_tag

@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import close_old_connections
 
 from geekhub.lib.liveness import departed
-from images import gallery, gateway, generation, spool
+from images import fuse, gallery, gateway, generation, rollups, spool
 from images.models import Image
 
 log = logging.getLogger("geekhub.worker")
@@ -99,5 +99,8 @@ JOBS: dict[str, Callable[[], int]] = {
     "abandoned requests settled": settle_abandoned,
     "waiting pictures uploaded": upload_spooled,
     "pictures past their retention": gallery.enforce_retention,
+    "prompts past their retention": gallery.forget_prompts,
     "deleted pictures purged": purge_deleted,
+    "keys paused by their fuse": fuse.blow_fuses,
+    "hours of usage rolled up": rollups.close_hours,
 }

@@ -1,0 +1,25 @@
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from images import rollups
+
+
+class Command(BaseCommand):
+    help = (
+        "Sum the closed hours of usage anew, from the requests, since a day (UTC) or from the "
+        "first one on. Prints how many hours. Nobody sees a day half done, and it may run at any "
+        "time, also beside the worker."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--since", type=date.fromisoformat, metavar="YYYY-MM-DD")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.stdout.write(f"{rollups.rebuild(midnight(options['since']))} hours")
+
+
+def midnight(day: date | None) -> datetime | None:
+    """Return the beginning of a day of UTC."""
+    return None if day is None else datetime.combine(day, time(), UTC)

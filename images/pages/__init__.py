@@ -1,0 +1,1 @@
+"""The dashboard's pages: they translate, services decide."""

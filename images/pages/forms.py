@@ -1,0 +1,146 @@
+"""The forms of the key pages."""
+
+import uuid
+from datetime import datetime, time, timedelta
+from typing import Any
+
+from django import forms
+from django.utils import timezone
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from billing.models import Period
+from geekhub.lib import addresses, money
+from images.catalog import CATALOG
+
+MAX_TAGS = 8
+TAG_LENGTH = 64
+
+
+class KeyForm(forms.Form):
+    """What a new key may do."""
+
+    once = forms.UUIDField(widget=forms.HiddenInput)
+    name = forms.CharField(
+        label=_("Name"),
+        max_length=100,
+        help_text=_("Where it is used, such as prod-web."),
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+    kind = forms.ChoiceField(
+        label=_("Kind"),
+        choices=[
+            ("test", _("Sandbox: draws placeholder pictures, costs nothing")),
+            ("live", _("Live: draws with the providers, charged per picture")),
+        ],
+        initial="test",
+        widget=forms.RadioSelect,
+    )
+    budget_usd = forms.CharField(
+        label=_("Budget in USD"),
+        required=False,
+        help_text=_("The most it may spend in a period. Empty: no budget."),
+        widget=forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"}),
+    )
+    budget_period = forms.ChoiceField(
+        label=_("Budget per"),
+        choices=[
+            (Period.DAY.value, _("day")),
+            (Period.WEEK.value, _("week")),
+            (Period.MONTH.value, _("month")),
+        ],
+        initial=Period.MONTH,
+    )
+    expires_on = forms.DateField(
+        label=_("Last day"),
+        required=False,
+        help_text=_("It stops working when this day ends. Empty: never."),
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    )
+    allowed_models = forms.MultipleChoiceField(
+        label=_("Allowed models"),
+        required=False,
+        choices=[(model.id, model.id) for model in CATALOG.values()],
+        help_text=_("None chosen: all of them."),
+        widget=forms.CheckboxSelectMultiple,
+    )
+    allowed_ips = forms.CharField(
+        label=_("Allowed IP ranges"),
+        required=False,
+        help_text=_("One a line, such as 203.0.113.0/24. Empty: from anywhere."),
+        widget=forms.Textarea(attrs={"rows": 3}),
+    )
+    tags = forms.CharField(
+        label=_("Tags"),
+        required=False,
+        help_text=_("Your own labels, separated by commas."),
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+    )
+    private = forms.BooleanField(
+        label=_("Private pictures"),
+        required=False,
+        help_text=_("Their addresses are signed and expire."),
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["once"].initial = uuid.uuid4
+
+    def clean_budget_usd(self) -> int | None:
+        """Return micro-USD."""
+        text = self.cleaned_data["budget_usd"].strip()
+        if not text:
+            return None
+        try:
+            micro = money.from_usd(text)
+        except ValueError as error:
+            raise forms.ValidationError(gettext("Write an amount such as 25 or 7.50.")) from error
+        if micro < 0:
+            raise forms.ValidationError(gettext("A budget is not negative."))
+        return micro
+
+    def clean_expires_on(self) -> datetime | None:
+        """Return the end of the day in the viewer's time zone."""
+        day = self.cleaned_data["expires_on"]
+        if day is None:
+            return None
+        end = timezone.make_aware(datetime.combine(day, time()) + timedelta(days=1))
+        if end <= timezone.now():
+            raise forms.ValidationError(gettext("This day is over."))
+        return end
+
+    def clean_allowed_ips(self) -> list[str]:
+        """Return networks as CIDR."""
+        found = []
+        for line in self.cleaned_data["allowed_ips"].replace(",", "\n").split():
+            try:
+                found.append(addresses.network(line))
+            except ValueError as error:
+                message = gettext("%s is not an IP address or a range.") % line[:60]
+                raise forms.ValidationError(message) from error
+        return list(dict.fromkeys(found))
+
+    def clean_tags(self) -> list[str]:
+        """Return the labels."""
+        found = [tag.strip() for tag in self.cleaned_data["tags"].split(",") if tag.strip()]
+        if len(found) > MAX_TAGS or any(len(tag) > TAG_LENGTH for tag in found):
+            raise forms.ValidationError(gettext("Up to 8 tags of up to 64 characters each."))
+        return list(dict.fromkeys(found))
+
+
+class RotateForm(forms.Form):
+    """How long the old key goes on working."""
+
+    overlap = forms.TypedChoiceField(
+        label=_("The old key keeps working for"),
+        coerce=lambda hours: timedelta(hours=int(hours)),
+        choices=[
+            ("0", _("not at all: it ends now")),
+            ("1", _("one hour")),
+            ("24", _("one day")),
+            ("168", _("seven days")),
+            ("720", _("thirty days")),
+        ],
+        initial="24",
+        widget=forms.RadioSelect,
+    )

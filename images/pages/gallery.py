@@ -1,0 +1,188 @@
+"""The gallery: find pictures, look at one, take several along, delete."""
+
+from datetime import datetime, time, timedelta
+from typing import Any, cast
+
+from django import forms
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _now
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_http_methods, require_safe
+
+from accounts.access import MemberRequest, Permission, member
+from accounts.models import Organization
+from images import archive, gallery
+from images.catalog import CATALOG
+from images.gallery import Filters, NoSuchPicture
+from images.gateway import image_store
+from images.models import Image
+
+PAGE = 48
+MAX_WORDS = 8
+# No index helps to find words, so a search without a first day looks this far back.
+SEARCHED = timedelta(days=90)
+
+
+class FilterForm(forms.Form):
+    """What to show; it stands in the URL."""
+
+    q = forms.CharField(
+        label=_("Words of the prompt"),
+        required=False,
+        max_length=200,
+        widget=forms.TextInput(attrs={"type": "search"}),
+    )
+    model = forms.ChoiceField(label=_("Model"), required=False)
+    key = forms.ChoiceField(label=_("Key"), required=False)
+    since = forms.DateField(
+        label=_("From"),
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    )
+    until = forms.DateField(
+        label=_("To"),
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    )
+
+    def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        any_of: list[tuple[str, Any]] = [("", _("any"))]
+        models = [(model.id, model.name) for model in CATALOG.values()]
+        cast(forms.ChoiceField, self.fields["model"]).choices = any_of + models
+        keys = [
+            (str(key.pk), f"{key.name} ({key.prefix}…)")
+            for key in organization.api_keys.order_by("name", "-created_at")
+        ]
+        cast(forms.ChoiceField, self.fields["key"]).choices = any_of + keys
+
+    def filters(self) -> Filters:
+        """Return what is asked for; days are the viewer's."""
+        data = self.cleaned_data
+        words = tuple(data["q"].split()[:MAX_WORDS])
+        since = _midnight(data["since"]) if data["since"] else None
+        until = _midnight(data["until"] + timedelta(days=1)) if data["until"] else None
+        if words and since is None:
+            since = (until or timezone.now()) - SEARCHED
+        return Filters(
+            words=words,
+            model=data["model"],
+            key=data["key"] or None,
+            since=since,
+            until=until,
+        )
+
+
+def _midnight(day: Any) -> datetime:
+    return timezone.make_aware(datetime.combine(day, time()))
+
+
+@require_safe
+@member(Permission.VIEW)
+def index(request: MemberRequest) -> HttpResponse:
+    """Show a page of pictures, newest first."""
+    organization = request.access.organization
+    form = FilterForm(request.GET, organization=organization)
+    filters = form.filters() if form.is_valid() else Filters()
+    try:
+        images, after = gallery.browse(
+            organization, filters, after=request.GET.get("after", ""), most=PAGE
+        )
+    except NoSuchPicture as error:
+        raise Http404 from error
+    context = {
+        "form": form,
+        "tiles": _tiles(images),
+        "after": after,
+        "filtered": any(request.GET.get(name) for name in form.fields),
+        "searched_days": SEARCHED.days if filters.words and not request.GET.get("since") else 0,
+        "most": archive.MAX_PICTURES,
+    }
+    return render(request, "images/gallery/index.html", context)
+
+
+def _tiles(images: list[Image]) -> list[dict[str, Any]]:
+    links = gallery.links(images)
+    return [{"image": image, "url": links.get(image.name, "")} for image in images]
+
+
+def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
+    """Return the pictures that the request names; 404 when one is not the organization's."""
+    named = request.POST if request.method == "POST" else request.GET
+    try:
+        return gallery.pick(organization, named.getlist("picture")[: 2 * archive.MAX_PICTURES])
+    except NoSuchPicture as error:
+        raise Http404 from error
+
+
+@require_safe
+@member(Permission.VIEW)
+def picture(request: MemberRequest, reference: str) -> HttpResponse:
+    """Show one picture with all that is known of it."""
+    try:
+        images = gallery.pick(request.access.organization, [reference])
+    except NoSuchPicture as error:
+        raise Http404 from error
+    if not images:
+        raise Http404
+    model = CATALOG.get(images[0].generation.model)
+    context = {
+        **_tiles(images)[0],
+        "generation": images[0].generation,
+        "name": model.name if model else images[0].generation.model,
+        "file_name": archive.file_name(images[0]),
+    }
+    return render(request, "images/gallery/picture.html", context)
+
+
+@require_safe
+@member(Permission.VIEW)
+def zipped(request: MemberRequest) -> HttpResponse:
+    """Return the chosen pictures as one file."""
+    images = _picked(request, request.access.organization)
+    try:
+        archive.check(images)
+    except archive.TooLarge:
+        messages.error(
+            request,
+            _now("One file takes up to %(pictures)d pictures and %(megabytes)d MB. Choose fewer.")
+            % {
+                "pictures": archive.MAX_PICTURES,
+                "megabytes": archive.MAX_BYTES // 1024**2,
+            },
+        )
+        return redirect("gallery")
+    if not images:
+        messages.warning(request, _now("Choose pictures first."))
+        return redirect("gallery")
+    gateway = getattr(request, "scope", {}).get("gateway")
+    store = gateway.store if gateway is not None else image_store()
+    name = f"pictures-{timezone.localdate():%Y-%m-%d}.zip"
+    response = StreamingHttpResponse(
+        archive.zipped(store, images),
+        content_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+    return cast(HttpResponse, response)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@member(Permission.DRAW)
+def delete(request: MemberRequest) -> HttpResponse:
+    """Ask whether the chosen pictures shall go; a POST deletes them."""
+    organization = request.access.organization
+    images = _picked(request, organization)
+    if not images:
+        messages.warning(request, _now("Choose pictures first."))
+        return redirect("gallery")
+    if request.method != "POST":
+        return render(request, "images/gallery/delete.html", {"tiles": _tiles(images)})
+    references = [image.reference for image in images]
+    gone = gallery.delete(organization, references, actor=request.access.user)
+    done = ngettext("%d picture is deleted.", "%d pictures are deleted.", gone) % gone
+    messages.success(request, done)
+    return redirect("gallery")

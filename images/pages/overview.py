@@ -1,0 +1,218 @@
+"""The overview: what is left, what was spent and drawn in thirty days, and how well it went."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from accounts.access import MemberRequest, Permission, member
+from accounts.models import ApiKey, Organization
+from billing import ledger
+from billing.models import BillingAccount
+from geekhub.lib import money
+from images import gallery, usage
+from images.models import Generation
+from images.pages.charts import Chart, daily, share
+from images.pages.words import explain
+from images.usage import Latency, Used, Wanted
+
+DAYS = 30
+LATEST = 12
+TOP = 8
+# The balance is low when it is below a dollar, or would not last this long at the pace of the week.
+LOW_MICRO = 1 * money.MICRO
+LOW_DAYS = 3
+PACE_DAYS = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What may still be spent, and how long it lasts; `days` is None while nothing is spent."""
+
+    account: BillingAccount
+    available_micro: int
+    days: int | None
+
+    @property
+    def is_low(self) -> bool:
+        """Tell whether it should be recharged now."""
+        return self.available_micro < LOW_MICRO or (self.days is not None and self.days < LOW_DAYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One model, key or error of a table; `share` is its percentage of the whole."""
+
+    name: str
+    note: str
+    used: Used
+    share: str
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """Thirty days of the viewer, of live or of sandbox keys."""
+
+    sandbox: bool
+    total: Used
+    spend: Chart
+    pictures: Chart
+    models: list[Line]
+    keys: list[Line]
+    errors: list[Line]
+    latency: Latency | None
+
+    @property
+    def success(self) -> str:
+        """Return the percentage of ended requests that delivered; never 100 if one failed."""
+        ended = self.total.succeeded + self.total.failed
+        if not ended:
+            return ""
+        tenths = self.total.succeeded * 1000 // ended
+        return f"{tenths // 10}" if tenths % 10 == 0 else f"{tenths // 10}.{tenths % 10}"
+
+
+@require_safe
+@member(Permission.VIEW)
+def overview(request: MemberRequest) -> HttpResponse:
+    """Show the organization at a glance."""
+    organization = request.access.organization
+    if not Generation.objects.filter(organization=organization).exists():
+        return render(request, "images/overview.html", _first_run(organization))
+    by_kind = _used(organization)
+    asked = request.GET.get("kind")
+    sandbox = asked == "sandbox" if asked in ("live", "sandbox") else not by_kind[False]
+    images = usage.latest_images(organization, LATEST)
+    links = gallery.links(images)
+    context = {
+        "balance": _balance(organization, by_kind[False]),
+        "month": _month(organization, by_kind[sandbox], sandbox=sandbox),
+        "pictures": [(image, links.get(image.name, "")) for image in images],
+        "zone": timezone.get_current_timezone_name(),
+        "tabs": [
+            {"label": _("Live keys"), "url": "?kind=live", "here": not sandbox},
+            {"label": _("Sandbox keys"), "url": "?kind=sandbox", "here": sandbox},
+        ],
+    }
+    return render(request, "images/overview.html", context)
+
+
+def _first_run(organization: Organization) -> dict[str, Any]:
+    return {
+        "balance": _balance(organization, {}),
+        "has_key": organization.api_keys.filter(revoked_at=None).exists(),
+    }
+
+
+# --- Thirty days ------------------------------------------------------------------------------
+
+# By (day, model, key, error); see usage.sums.
+type Sums = dict[tuple[date, str, ApiKey, str], Used]
+
+
+def _days() -> list[date]:
+    today = timezone.localdate()
+    return [today - timedelta(days=ago) for ago in range(DAYS - 1, -1, -1)]
+
+
+def _wanted(sandbox: bool | None = None) -> Wanted:
+    first = timezone.make_aware(datetime.combine(_days()[0], time()))
+    last = timezone.make_aware(datetime.combine(_days()[-1] + timedelta(days=1), time()))
+    return Wanted(start=first, end=last, sandbox=sandbox)
+
+
+def _used(organization: Organization) -> dict[bool, Sums]:
+    """Return all sums of the thirty days, of live keys (False) and of sandbox keys (True)."""
+    zone = timezone.get_current_timezone()
+    by = ("day", "model", "key", "error")
+    found = usage.sums(organization, _wanted(), by, zone=zone)
+    keys: dict[UUID, ApiKey] = organization.api_keys.in_bulk({group[2] for group in found})
+    kinds: dict[bool, Sums] = {False: {}, True: {}}
+    for (day, model, key_id, error), used in found.items():
+        key = keys[key_id]
+        kinds[key.sandbox][day, model, key, error] = used
+    return kinds
+
+
+def _sum(values: Iterable[Used]) -> Used:
+    total = Used()
+    for one in values:
+        total.add(one)
+    return total
+
+
+def _balance(organization: Organization, sums: Sums) -> Balance:
+    account = ledger.balance(organization)
+    available = account.balance_micro + account.credit_limit_micro - account.held_micro
+    recent = set(_days()[-PACE_DAYS:])
+    spent = sum(used.cost_micro for key, used in sums.items() if key[0] in recent)
+    days = max(0, available) * PACE_DAYS // spent if spent else None
+    return Balance(account, available, days)
+
+
+def _month(organization: Organization, sums: Sums, *, sandbox: bool) -> Month:
+    by_day: dict[date, Used] = {day: Used() for day in _days()}
+    by_model: dict[str, Used] = defaultdict(Used)
+    by_key: dict[ApiKey, Used] = defaultdict(Used)
+    by_error: dict[str, Used] = defaultdict(Used)
+    for (day, model, key, error), used in sums.items():
+        by_day[day].add(used)
+        by_model[model].add(used)
+        by_key[key].add(used)
+        if error:
+            by_error[error].add(used)
+    total = _sum(sums.values())
+    latencies = usage.latencies(organization, _wanted(sandbox))
+    return Month(
+        sandbox=sandbox,
+        total=total,
+        spend=daily([(day, used.cost_micro) for day, used in by_day.items()], _dollars),
+        pictures=daily([(day, used.images) for day, used in by_day.items()], str),
+        models=_lines(
+            (Line(model, "", used, _part(used, total), latencies.get(model)))
+            for model, used in by_model.items()
+        ),
+        keys=_lines(
+            Line(key.name, f"{key.prefix}…", used, _part(used, total))
+            for key, used in by_key.items()
+        ),
+        errors=_lines(
+            Line(code, str(explain(code)), used, share(used.requests, total.failed))
+            for code, used in by_error.items()
+        ),
+        latency=latencies.get(""),
+    )
+
+
+def _dollars(micro: int) -> str:
+    return f"${money.to_usd(micro)}"
+
+
+def _part(used: Used, total: Used) -> str:
+    """Return the part of the spend, or of the pictures where nothing is paid."""
+    if total.cost_micro:
+        return share(used.cost_micro, total.cost_micro)
+    return share(used.images, total.images)
+
+
+def _lines(lines: Iterable[Line]) -> list[Line]:
+    """Return the largest first, all beyond TOP as one."""
+    found = sorted(
+        lines,
+        key=lambda one: (-one.used.cost_micro, -one.used.images, -one.used.requests, one.name),
+    )
+    if len(found) <= TOP + 1:
+        return found
+    rest = found[TOP:]
+    part = f"{sum(float(one.share) for one in rest):.2f}"
+    others = Line(_("%d others") % len(rest), "", _sum(one.used for one in rest), part)
+    return [*found[:TOP], others]

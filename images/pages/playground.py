@@ -1,0 +1,260 @@
+"""The playground: one prompt, several models side by side."""
+
+import secrets
+from typing import Any, cast
+
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _now
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from accounts.access import MemberRequest, Permission, member
+from accounts.keys import KeyRefused
+from billing import ledger
+from geekhub.lib import money
+from geekhub.lib.ids import REQUEST_ID
+from images import playground
+from images.api.errors import ApiError, internal, translate
+from images.api.serializers import MAX_SEED
+from images.catalog import CATALOG, MAX_N, MAX_PROMPT
+from images.gateway import Gateway
+from images.models import Generation
+from images.pages.snippets import snippets
+from images.pages.words import explain
+from images.playground import MAX_MODELS, Offer
+from images.requests import AUTO, GenerationRequest
+
+CHOSEN = 3
+
+
+class PlaygroundForm(forms.Form):
+    """What to draw, and with which of the models on offer."""
+
+    run = forms.RegexField(r"^[0-9a-f]{16,64}$", widget=forms.HiddenInput)
+    prompt = forms.CharField(
+        label=_("Prompt"),
+        max_length=MAX_PROMPT,
+        widget=forms.Textarea(
+            attrs={"rows": 4, "placeholder": _("A lighthouse at dusk, its light on the waves")}
+        ),
+    )
+    models = forms.MultipleChoiceField(
+        label=_("Models"),
+        error_messages={"required": _("Choose at least one model.")},
+    )
+    size = forms.ChoiceField(label=_("Size"), initial=AUTO)
+    n = forms.TypedChoiceField(
+        label=_("Pictures of each"),
+        coerce=int,
+        choices=[(str(n), str(n)) for n in range(1, MAX_N + 1)],
+        initial="1",
+    )
+    quality = forms.ChoiceField(
+        label=_("Quality"),
+        required=False,
+        choices=[
+            ("", _("the model's own")),
+            ("standard", _("standard")),
+            ("hd", _("HD")),
+            ("low", _("low")),
+            ("medium", _("medium")),
+            ("high", _("high")),
+        ],
+    )
+    seed = forms.IntegerField(
+        label=_("Seed"),
+        required=False,
+        min_value=0,
+        max_value=MAX_SEED,
+        help_text=_("The same seed draws alike, where the model takes one."),
+    )
+    sandbox = forms.BooleanField(
+        label=_("Test pictures: free, drawn by us, no provider is called"), required=False
+    )
+
+    def __init__(self, *args: Any, offers: list[Offer], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        choices = [(offer.model.id, offer.model.name) for offer in offers]
+        cast(forms.MultipleChoiceField, self.fields["models"]).choices = choices
+        cast(forms.ChoiceField, self.fields["size"]).choices = [
+            (AUTO, _("the model's own")),
+            *((size, size.replace("x", " × ")) for size in playground.sizes()),
+        ]
+
+    def clean_prompt(self) -> str:
+        """Return the text with one character a line end, as its author counts."""
+        return str(self.cleaned_data["prompt"]).replace("\r\n", "\n")
+
+    def clean_models(self) -> list[str]:
+        """Return up to nine ids."""
+        chosen = list(dict.fromkeys(self.cleaned_data["models"]))
+        if len(chosen) > MAX_MODELS:
+            raise forms.ValidationError(_now("Choose up to %d models.") % MAX_MODELS)
+        return chosen
+
+    def request_for(self, model: str) -> GenerationRequest:
+        """Return the API's request of one model."""
+        data = self.cleaned_data
+        return GenerationRequest(
+            models=(model,),
+            listed=False,
+            prompt=data["prompt"],
+            n=data["n"],
+            size=data["size"] if data["size"] != AUTO else None,
+            quality=data["quality"] or None,
+            seed=data["seed"],
+        )
+
+
+def _gateway(request: HttpRequest) -> Gateway | None:
+    """Return what this process draws with; None where no ASGI server runs it."""
+    gateway: Gateway | None = getattr(request, "scope", {}).get("gateway")
+    return gateway
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@member(Permission.DRAW)
+def index(request: MemberRequest) -> HttpResponse:
+    """Show the form and what was drawn last; a POST, of a browser without scripts, draws."""
+    offers = playground.offers(_gateway(request))
+    form = PlaygroundForm(request.POST or None, initial=_initial(request, offers), offers=offers)
+    if request.method == "POST" and form.is_valid():
+        for model in form.cleaned_data["models"]:
+            drawn = _start(request, form, model)
+            if isinstance(drawn, ApiError):
+                messages.error(request, f"{model}: {explain(drawn.code)} {drawn.message}")
+        return redirect("playground")
+    return _page(request, form, offers)
+
+
+def _page(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> HttpResponse:
+    organization = request.access.organization
+    latest = [_told(row) for row in playground.latest(organization, request.access.user)]
+    chosen = form["models"].value() or []
+    context = {
+        "form": form,
+        "offers": offers,
+        "able": any(offer.off is None for offer in offers),
+        "chosen": chosen,
+        "total_usd": money.to_usd(_total(form, offers, chosen)),
+        "balance_micro": ledger.balance(organization).balance_micro,
+        "results": latest,
+        "running": any(row["generation"].status == "running" for row in latest),
+        "most": MAX_MODELS,
+    }
+    status = 422 if form.errors else 200
+    return render(request, "images/playground/page.html", context, status=status)
+
+
+def _initial(request: HttpRequest, offers: list[Offer]) -> dict[str, Any]:
+    able = [offer.model.id for offer in offers if offer.off is None]
+    asked = [model for model in request.GET.getlist("model") if model]
+    return {
+        "run": secrets.token_hex(16),
+        "models": asked or (able or [offer.model.id for offer in offers])[:CHOSEN],
+        # Where no provider is set up, only test pictures come out.
+        "sandbox": not able,
+    }
+
+
+def _total(form: PlaygroundForm, offers: list[Offer], chosen: list[str]) -> int:
+    if form["sandbox"].value():
+        return 0
+    n = str(form["n"].value() or "1")
+    each = sum(offer.price_micro for offer in offers if offer.model.id in chosen)
+    return each * int(n) if n.isdecimal() else 0
+
+
+@require_POST
+@member(Permission.DRAW)
+def draw(request: MemberRequest) -> HttpResponse:
+    """Start one model; return its part of the page, which says that it is running."""
+    form = PlaygroundForm(request.POST, offers=playground.offers(_gateway(request)))
+    if not form.is_valid():
+        return render(request, "images/playground/errors.html", {"form": form}, status=422)
+    model = form.cleaned_data["models"][0]
+    drawn = _start(request, form, model)
+    if isinstance(drawn, ApiError):
+        context = {"model": model, "words": explain(drawn.code), "detail": drawn.message}
+        return render(request, "images/playground/refused.html", context)
+    told = [_told(row) for row in _rows(request, [drawn.request_id])]
+    return render(request, "images/playground/results.html", {"results": told})
+
+
+def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generation | ApiError:
+    """Start one model; return its row, or why it was not let in."""
+    gateway = _gateway(request)
+    if gateway is None:
+        return internal()
+    try:
+        return playground.start(
+            gateway,
+            request.access.organization,
+            request.access.user,
+            form.request_for(model),
+            sandbox=form.cleaned_data["sandbox"],
+            run=form.cleaned_data["run"],
+        )
+    except KeyRefused as error:
+        return ApiError("guardrail_blocked", str(error))
+    except Exception as error:
+        known = translate(error)
+        if known is None:
+            raise
+        return known
+
+
+@require_GET
+@member(Permission.DRAW)
+def results(request: MemberRequest) -> HttpResponse:
+    """Return the parts of the page for the requests named by `id`, as they stand now."""
+    wanted = list(dict.fromkeys(request.GET.getlist("id")))
+    if not 0 < len(wanted) <= MAX_MODELS or not all(map(REQUEST_ID.fullmatch, wanted)):
+        raise Http404
+    rows = _rows(request, wanted)
+    if len(rows) < len(wanted):
+        raise Http404
+    context = {"results": [_told(row) for row in rows]}
+    return render(request, "images/playground/results.html", context)
+
+
+def _rows(request: MemberRequest, request_ids: list[str]) -> list[Generation]:
+    return list(playground.results(request.access.organization, request_ids))
+
+
+def _told(row: Generation) -> dict[str, Any]:
+    """Return what the page says of a request."""
+    model = row.model or row.requested[0]
+    known = CATALOG.get(model)
+    return {
+        "generation": row,
+        "images": list(row.images.all()),
+        "model": model,
+        "name": known.name if known else model,
+        "age": round((timezone.now() - row.created_at).total_seconds()),
+        "usual_seconds": known.p50_seconds if known else 10,
+        "seconds": None if row.latency_ms is None else f"{row.latency_ms / 1000:.1f}",
+        "words": explain(row.error_code) if row.error_code else "",
+    }
+
+
+@require_POST
+@member(Permission.DRAW)
+def code(request: MemberRequest) -> HttpResponse:
+    """Return the form as code; nothing while it is not complete."""
+    form = PlaygroundForm(request.POST, offers=playground.offers(_gateway(request)))
+    if not form.is_valid():
+        return HttpResponse(status=204)
+    models = form.cleaned_data["models"]
+    programs = snippets(
+        form.request_for(models[0]),
+        models,
+        origin=settings.PUBLIC_URL,
+        sandbox=form.cleaned_data["sandbox"],
+    )
+    return render(request, "images/playground/code.html", {"snippets": programs})

@@ -1,0 +1,248 @@
+"""Usage: every request of the organization, one of them, and all of them as a file."""
+
+import uuid
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from typing import Any, cast
+
+from django import forms
+from django.conf import settings
+from django.core.handlers.asgi import ASGIRequest
+from django.http import Http404, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.views.decorators.http import require_safe
+
+from accounts.access import MemberRequest, Permission, member
+from accounts.models import Organization
+from billing.models import LedgerEntry
+from images import gallery, usage, usage_csv
+from images.catalog import CATALOG
+from images.models import Generation, GenerationStatus, Image
+from images.pages.curl import curl
+from images.pages.words import ERRORS, explain
+from images.usage import Place, Wanted
+
+PAGE = 50
+DEFAULT_DAYS = 30
+MAX_KEYS = 300
+FIRST, LAST = date(2000, 1, 1), date(9998, 12, 31)
+BEGUN = {
+    GenerationStatus.SUCCEEDED: _("Succeeded"),
+    GenerationStatus.FAILED: _("Failed"),
+    GenerationStatus.RUNNING: _("Running"),
+}
+TONES = {GenerationStatus.SUCCEEDED: "good", GenerationStatus.FAILED: "wrong"}
+
+
+class FilterForm(forms.Form):
+    """Which requests to show; it stands in the URL."""
+
+    since = forms.DateField(
+        label=_("From"),
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    )
+    until = forms.DateField(
+        label=_("To"),
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    )
+    key = forms.ChoiceField(label=_("Key"), required=False)
+    model = forms.ChoiceField(label=_("Model"), required=False)
+    status = forms.ChoiceField(label=_("Status"), required=False)
+    tag = forms.CharField(label=_("Tag"), required=False, max_length=40, strip=False)
+    q = forms.CharField(
+        label=_("Request id"),
+        required=False,
+        max_length=40,
+        widget=forms.TextInput(attrs={"type": "search", "placeholder": "req_…"}),
+    )
+
+    def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, use_required_attribute=False, label_suffix="")
+        any_of: list[tuple[str, Any]] = [("", _("any"))]
+        keys = organization.api_keys.order_by("-created_at")[:MAX_KEYS]
+        self._choices("key").choices = any_of + [
+            (str(key.pk), f"{key.name} ({key.prefix}…)") for key in keys
+        ]
+        self._choices("model").choices = any_of + [(name, name) for name in (*CATALOG, "auto")]
+        codes = [(code, code) for code in (*ERRORS, "internal_error")]
+        self._choices("status").choices = [
+            *any_of,
+            *((status.value, word) for status, word in BEGUN.items()),
+            (_("Failed with"), codes),
+        ]
+
+    def _choices(self, name: str) -> forms.ChoiceField:
+        return cast(forms.ChoiceField, self.fields[name])
+
+    def clean(self) -> dict[str, Any]:
+        """Check the days together."""
+        data = super().clean() or self.cleaned_data
+        since, until = data.get("since"), data.get("until")
+        for name, day in (("since", since), ("until", until)):
+            if day is not None and not FIRST <= day <= LAST:
+                self.add_error(name, _("Choose a day from 2000 on."))
+        if since and until and since > until:
+            self.add_error("until", _("The last day is before the first."))
+        return data
+
+    def wanted(self) -> Wanted:
+        """Return what is asked for: days are the viewer's; without any, the last thirty."""
+        data = self.cleaned_data
+        until = data["until"] or max(timezone.localdate(), data["since"] or FIRST)
+        since = data["since"] or max(FIRST, until - timedelta(days=DEFAULT_DAYS - 1))
+        return Wanted(
+            start=_midnight(since),
+            end=_midnight(until + timedelta(days=1)),
+            key=uuid.UUID(data["key"]) if data["key"] else None,
+            model=data["model"],
+            status=data["status"],
+            tag=data["tag"],
+        )
+
+
+def _midnight(day: date) -> datetime:
+    return timezone.make_aware(datetime.combine(day, time()))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request as the list shows it."""
+
+    request: Generation
+    url: str
+
+    @property
+    def asked(self) -> str:
+        """Return the models asked for, if they tell more than who drew."""
+        asked = ", ".join(self.request.requested)
+        return asked if asked != self.request.model else ""
+
+    @property
+    def size(self) -> str:
+        """Return the size, empty if none is known."""
+        return usage_csv.size(self.request)
+
+    @property
+    def more(self) -> int:
+        """Return how many pictures there are beside the one shown."""
+        return max(0, len(self.request.images.all()) - 1)
+
+    @property
+    def tone(self) -> str:
+        """Return the tone of the status."""
+        return TONES.get(GenerationStatus(self.request.status), "")
+
+    @property
+    def status(self) -> Any:
+        """Return the status in words."""
+        return BEGUN[GenerationStatus(self.request.status)]
+
+    @property
+    def why(self) -> Any:
+        """Return what went wrong in words; empty if nothing did."""
+        return explain(self.request.error_code) if self.request.error_code else ""
+
+
+def _rows(requests: list[Generation]) -> list[Row]:
+    first = {row.pk: row.images.all()[0] for row in requests if row.images.all()}
+    links = gallery.links(list(first.values()))
+    urls = {pk: links.get(image.name, "") for pk, image in first.items()}
+    return [Row(row, urls.get(row.pk, "")) for row in requests]
+
+
+def _form(request: MemberRequest) -> FilterForm:
+    """Return the checked filters; 404 for a key of somebody else."""
+    form = FilterForm(request.GET, organization=request.access.organization)
+    if not form.is_valid() and "key" in form.errors:
+        raise Http404
+    return form
+
+
+def _before(request: MemberRequest) -> Place | None:
+    try:
+        return Place.parse(request.GET["before"]) if "before" in request.GET else None
+    except ValueError as error:
+        raise Http404 from error
+
+
+@require_safe
+@member(Permission.VIEW)
+def index(request: MemberRequest) -> HttpResponse:
+    """Show a page of requests, newest first, and what all that match add up to."""
+    form, before = _form(request), _before(request)
+    context: dict[str, Any] = {
+        "form": form,
+        "filtered": any(request.GET.get(name) for name in form.fields),
+        "before": before,
+        "zone": timezone.get_current_timezone_name(),
+        "now": timezone.localtime(),
+    }
+    if not form.is_valid():
+        return render(request, "images/usage.html", context, status=400)
+    return render(request, "images/usage.html", context | _found(request, form, before))
+
+
+def _found(request: MemberRequest, form: FilterForm, before: Place | None) -> dict[str, Any]:
+    organization = request.access.organization
+    if wanted_id := form.cleaned_data["q"].strip():
+        one = usage.find(organization, wanted_id)
+        return {"rows": _rows([one] if one else [])}
+    wanted = form.wanted()
+    rows = usage.page(organization, wanted, before=before, size=PAGE + 1)
+    last = rows[PAGE - 1] if len(rows) > PAGE else None
+    return {
+        "rows": _rows(rows[:PAGE]),
+        "older": str(Place(last.created_at, last.request_id)) if last else "",
+        "total": usage.total(organization, wanted),
+        "first_day": timezone.localdate(wanted.start),
+        "last_day": timezone.localdate(wanted.end - timedelta(seconds=1)),
+    }
+
+
+@require_safe
+@member(Permission.VIEW)
+def export(request: MemberRequest) -> HttpResponseBase:
+    """Return all requests that match as CSV, written while it is sent."""
+    form = _form(request)
+    if not form.is_valid():
+        return render(request, "images/usage.html", {"form": form}, status=400)
+    write = usage_csv.alines if isinstance(request, ASGIRequest) else usage_csv.lines
+    zone = timezone.get_current_timezone()
+    return StreamingHttpResponse(
+        write(request.access.organization, form.wanted(), zone),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
+    )
+
+
+@require_safe
+@member(Permission.VIEW)
+def detail(request: MemberRequest, request_id: str) -> HttpResponse:
+    """Show one request with all that is known of it."""
+    found = usage.find(request.access.organization, request_id)
+    if found is None:
+        raise Http404
+    images: list[Image] = list(found.images.all())
+    for image in images:
+        image.generation = found
+    links = gallery.links(images)
+    context = {
+        "row": Row(found, ""),
+        "found": found,
+        "pictures": [(image, links.get(image.name, "")) for image in images],
+        "deleted": found.delivered - len(images),
+        "entries": _entries(found),
+        "curl": curl(found, settings.PUBLIC_URL),
+        "zone": timezone.get_current_timezone_name(),
+    }
+    return render(request, "images/usage_detail.html", context)
+
+
+def _entries(found: Generation) -> list[LedgerEntry]:
+    if found.hold_id is None:
+        return []
+    return list(LedgerEntry.objects.filter(hold=found.hold_id).order_by("pk"))

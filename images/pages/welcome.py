@@ -1,0 +1,34 @@
+"""A new person's first page, and the page that makes an organization."""
+
+from typing import cast
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods, require_safe
+
+from accounts.access import SESSION, MemberRequest, Permission, member
+from accounts.forms import OrganizationForm
+from accounts.models import User
+from billing import ledger
+from billing.onboarding import found_organization
+
+
+@require_safe
+@member(Permission.VIEW)
+def welcome(request: MemberRequest) -> HttpResponse:
+    """Show the first steps."""
+    account = ledger.balance(request.access.organization)
+    return render(request, "images/welcome.html", {"account": account})
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_organization(request: HttpRequest) -> HttpResponse:
+    """Make an organization, and go there."""
+    form = OrganizationForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        organization = found_organization(form.cleaned_data["name"], cast(User, request.user))
+        request.session[SESSION] = str(organization.pk)
+        return redirect("welcome")
+    return render(request, "images/new_organization.html", {"form": form})

@@ -1,0 +1,283 @@
+"""Rollups: the closed hours' requests, summed, so that no page adds up millions of rows.
+
+An hour is closed when nothing can change its requests any more; `close_hours` then sums it once,
+and whoever asks (`images.usage`) counts the hours that are still open from the requests
+themselves. So an answer is exact at any time: a worker that stands still makes it slower, never
+wrong.
+
+A request belongs to the hour it came in, also when it ended, and was charged, in the next one.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import (
+    Case,
+    CharField,
+    Count,
+    F,
+    IntegerField,
+    Min,
+    Model,
+    QuerySet,
+    Sum,
+    Value,
+    When,
+)
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast, Floor, Greatest, Ln, TruncHour
+from django.utils import timezone
+
+from billing.models import EntryKind, LedgerEntry
+from images.models import (
+    ClosedHours,
+    Generation,
+    GenerationStatus,
+    HourlyLatency,
+    HourlyTagUsage,
+    HourlyUsage,
+)
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+# A request whose row is younger may not be committed yet, or come from a host whose clock is late.
+MARGIN = timedelta(minutes=10)
+# What one round of the worker closes at most, a day per transaction.
+DAYS_A_ROUND = 7
+# Bar b of the histogram counts latencies from WIDTH**b up to WIDTH**(b + 1) milliseconds. A
+# percentile is told as the middle of its bar, so it is off by at most √WIDTH: 6.1 %.
+WIDTH = 1.125
+
+# Who drew; of a request that failed, or runs, the first that was asked.
+MODEL = Case(
+    When(model="", then=Cast(KT("requested__0"), CharField(max_length=100))),
+    default=F("model"),
+    output_field=CharField(max_length=100),
+)
+ERROR = Case(
+    When(status=GenerationStatus.FAILED, error_code="", then=Value("internal_error")),
+    When(status=GenerationStatus.FAILED, then=F("error_code")),
+    default=Value(""),
+    output_field=CharField(max_length=40),
+)
+BUCKET = Cast(Floor(Ln(Greatest(F("latency_ms"), 1)) / Value(math.log(WIDTH))), IntegerField())
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An hour of an organization whose rollup is not what the ledger says.
+
+    `hour` is None for charges that belong to no request. `what` is `images` or `cost_micro`.
+    """
+
+    organization_id: UUID
+    hour: datetime | None
+    what: str
+    rollup: int
+    ledger: int
+
+
+def closed_until() -> datetime | None:
+    """Return the moment before which every hour is rolled up; None when none is yet."""
+    return ClosedHours.objects.filter(pk=1).values_list("until", flat=True).first()
+
+
+def close_hours() -> int:
+    """Sum the hours that nothing can change any more; return how many.
+
+    Two hosts may call it at once: the second waits for the first and finds nothing to do.
+    """
+    closed = 0
+    for _ in range(DAYS_A_ROUND):
+        hours = _close_a_day()
+        closed += hours
+        if not hours:
+            break
+    return closed
+
+
+def rebuild(since: datetime | None = None) -> int:
+    """Sum the closed hours since then, or all, anew; return how many hours.
+
+    A day is exchanged in one transaction, so nobody sees it half done.
+    """
+    until = closed_until()
+    start = _first_hour() if since is None else _hour_of(since)
+    if until is None or start is None:
+        return close_hours()
+    rebuilt = 0
+    while start < until:
+        stop = min(start + DAY, until)
+        with transaction.atomic():
+            ClosedHours.objects.select_for_update().get(pk=1)
+            _build(start, stop)
+        rebuilt += int((stop - start) / HOUR)
+        start = stop
+    return rebuilt
+
+
+def prove(since: datetime | None = None) -> Iterator[Difference]:
+    """Yield each closed hour whose pictures or cost are not the ledger's; nothing when all are."""
+    until = closed_until()
+    start = _first_hour() if since is None else _hour_of(since)
+    while until is not None and start is not None and start < until:
+        stop = min(start + DAY, until)
+        yield from _prove(start, stop)
+        start = stop
+    stray = LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION, hold__generation=None)
+    for row in stray.values("organization_id").annotate(
+        images=Sum("quantity"), cost=-Sum("amount_micro")
+    ):
+        yield Difference(row["organization_id"], None, "images", 0, row["images"])
+        yield Difference(row["organization_id"], None, "cost_micro", 0, row["cost"])
+
+
+def bucket_ms(bucket: int) -> int:
+    """Return the latency in milliseconds that a bar of the histogram stands for."""
+    return round(math.pow(WIDTH, bucket + 0.5))
+
+
+# --- Closing ----------------------------------------------------------------------------------
+
+
+def _close_a_day() -> int:
+    """Close the next hours, at most a day's; return how many."""
+    end = _changeless_until(timezone.now())
+    until = closed_until()
+    if until is not None and until >= end:
+        return 0
+    ClosedHours.objects.get_or_create(pk=1)
+    with transaction.atomic():
+        state = ClosedHours.objects.select_for_update().get(pk=1)
+        start = state.until or _first_hour()
+        if start is None or start >= end:
+            return 0
+        stop = min(start + DAY, end)
+        _build(start, stop)
+        state.until = stop
+        state.save()
+    return int((stop - start) / HOUR)
+
+
+def _changeless_until(now: datetime) -> datetime:
+    """Return the hour before which every request has ended and is committed.
+
+    Only a running request changes, so no hour is closed that has one, however long it hangs.
+    """
+    running = Generation.objects.filter(status=GenerationStatus.RUNNING)
+    oldest = running.aggregate(oldest=Min("created_at"))["oldest"]
+    return _hour_of(min(now - MARGIN, oldest or now))
+
+
+def _first_hour() -> datetime | None:
+    first = Generation.objects.order_by("created_at").values_list("created_at", flat=True).first()
+    return None if first is None else _hour_of(first)
+
+
+def _hour_of(moment: datetime) -> datetime:
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def _build(start: datetime, stop: datetime) -> None:
+    """Sum the hours from `start` to before `stop`, and take what stood there away.
+
+    The rows stay in the database: one statement for each table, of millions of requests if need be.
+    """
+    for model in (HourlyUsage, HourlyTagUsage, HourlyLatency):
+        model.objects.filter(hour__gte=start, hour__lt=stop).delete()
+    requests = Generation.objects.filter(created_at__gte=start, created_at__lt=stop).order_by()
+    requests = requests.annotate(hour=TruncHour("created_at", tzinfo=UTC), drawn_by=MODEL)
+    _insert(HourlyUsage, (*USAGE, *SUMS), *_sums(requests))
+    sums, parameters = _sums(requests, "tags")
+    _insert(HourlyTagUsage, (*USAGE, "tag", *SUMS), _by_tag(sums), parameters)
+    bars = (
+        delivered(requests)
+        .annotate(bar=BUCKET)
+        .values_list("organization_id", "hour", "sandbox", "drawn_by", "bar")
+        .annotate(total=Count("pk"))
+    )
+    columns = ("organization_id", "hour", "sandbox", "model", "bucket", "requests")
+    _insert(HourlyLatency, columns, *bars.query.sql_with_params())
+
+
+USAGE = ("organization_id", "hour", "api_key_id", "sandbox", "model", "error_code")
+SUMS = ("requests", "images", "cost_micro")
+# The same columns of a query over requests, where some names are taken.
+FROM_REQUESTS = ("organization_id", "hour", "api_key_id", "sandbox", "drawn_by", "outcome")
+TOTALS = ("total_requests", "total_images", "total_cost")
+
+
+def _sums(requests: QuerySet[Generation], *more: str) -> tuple[str, Sequence[Any]]:
+    """Return the statement, and its parameters, that sums requests by USAGE and `more`."""
+    rows = (
+        requests.annotate(outcome=ERROR)
+        .values_list(*FROM_REQUESTS, *more)
+        .annotate(
+            total_requests=Count("pk"),
+            total_images=Sum("delivered"),
+            total_cost=Sum("cost_micro"),
+        )
+    )
+    return rows.query.sql_with_params()
+
+
+def _by_tag(sums: str) -> str:
+    """Return the statement that counts each sum under each of its tags."""
+    tags = "(CASE WHEN s.tags = '[]' THEN '[\"\"]' ELSE s.tags END)"
+    if connection.vendor == "postgresql":
+        unnest = f"jsonb_array_elements_text{tags} AS t(value)"
+    else:
+        unnest = f"json_each{tags} AS t"
+    groups = ", ".join([*(f"s.{name}" for name in FROM_REQUESTS), "t.value"])
+    totals = ", ".join(f"SUM(s.{name})" for name in TOTALS)
+    return f"SELECT {groups}, {totals} FROM ({sums}) AS s CROSS JOIN {unnest} GROUP BY {groups}"
+
+
+def _insert(
+    model: type[Model], columns: Sequence[str], select: str, parameters: Sequence[Any]
+) -> None:
+    names = ", ".join(f'"{name}"' for name in columns)
+    with connection.cursor() as cursor:
+        cursor.execute(f'INSERT INTO "{model._meta.db_table}" ({names}) {select}', parameters)
+
+
+def delivered(requests: QuerySet[Generation]) -> QuerySet[Generation]:
+    """Return those whose latency counts: they delivered, and it is known how long they took."""
+    return requests.filter(status=GenerationStatus.SUCCEEDED, latency_ms__isnull=False)
+
+
+# --- Proving ----------------------------------------------------------------------------------
+
+type _Cell = tuple[UUID, datetime]
+
+
+def _prove(start: datetime, stop: datetime) -> Iterator[Difference]:
+    ours: dict[_Cell, tuple[int, int]] = {
+        (row[0], row[1]): (row[2], row[3])
+        for row in HourlyUsage.objects.filter(hour__gte=start, hour__lt=stop, sandbox=False)
+        .order_by()
+        .values_list("organization_id", "hour")
+        .annotate(Sum("images"), Sum("cost_micro"))
+    }
+    charged: dict[_Cell, tuple[int, int]] = {
+        (row[0], row[1]): (row[2], row[3])
+        for row in LedgerEntry.objects.filter(
+            kind=EntryKind.CONSUMPTION,
+            hold__generation__created_at__gte=start,
+            hold__generation__created_at__lt=stop,
+        )
+        .order_by()
+        .annotate(hour=TruncHour("hold__generation__created_at", tzinfo=UTC))
+        .values_list("organization_id", "hour")
+        .annotate(pictures=Sum("quantity"), cost=-Sum("amount_micro"))
+    }
+    for cell in sorted(ours.keys() | charged.keys(), key=lambda one: (one[1], str(one[0]))):
+        rollup, ledger = ours.get(cell, (0, 0)), charged.get(cell, (0, 0))
+        for what, mine, theirs in zip(("images", "cost_micro"), rollup, ledger, strict=True):
+            if mine != theirs:
+                yield Difference(*cell, what, mine, theirs)

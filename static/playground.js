@@ -1,0 +1,143 @@
+// The playground: the exact price before, each model drawing on its own, the request as code.
+(() => {
+  const form = document.getElementById("playground");
+  if (!form) return;
+  const results = document.getElementById("results");
+  const status = document.getElementById("progress");
+  const wrong = document.getElementById("models-error");
+  const boxes = [...form.querySelectorAll("input[name=models]")];
+  const button = form.querySelector("button.primary");
+
+  const usd = (micro) => {
+    const fraction = String(micro % 1e6).padStart(6, "0").replace(/0+$/, "").padEnd(2, "0");
+    return `$${Math.floor(micro / 1e6)}.${fraction}`;
+  };
+  const complain = (text) => {
+    wrong.replaceChildren();
+    if (!text) return;
+    const line = document.createElement("p");
+    line.textContent = text;
+    wrong.append(line);
+  };
+  const chosen = () => boxes.filter((box) => box.checked);
+
+  const price = () => {
+    const each = chosen().reduce((sum, box) => sum + Number(box.dataset.micro), 0);
+    const micro = form.elements.sandbox.checked ? 0 : each * Number(form.elements.n.value);
+    document.getElementById("total").textContent = usd(micro);
+  };
+  const check = () => {
+    const many = chosen().length;
+    const text = many > Number(form.dataset.most) ? form.dataset.tooMany : many ? "" : form.dataset.none;
+    complain(text);
+    return !text;
+  };
+
+  const part = (html) => {
+    const made = document.createElement("template");
+    made.innerHTML = html;
+    return made.content;
+  };
+  const send = async (url, body) => {
+    const answer = await fetch(url, { method: "POST", body, headers: { "X-Requested-With": "fetch" } });
+    if (answer.redirected) location.reload(); // logged out meanwhile
+    return answer;
+  };
+
+  // --- The request as code ---------------------------------------------------------------------
+
+  let waiting;
+  let asked = 0;
+  const showCode = async () => {
+    if (!form.elements.prompt.value.trim() || !chosen().length) return;
+    asked += 1;
+    const mine = asked;
+    const answer = await send(form.dataset.code, new FormData(form));
+    if (answer.status === 200 && mine === asked) {
+      document.getElementById("code").replaceChildren(part(await answer.text()));
+    }
+  };
+  form.addEventListener("input", () => {
+    price();
+    check();
+    clearTimeout(waiting);
+    waiting = setTimeout(showCode, 400);
+  });
+  price();
+  showCode();
+
+  // --- Drawing ---------------------------------------------------------------------------------
+
+  const running = () => [...results.querySelectorAll("[data-state=running]")];
+  let all = running().length;
+  const tell = () => {
+    const left = running().length;
+    status.textContent = all
+      ? form.dataset.progress.replace("DONE", all - left).replace("ALL", all)
+      : "";
+    if (!left) all = 0;
+  };
+  const since = new WeakMap();
+  const tick = () => {
+    for (const one of results.querySelectorAll(".drawing")) {
+      // The server's and the browser's clocks need not agree.
+      if (!since.has(one)) since.set(one, performance.now() - 1000 * Number(one.dataset.age));
+      const seconds = (performance.now() - since.get(one)) / 1000;
+      one.querySelector(".elapsed").textContent = `${Math.round(seconds)} s ·`;
+      // It slows down towards the end, and never says it is there.
+      one.querySelector("progress").value = 100 * (1 - Math.exp((-1.5 * seconds) / Number(one.dataset.usual)));
+    }
+  };
+
+  let asking = false;
+  const ask = async () => {
+    tick();
+    const ids = running().map((one) => one.id).slice(0, 9);
+    if (!ids.length || asking) return;
+    asking = true;
+    try {
+      const url = new URL(form.dataset.results, location.href);
+      for (const id of ids) url.searchParams.append("id", id);
+      const answer = await fetch(url, { headers: { "X-Requested-With": "fetch" } });
+      if (answer.ok && !answer.redirected) {
+        for (const one of part(await answer.text()).querySelectorAll("article")) {
+          if (one.dataset.state !== "running") document.getElementById(one.id).replaceWith(one);
+        }
+        tell();
+      }
+    } catch {
+      // The network is away for a moment; the next round asks again.
+    }
+    asking = false;
+  };
+  setInterval(ask, 1000);
+  tick();
+
+  const draw = async (body, model) => {
+    body.delete("models");
+    body.append("models", model);
+    try {
+      const answer = await send(form.dataset.draw, body);
+      const made = part(await answer.text());
+      if (answer.status === 200) results.prepend(made);
+      else complain(made.textContent.trim() || form.dataset.lost);
+    } catch {
+      complain(form.dataset.lost);
+    }
+  };
+  const fresh = () =>
+    [...crypto.getRandomValues(new Uint8Array(16))].map((one) => one.toString(16).padStart(2, "0")).join("");
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (!check()) return;
+    button.disabled = true;
+    // One press is one run: what is sent twice is drawn once.
+    form.elements.run.value = fresh();
+    await Promise.all(chosen().reverse().map((box) => draw(new FormData(form), box.value)));
+    all = running().length;
+    tell();
+    tick();
+    button.disabled = false;
+  });
+})();
