@@ -75,13 +75,13 @@ REQUESTS = """
     JOIN unnest(%(models)s::text[], %(prices)s::bigint[]) WITH ORDINALITY
         m(id, price, place) ON m.place = 1 + (i * 11) %% %(model_count)s
 """
-# The newest pictures: what a page shows is among them.
+# Of the newest requests only: a page shows no more than fifty, and these take long to make.
 PICTURES = """
     INSERT INTO images_image (generation_id, index, name, mime_type, width, height, bytes, sha256,
         revised_prompt)
     SELECT id, 0, organization_id || '/' || id || '/0.png', 'image/png', 1024, 1024, 70000,
         repeat('0', 64), ''
-    FROM images_generation WHERE delivered > 0
+    FROM images_generation WHERE delivered > 0 AND created_at > now() - interval '2 days'
 """
 
 

@@ -4,9 +4,12 @@ One synchronous middleware around a request that waits for a provider would cost
 of that wait; so the public API has none, and the pages keep theirs.
 """
 
+import asyncio
 import gc
 import os
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 import django
 
@@ -44,6 +47,7 @@ class Application:
             # Django runs each page in a thread of its own, and leaves its connection open there.
             async with ThreadSensitiveContext():
                 try:
+                    receive, send = _undisturbed(receive, send)
                     await self._pages({**scope, "gateway": self.gateway}, receive, send)
                 finally:
                     await sync_to_async(connections.close_all)()
@@ -68,6 +72,29 @@ class Application:
             await self.gateway.drain(settings.REQUEST_DEADLINE_SECONDS + 10)
         self.gateway = self._api = None
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _undisturbed(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return the two such that a client who leaves is noticed once the answer has begun.
+
+    Django would cancel a page in the middle of its thread's work, which leaves its connection to
+    the database open and an error in the log. A page is short; a download is not.
+    """
+    asked, begun = False, asyncio.Event()
+
+    async def hear() -> Mapping[str, Any]:
+        nonlocal asked
+        if asked:
+            await begun.wait()
+        message = await receive()
+        asked = not message.get("more_body", False)
+        return message
+
+    async def tell(message: Mapping[str, Any]) -> None:
+        begun.set()
+        await send(message)
+
+    return hear, tell
 
 
 application = Application()

@@ -64,6 +64,11 @@ PAGES = {
     "sessions": "/accounts/sessions/",
 }
 ANONYMOUS = {"login": "/login", "signup": "/accounts/signup/"}
+# Ends when every picture is there, or after five seconds.
+LOADED = """Promise.race([
+    new Promise((done) => setTimeout(done, 5000)),
+    Promise.all([...document.images].map((image) => image.decode().catch(() => null))),
+]).then(() => null)"""
 # (page, scheme, screen) of the pictures in the README.
 README = {
     ("overview", "light", "desktop"),
@@ -216,7 +221,7 @@ def shoot(page: Page, name: str, path: str, scheme: str, screen: str, folder: Pa
     height = int(page.evaluate("document.documentElement.scrollHeight"))
     page.set_viewport_size({"width": size["width"], "height": max(size["height"], height)})
     page.wait_for_load_state("networkidle")
-    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    page.evaluate(LOADED)
     page.screenshot(path=file)
     page.set_viewport_size(size)
     return 0

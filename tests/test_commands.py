@@ -31,6 +31,8 @@ COMMANDS = {
     "revoke_api_key": "accounts",
     "sync_catalog": "images",
     "worker": "images",
+    "rebuild_rollups": "images",
+    "prove_rollups": "images",
 }
 NOBODY = str(uuid.uuid4())
 

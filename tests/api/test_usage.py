@@ -99,12 +99,12 @@ def test_the_numbers_are_the_ledger_s(api: Api, key: ApiKey, acme: Organization)
         images=Sum("quantity"), cost=-Sum("amount_micro")
     )
     for group_by in ("day", "model", "key", "day,model,key", "key,day"):
-        body = api.get("usage", params={"group_by": group_by, "end": day(-1)}).json()
+        body = api.get("usage", params={"group_by": group_by, "start": day(29)}).json()
         assert sum(row["images"] for row in body["data"]) == ledger["images"]
         cost = sum(money.from_usd(row["cost_usd"]) for row in body["data"])
         assert cost == ledger["cost"] == money.from_usd(body["totals"]["cost_usd"])
     # A request counts under each of its tags; the totals count it once.
-    body = api.get("usage", params={"group_by": "tag", "end": day(-1)}).json()
+    body = api.get("usage", params={"group_by": "tag", "start": day(29)}).json()
     assert [row["images"] for row in body["data"]] == [ledger["images"]] * 2
     assert body["totals"]["images"] == ledger["images"]
 

@@ -3,8 +3,10 @@
 import logging
 import re
 import secrets
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,7 +29,7 @@ from tests.billing import race
 from tests.emulators.fal import FalEmulator
 from tests.emulators.openai import OpenAIEmulator
 from tests.pages import log_in, member_of, owner_of
-from tests.pages.visitor import Visitor
+from tests.pages.visitor import CSRF, Visitor
 from tests.server import Api, AppServer
 
 FLUX, GPT = "fal/flux-1.1-pro", "openai/gpt-image-2"
@@ -259,6 +261,31 @@ def test_each_person_has_one_key_and_nobody_its_secret(acme: Organization) -> No
     keys.pause(others[1], "why")
     with pytest.raises(KeyRefused, match="why"):
         keys.playground(acme, bob, sandbox=False)
+
+
+def test_a_browser_that_leaves_at_once_loses_nothing(
+    app: AppServer, alice: Visitor, acme: Organization, caplog: pytest.LogCaptureFixture
+) -> None:
+    form = {"run": "a" * 32, "prompt": PROMPT, "models": FLUX, "size": "auto", "n": "1"}
+    asked = alice.http.build_request(
+        "POST", "/dashboard/playground/draw", data=form, headers={"X-CSRFToken": CSRF}
+    )
+    head = "".join(f"{name}: {value}\r\n" for name, value in asked.headers.items())
+    with socket.create_connection((asked.url.host, asked.url.port or 80)) as connection:
+        connection.sendall(f"POST {asked.url.path} HTTP/1.1\r\n{head}\r\n".encode() + asked.read())
+    wait_until(lambda: Generation.objects.exists())
+    app.drain()
+    wait_until(lambda: Generation.objects.get().status == GenerationStatus.SUCCEEDED)
+    assert LedgerEntry.objects.filter(kind="consumption").count() == 1
+    assert alice.get("/dashboard/playground").status_code == 200
+    assert "Exception in ASGI" not in caplog.text
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 # --- Who may ----------------------------------------------------------------------------------

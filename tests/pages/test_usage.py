@@ -42,7 +42,7 @@ def shown(client: Client, query: str = "") -> list[str]:
     """Return the ids of the requests that the page lists, in its order."""
     answer = client.get(PATH + query)
     assert answer.status_code == 200, answer.status_code
-    return re.findall(r"<small class=\"soft\">(req_[0-9a-f]{24})</small>", answer.text)
+    return re.findall(r"<small class=\"soft cut\">(req_[0-9a-f]{24})</small>", answer.text)
 
 
 # --- Who may ----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_older_requests_are_a_link_away_and_none_is_lost(page: Client, key: ApiK
     query = ""
     for _ in range(3):
         text = page.get(PATH + query).text
-        seen += re.findall(r"<small class=\"soft\">(req_[0-9a-f]{24})</small>", text)
+        seen += re.findall(r"<small class=\"soft cut\">(req_[0-9a-f]{24})</small>", text)
         link = re.search(r'rel="next" href="/dashboard/usage(\?[^"]*)"', text)
         query = link[1].replace("&amp;", "&") if link else ""
     assert query == ""

@@ -46,6 +46,7 @@ def address(route: str, acme: Organization) -> str:
         "<uuid:key_id>": str(key.pk),
         "<int:user_id>": str(acme.memberships.earliest("pk").user_id),
         "<int:invitation_id>": str(invitation.pk),
+        "<slug:request_id>": f"req_{'0' * 24}",
     }
     for part, value in filled.items():
         route = route.replace(part, value)
