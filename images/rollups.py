@@ -222,6 +222,8 @@ def _sums(requests: QuerySet[Generation], *more: str) -> tuple[str, Sequence[Any
             total_images=Sum("delivered"),
             total_cost=Sum("cost_micro"),
         )
+        # An organization's rows lie side by side, as they are read.
+        .order_by("organization_id", "hour")
     )
     return rows.query.sql_with_params()
 
@@ -235,7 +237,10 @@ def _by_tag(sums: str) -> str:
         unnest = f"json_each{tags} AS t"
     groups = ", ".join([*(f"s.{name}" for name in FROM_REQUESTS), "t.value"])
     totals = ", ".join(f"SUM(s.{name})" for name in TOTALS)
-    return f"SELECT {groups}, {totals} FROM ({sums}) AS s CROSS JOIN {unnest} GROUP BY {groups}"
+    return (
+        f"SELECT {groups}, {totals} FROM ({sums}) AS s CROSS JOIN {unnest} "
+        f"GROUP BY {groups} ORDER BY s.organization_id, t.value, s.hour"
+    )
 
 
 def _insert(

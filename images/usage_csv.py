@@ -53,8 +53,13 @@ def lines(organization: Organization, wanted: Wanted, zone: tzinfo) -> Iterator[
 async def alines(organization: Organization, wanted: Wanted, zone: tzinfo) -> AsyncIterator[bytes]:
     """Yield the same in the event loop; the database is read in the request's thread."""
     inner = lines(organization, wanted, zone)
-    while (part := await sync_to_async(next)(inner, None)) is not None:
+    while (part := await sync_to_async(_next)(inner)) is not None:
         yield part
+
+
+def _next(parts: Iterator[bytes]) -> bytes | None:
+    # Not the built-in itself: no StopIteration may pass through a coroutine.
+    return next(parts, None)
 
 
 def size(row: Generation) -> str:

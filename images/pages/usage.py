@@ -61,7 +61,8 @@ class FilterForm(forms.Form):
     )
 
     def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, use_required_attribute=False, label_suffix="")
+        kwargs |= {"use_required_attribute": False, "label_suffix": ""}
+        super().__init__(*args, **kwargs)
         any_of: list[tuple[str, Any]] = [("", _("any"))]
         keys = organization.api_keys.order_by("-created_at")[:MAX_KEYS]
         self._choices("key").choices = any_of + [
