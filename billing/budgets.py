@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from django.db import transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
@@ -51,8 +52,9 @@ def set_member_budget(
 
 def remove(budget: Budget) -> None:
     """End a budget. Its periods go with it; what was spent stays in the ledger."""
-    BudgetPeriod.objects.filter(budget=budget).delete()
-    budget.delete()
+    with transaction.atomic():
+        BudgetPeriod.objects.filter(budget=budget).delete()
+        budget.delete()
 
 
 def current(key: ApiKey) -> list[tuple[Budget, BudgetPeriod]]:

@@ -18,6 +18,7 @@ from django.conf import settings  # noqa: E402 - the settings must be there firs
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.db import connections  # noqa: E402
 
+from billing.stripe_catalog import check_mode  # noqa: E402
 from images.api.handler import ApiHandler  # noqa: E402
 from images.api.requests import Receive, Scope, Send  # noqa: E402
 from images.gateway import Gateway, open_gateway  # noqa: E402
@@ -52,6 +53,7 @@ class Application:
         async with AsyncExitStack() as stack:
             await receive()
             try:
+                await sync_to_async(_check_mode)()
                 self.gateway = await stack.enter_async_context(open_gateway())
                 self._api = ApiHandler(self.gateway)
             except Exception as error:
@@ -68,6 +70,13 @@ class Application:
             await self.gateway.drain(settings.REQUEST_DEADLINE_SECONDS + 10)
         self.gateway = self._api = None
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _check_mode() -> None:
+    try:
+        check_mode()
+    finally:
+        connections.close_all()
 
 
 application = Application()

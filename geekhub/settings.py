@@ -5,6 +5,7 @@ A `.env` file in the checkout is read when it is there; the environment wins ove
 
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -313,6 +314,27 @@ if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(
     raise ImproperlyConfigured("STRIPE_SECRET_KEY begins with sk_ or rk_, then test_ or live_")
 if bool(STRIPE_SECRET_KEY) != bool(STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET are set together")
+
+# --- Alerts ---------------------------------------------------------------------------------
+
+# smtp+tls://user:password@host:587, smtp+ssl:// or smtp://; without it mails go to stderr.
+_mail = env.email_url("EMAIL_URL", default="consolemail://")
+MAILERS: dict[str, dict[str, Any]] = {"default": {"BACKEND": _mail["EMAIL_BACKEND"]}}
+if _mail["EMAIL_BACKEND"].endswith(".smtp.EmailBackend"):
+    MAILERS["default"]["OPTIONS"] = {
+        "host": _mail["EMAIL_HOST"],
+        "port": _mail["EMAIL_PORT"],
+        "username": _mail["EMAIL_HOST_USER"],
+        "password": _mail["EMAIL_HOST_PASSWORD"],
+        "use_tls": _mail.get("EMAIL_USE_TLS", False),
+        "use_ssl": _mail.get("EMAIL_USE_SSL", False),
+        "timeout": 10,
+    }
+elif _mail["EMAIL_BACKEND"].endswith(".console.EmailBackend"):
+    MAILERS["default"]["OPTIONS"] = {"stream": sys.stderr}
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="Geek Hub <billing@localhost>")
+# Origins such as http://127.0.0.1:9000 that alerts may be posted to although they are not public.
+ALERT_LOCAL_ORIGINS = env.list("ALERT_LOCAL_ORIGINS", default=[])
 
 # --- Logs -----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from django.contrib.auth import views as auth
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from billing import webhooks
 from geekhub import health, metrics
 from images import views as images
 
@@ -13,6 +14,7 @@ urlpatterns = [
     path("health", health.health),
     path("ready", health.ready),
     path("metrics", metrics.metrics),
+    path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
     path("login", auth.LoginView.as_view(template_name="accounts/login.html"), name="login"),
     path("logout", auth.LogoutView.as_view(), name="logout"),
     path("dashboard", images.overview, name="dashboard"),

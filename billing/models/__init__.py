@@ -15,7 +15,12 @@ from billing.models.money import (
     PriceState,
     PriceVersion,
 )
-from billing.models.reconciliation import Difference, DifferenceState, Reconciliation
+from billing.models.reconciliation import (
+    Difference,
+    DifferenceState,
+    LedgerTotal,
+    Reconciliation,
+)
 from billing.models.stripe import (
     Invoice,
     JobRun,
@@ -42,6 +47,7 @@ __all__ = [
     "Invoice",
     "JobRun",
     "LedgerEntry",
+    "LedgerTotal",
     "MeterEvent",
     "MeterState",
     "MeteredEntry",

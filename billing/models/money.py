@@ -112,6 +112,9 @@ class BillingAccount(models.Model):
     credit_limit_micro = models.BigIntegerField(default=0)
     status = models.CharField(max_length=9, choices=AccountStatus, default=AccountStatus.OK)
     status_reason = models.CharField(max_length=200, blank=True)
+    suspended_by_staff = models.BooleanField(
+        default=False, help_text="Only staff end it then; a payment does not."
+    )
     grace_until = models.DateTimeField(null=True)
     stripe_customer = models.CharField(max_length=100, blank=True)
     card = models.CharField(
@@ -139,6 +142,10 @@ class BillingAccount(models.Model):
                 condition=Q(status=AccountStatus.GRACE, grace_until__isnull=False)
                 | (~Q(status=AccountStatus.GRACE) & Q(grace_until=None)),
                 name="grace_has_an_end",
+            ),
+            models.CheckConstraint(
+                condition=Q(suspended_by_staff=False) | Q(status=AccountStatus.SUSPENDED),
+                name="staff_suspension_is_one",
             ),
             models.CheckConstraint(
                 condition=Q(
@@ -297,7 +304,12 @@ class Hold(models.Model):
         indexes = [
             models.Index(
                 fields=["lease_until"], condition=Q(state=HoldState.HELD), name="open_holds"
-            )
+            ),
+            models.Index(
+                fields=["settled_at"],
+                condition=Q(state=HoldState.CAPTURED),
+                name="captured_holds",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -357,6 +369,8 @@ class LedgerEntry(models.Model):
         ]
         indexes = [
             models.Index(fields=["organization", "-created_at"], name="ledger_of_one"),
+            # For what goes on from a mark: freezing, and adding up what is new.
+            models.Index(fields=["organization", "id"], name="ledger_in_order"),
             models.Index(fields=["api_key", "-created_at"], name="ledger_of_a_key"),
         ]
 

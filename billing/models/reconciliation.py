@@ -8,14 +8,37 @@ from accounts.models import Organization
 from billing.models.money import PriceVersion
 
 
+class LedgerTotal(models.Model):
+    """What the ledger of one organization sums up to through its entry `through`.
+
+    Rows of the ledger never change, so what was added up once need not be read again.
+    """
+
+    organization = models.OneToOneField(
+        Organization, on_delete=models.PROTECT, primary_key=True, related_name="ledger_total"
+    )
+    through = models.BigIntegerField()
+    balance_micro = models.BigIntegerField()
+    spent_micro = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.balance_micro} µUSD through {self.through}"
+
+
 class Reconciliation(models.Model):
     """One comparison that was made."""
 
     kind = models.CharField(max_length=20)
+    subject = models.CharField(
+        max_length=100, blank=True, help_text="The invoice it was of, by Stripe's id."
+    )
     started_at = models.DateTimeField()
     finished_at = models.DateTimeField(null=True)
     checked = models.PositiveIntegerField(default=0)
     differences = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        indexes = [models.Index(fields=["subject", "kind"], name="reconciliations_of_one")]
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.started_at:%Y-%m-%d %H:%M}"

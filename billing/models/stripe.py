@@ -217,6 +217,9 @@ class Invoice(models.Model):
     total_cents = models.BigIntegerField()
     amount_due_cents = models.BigIntegerField()
     amount_paid_cents = models.BigIntegerField()
+    payment_failed = models.BooleanField(
+        default=False, help_text="It is owed: Stripe has tried to collect it and could not."
+    )
     lines = models.JSONField(
         help_text="[{id, price, description, quantity, unit_cents, amount_cents, start, end}]"
     )
@@ -225,7 +228,14 @@ class Invoice(models.Model):
     fetched_at = models.DateTimeField()
 
     class Meta:
-        indexes = [models.Index(fields=["organization", "-created"], name="invoices_of_one")]
+        indexes = [
+            models.Index(fields=["organization", "-created"], name="invoices_of_one"),
+            models.Index(
+                fields=["organization"],
+                condition=models.Q(payment_failed=True),
+                name="invoices_owed",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.number or self.stripe_id} {self.status}"
