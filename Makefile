@@ -39,7 +39,7 @@ lint: setup ## formatting, ruff, mypy, import rules, missing migrations, deploym
 	.venv/bin/lint-imports --no-logo && \
 	$(python) manage.py makemigrations --check --dry-run && \
 	SECRET_KEY=$$($(python) -c 'import secrets; print(secrets.token_urlsafe(45))') \
-	    ALLOWED_HOSTS=example.com PUBLIC_URL=https://example.com \
+	    ALLOWED_HOSTS=example.com PUBLIC_URL=https://example.com EMAIL_URL=smtp://mail.example.com \
 	    $(python) manage.py check --deploy --fail-level WARNING
 
 fmt: setup ## format the code and apply ruff's safe fixes

@@ -1,69 +1,122 @@
-"""Budgets: the most a key (and its successors) may spend in a period."""
+"""Budgets: the most a key (with its successors), or a member's keys, may use in a period."""
 
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from django.db.models import F
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
-from accounts.models import ApiKey
+from accounts.models import ApiKey, Organization, User
 from billing.models import Budget, BudgetPeriod, Period
 
 
 class BudgetExceeded(Exception):
-    """The key's budget for the running period does not cover the request."""
+    """A budget for the running period does not cover the request."""
 
 
-def set_budget(key: ApiKey, limit_micro: int, period: Period) -> Budget:
-    """Give the key's family a budget, or change the one it has."""
+def set_budget(
+    key: ApiKey, limit_micro: int | None, period: Period, *, limit_images: int | None = None
+) -> Budget:
+    """Give the key's family a budget for such a period, or change the one it has."""
     budget, _ = Budget.objects.update_or_create(
         key_family=key.family,
+        period=period,
         defaults={
             "organization_id": key.organization_id,
             "limit_micro": limit_micro,
-            "period": period,
+            "limit_images": limit_images,
         },
     )
     return budget
 
 
-def current(key_family: uuid.UUID) -> tuple[Budget, BudgetPeriod] | None:
-    """Return the family's budget and its running period, which may not be saved yet."""
-    budget = Budget.objects.filter(key_family=key_family).first()
-    if budget is None:
-        return None
+def set_member_budget(
+    organization: Organization,
+    member: User,
+    limit_micro: int | None,
+    period: Period,
+    *,
+    limit_images: int | None = None,
+) -> Budget:
+    """Give a member's keys together a budget for such a period, or change the one there is."""
+    budget, _ = Budget.objects.update_or_create(
+        organization=organization,
+        member=member,
+        period=period,
+        defaults={"limit_micro": limit_micro, "limit_images": limit_images},
+    )
+    return budget
+
+
+def remove(budget: Budget) -> None:
+    """End a budget. Its periods go with it; what was spent stays in the ledger."""
+    with transaction.atomic():
+        BudgetPeriod.objects.filter(budget=budget).delete()
+        budget.delete()
+
+
+def current(key: ApiKey) -> list[tuple[Budget, BudgetPeriod]]:
+    """Return the key's budgets, its maker's too, each with its running period, maybe unsaved."""
+    return [
+        running(budget) for budget in _covering(key.family, key.organization_id, key.created_by_id)
+    ]
+
+
+def running(budget: Budget) -> tuple[Budget, BudgetPeriod]:
+    """Return a budget with its running period, which may not be saved yet."""
     starts_at = period_start(Period(budget.period), timezone.now())
-    running = BudgetPeriod.objects.filter(budget=budget, starts_at=starts_at).first()
-    return budget, running or BudgetPeriod(budget=budget, starts_at=starts_at)
+    found = BudgetPeriod.objects.filter(budget=budget, starts_at=starts_at).first()
+    return budget, found or BudgetPeriod(budget=budget, starts_at=starts_at)
 
 
-def hold(key_family: uuid.UUID, amount_micro: int) -> int | None:
-    """Set an amount aside in the running period; return the period's id, None without a budget.
+def hold(key: ApiKey, *, amount_micro: int, images: int) -> list[int]:
+    """Set an amount and a count aside in every running period that covers the key.
 
-    Raises BudgetExceeded. Call it inside the transaction that makes the hold.
+    Returns the periods' ids in the order in which they must be settled. Raises BudgetExceeded:
+    call it inside the transaction that makes the hold, so that all are held or none.
     """
-    budget = Budget.objects.filter(key_family=key_family).first()
-    if budget is None:
-        return None
+    return [
+        _hold_one(budget, amount_micro, images)
+        for budget in _covering(key.family, key.organization_id, key.created_by_id)
+    ]
+
+
+def _hold_one(budget: Budget, amount_micro: int, images: int) -> int:
     starts_at = period_start(Period(budget.period), timezone.now())
     BudgetPeriod.objects.bulk_create(
         [BudgetPeriod(budget=budget, starts_at=starts_at)], ignore_conflicts=True
     )
-    running = BudgetPeriod.objects.get(budget=budget, starts_at=starts_at)
-    room = BudgetPeriod.objects.filter(
-        pk=running.pk,
-        spent_micro__lte=budget.limit_micro - amount_micro - F("held_micro"),
-    )
-    if not room.update(held_micro=F("held_micro") + amount_micro):
-        raise BudgetExceeded(f"The key's budget for this {budget.period} is used up.")
-    return running.pk
+    period = BudgetPeriod.objects.get(budget=budget, starts_at=starts_at)
+    room = Q(pk=period.pk)
+    if budget.limit_micro is not None:
+        room &= Q(spent_micro__lte=budget.limit_micro - amount_micro - F("held_micro"))
+    if budget.limit_images is not None:
+        room &= Q(spent_images__lte=budget.limit_images - images - F("held_images"))
+    if not BudgetPeriod.objects.filter(room).update(
+        held_micro=F("held_micro") + amount_micro, held_images=F("held_images") + images
+    ):
+        whose = "key" if budget.key_family else "member"
+        raise BudgetExceeded(f"The {whose}'s budget for this {budget.period} is used up.")
+    return period.pk
 
 
-def settle(period_id: int | None, *, held_micro: int, spent_micro: int) -> None:
-    """Turn what was held in a period into what was spent."""
-    if period_id is not None:
+def settle(
+    periods: Iterable[int],
+    *,
+    held_micro: int,
+    spent_micro: int,
+    held_images: int,
+    spent_images: int,
+) -> None:
+    """Turn what was held in each period into what was spent."""
+    for period_id in periods:
         BudgetPeriod.objects.filter(pk=period_id).update(
-            held_micro=F("held_micro") - held_micro, spent_micro=F("spent_micro") + spent_micro
+            held_micro=F("held_micro") - held_micro,
+            spent_micro=F("spent_micro") + spent_micro,
+            held_images=F("held_images") - held_images,
+            spent_images=F("spent_images") + spent_images,
         )
 
 
@@ -77,3 +130,13 @@ def period_start(period: Period, at: datetime) -> datetime:
             return day - timedelta(days=day.weekday())
         case Period.MONTH:
             return day.replace(day=1)
+
+
+def _covering(
+    family: uuid.UUID, organization_id: uuid.UUID, member_id: int | None
+) -> QuerySet[Budget]:
+    # Always in one order: two requests that wait for each other's rows would wait for ever.
+    scope = Q(key_family=family)
+    if member_id is not None:
+        scope |= Q(organization_id=organization_id, member_id=member_id)
+    return Budget.objects.filter(scope).order_by("pk")

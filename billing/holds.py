@@ -17,6 +17,8 @@ from django.utils import timezone
 from accounts.models import ApiKey
 from billing import budgets
 from billing.models import (
+    AccountStatus,
+    BillingAccount,
     EntryKind,
     Hold,
     HoldState,
@@ -26,6 +28,7 @@ from billing.prices import Quote
 from geekhub.lib import db
 
 __all__ = [
+    "AccountSuspended",
     "HoldLost",
     "InsufficientBalance",
     "authorize",
@@ -36,11 +39,17 @@ __all__ = [
 ]
 
 
+# No user has this id: the keys an operator made belong to no member.
+NOBODY = 0
 # One statement decides; two requests at once cannot both take the last of a balance.
 HOLD = """
     UPDATE billing_billingaccount SET held_micro = held_micro + %s
     WHERE organization_id = %s AND balance_micro + credit_limit_micro - held_micro >= %s
-    RETURNING EXISTS (SELECT 1 FROM billing_budget WHERE key_family = %s)
+        AND status <> 'suspended'
+    RETURNING EXISTS (
+        SELECT 1 FROM billing_budget
+        WHERE key_family = %s OR (organization_id = %s AND member_id = %s)
+    )
 """
 # `captured` guards against a part that was charged in between.
 END = """
@@ -60,6 +69,10 @@ class InsufficientBalance(Exception):
     """The organization cannot pay for the request."""
 
 
+class AccountSuspended(InsufficientBalance):
+    """The organization may not spend until it has paid, or staff let it."""
+
+
 class HoldLost(Exception):
     """The hold was settled by somebody else; the result must be discarded."""
 
@@ -75,14 +88,19 @@ def authorize(
 ) -> Hold:
     """Set aside the price of `quantity` images of the dearest quoted model.
 
-    Raises InsufficientBalance or BudgetExceeded, and then nothing is held. A second hold for the
-    same request violates its constraint. Runs in the caller's transaction if there is one.
+    Raises InsufficientBalance, AccountSuspended or BudgetExceeded, and then nothing is held. A
+    second hold for the same request violates its constraint. Runs in the caller's transaction if
+    there is one.
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
     with transaction.atomic(savepoint=False):
-        held = db.fetch(HOLD, amount, key.organization_id, amount, key.family)
+        held = db.fetch(
+            HOLD,
+            *(amount, key.organization_id, amount),
+            *(key.family, key.organization_id, key.created_by_id or NOBODY),
+        )
         if held is None:
-            raise InsufficientBalance
+            raise _refusal(key)
         (has_budget,) = held
         hold = Hold(
             organization_id=key.organization_id,
@@ -91,7 +109,9 @@ def authorize(
             quantity=quantity,
             amount_micro=amount,
             quotes={quote.model: [quote.price_version_id, quote.unit_micro] for quote in quotes},
-            budget_period_id=budgets.hold(key.family, amount) if has_budget else None,
+            budget_periods=(
+                budgets.hold(key, amount_micro=amount, images=quantity) if has_budget else []
+            ),
             owner=owner,
             lease_until=timezone.now() + lease,
         )
@@ -109,7 +129,13 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
     with transaction.atomic(savepoint=False):
         _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)
-        return _charge(hold, model, delivered, held_micro=_still_held(hold))
+        return _charge(
+            hold,
+            model,
+            delivered,
+            held_micro=_still_held(hold),
+            held_images=hold.quantity - hold.captured,
+        )
 
 
 def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
@@ -122,7 +148,7 @@ def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
         held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
         if hold.captured >= hold.quantity or not held.update(captured=F("captured") + 1):
             raise HoldLost(hold.request_id)
-        return _charge(hold, model, 1, held_micro=_unit_held(hold))
+        return _charge(hold, model, 1, held_micro=_unit_held(hold), held_images=1)
 
 
 def release(hold: Hold) -> None:
@@ -153,7 +179,13 @@ def _still_held(hold: Hold) -> int:
 def _give_back(hold: Hold, state: HoldState) -> None:
     with transaction.atomic(savepoint=False):
         _end(hold, HoldState.CAPTURED if hold.captured else state, captured=hold.captured)
-        _move(hold, held_micro=_still_held(hold), spent_micro=0)
+        _move(
+            hold,
+            held_micro=_still_held(hold),
+            spent_micro=0,
+            held_images=hold.quantity - hold.captured,
+            spent_images=0,
+        )
 
 
 def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
@@ -162,10 +194,18 @@ def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
         raise HoldLost(hold.request_id)
 
 
-def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> LedgerEntry:
+def _charge(
+    hold: Hold, model: str, delivered: int, *, held_micro: int, held_images: int
+) -> LedgerEntry:
     price_version_id, unit_micro = hold.quotes[model]
     amount = delivered * unit_micro
-    _move(hold, held_micro=held_micro, spent_micro=amount)
+    _move(
+        hold,
+        held_micro=held_micro,
+        spent_micro=amount,
+        held_images=held_images,
+        spent_images=delivered,
+    )
     entry = LedgerEntry(
         organization_id=hold.organization_id,
         # A part of a hold is named by the first image it charges.
@@ -183,6 +223,23 @@ def _charge(hold: Hold, model: str, delivered: int, *, held_micro: int) -> Ledge
     return entry
 
 
-def _move(hold: Hold, *, held_micro: int, spent_micro: int) -> None:
+def _move(
+    hold: Hold, *, held_micro: int, spent_micro: int, held_images: int, spent_images: int
+) -> None:
+    # The account is always first: whoever holds its row sees every entry that is in its balance.
     db.execute(MOVE, held_micro, spent_micro, spent_micro, hold.organization_id)
-    budgets.settle(hold.budget_period_id, held_micro=held_micro, spent_micro=spent_micro)
+    budgets.settle(
+        hold.budget_periods,
+        held_micro=held_micro,
+        spent_micro=spent_micro,
+        held_images=held_images,
+        spent_images=spent_images,
+    )
+
+
+def _refusal(key: ApiKey) -> InsufficientBalance:
+    """Return why the account refused; asked only then."""
+    suspended = BillingAccount.objects.filter(
+        organization_id=key.organization_id, status=AccountStatus.SUSPENDED
+    ).first()
+    return AccountSuspended(suspended.status_reason) if suspended else InsufficientBalance()

@@ -1,13 +1,18 @@
-"""Price versions: append-only, the newest one counts."""
+"""Price versions: append-only, the newest active one counts.
+
+With Stripe connected a new version is a draft until Stripe can bill it (`billing.stripe_catalog`).
+An organization whose subscription cannot bill it yet stays on an older one by an exception.
+"""
 
 import math
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
 
-from billing.models import PriceVersion
+from billing.models import PriceException, PriceState, PriceVersion
 
 
 class UnknownPrice(Exception):
@@ -23,17 +28,20 @@ class Quote:
     unit_micro: int
 
 
-def publish(prices: Mapping[str, int]) -> list[PriceVersion]:
+def publish(prices: Mapping[str, int], state: PriceState = PriceState.ACTIVE) -> list[PriceVersion]:
     """Make a new version for each model whose price (micro-USD) differs; return the new ones.
 
     Safe to run again and on two hosts at once.
     """
-    return [version for model, unit in prices.items() if (version := _publish_one(model, unit))]
+    return [
+        version for model, unit in prices.items() if (version := _publish_one(model, unit, state))
+    ]
 
 
 def pending(prices: Mapping[str, int]) -> dict[str, tuple[int | None, int]]:
     """Return what publish() would change: {model: (price now, price then)} in micro-USD."""
-    now = {version.model: version.unit_micro for version in _newest(prices)}
+    known = PriceVersion.objects.filter(model__in=list(prices)).order_by("version")
+    now = {version.model: version.unit_micro for version in known}
     return {
         model: (now.get(model), unit) for model, unit in prices.items() if now.get(model) != unit
     }
@@ -42,10 +50,9 @@ def pending(prices: Mapping[str, int]) -> dict[str, tuple[int | None, int]]:
 def current(models: Iterable[str]) -> dict[str, Quote]:
     """Return the quote of every model; raises UnknownPrice naming one without a price."""
     wanted = list(models)
-    quotes = {
-        version.model: Quote(version.model, version.pk, version.unit_micro)
-        for version in _newest(wanted)
-    }
+    # Ordered so that the last version of a model is the one a dict keeps.
+    active = PriceVersion.objects.filter(model__in=wanted, state=PriceState.ACTIVE)
+    quotes = {version.model: _quote(version) for version in active.order_by("version")}
     for model in wanted:
         if model not in quotes:
             raise UnknownPrice(model)
@@ -63,33 +70,50 @@ class PriceBook:
         self._fresh_seconds = fresh_seconds
         self._read_at = -math.inf
         self._quotes: Mapping[str, Quote] = {}
+        self._exceptions: Mapping[tuple[uuid.UUID, str], Quote | None] = {}
 
-    def current(self, models: Iterable[str]) -> dict[str, Quote]:
-        """Return the quote of every model, as `current` does."""
+    def current(self, models: Iterable[str], organization_id: uuid.UUID) -> dict[str, Quote]:
+        """Return the organization's quote of every model; raises UnknownPrice naming one."""
         wanted = list(models)
         old = time.monotonic() - self._read_at > self._fresh_seconds
         if old or not all(model in self._quotes for model in wanted):
             kept = {} if old else self._quotes
             self._quotes = {**kept, **current(wanted)}
+            self._exceptions = _exceptions() if old else self._exceptions
             self._read_at = time.monotonic() if old else self._read_at
-        return {model: self._quotes[model] for model in wanted}
+        quotes = {}
+        for model in wanted:
+            quote = self._exceptions.get((organization_id, model), self._quotes[model])
+            if quote is None:
+                raise UnknownPrice(model)
+            quotes[model] = quote
+        return quotes
 
 
-def _newest(models: Iterable[str]) -> Iterable[PriceVersion]:
-    # Ordered so that the last version of a model is the one a dict keeps.
-    return PriceVersion.objects.filter(model__in=list(models)).order_by("version")
+def _exceptions() -> dict[tuple[uuid.UUID, str], Quote | None]:
+    rows = PriceException.objects.select_related("price_version")
+    return {
+        (row.organization_id, row.model): _quote(row.price_version) if row.price_version else None
+        for row in rows
+    }
 
 
-def _publish_one(model: str, unit_micro: int) -> PriceVersion | None:
+def _quote(version: PriceVersion) -> Quote:
+    return Quote(version.model, version.pk, version.unit_micro)
+
+
+def _publish_one(model: str, unit_micro: int, state: PriceState) -> PriceVersion | None:
     newest = PriceVersion.objects.filter(model=model).order_by("-version").first()
     if newest is not None and newest.unit_micro == unit_micro:
         return None
     number = newest.version + 1 if newest else 1
     try:
         with transaction.atomic():
-            return PriceVersion.objects.create(model=model, version=number, unit_micro=unit_micro)
+            return PriceVersion.objects.create(
+                model=model, version=number, unit_micro=unit_micro, state=state
+            )
     except IntegrityError:
         if not PriceVersion.objects.filter(model=model, version=number).exists():
             raise  # no race: the price itself is refused
         # Another host published this version first; look again at what it says.
-        return _publish_one(model, unit_micro)
+        return _publish_one(model, unit_micro, state)

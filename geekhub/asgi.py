@@ -21,6 +21,7 @@ from django.conf import settings  # noqa: E402 - the settings must be there firs
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.db import connections  # noqa: E402
 
+from billing.stripe_catalog import check_mode  # noqa: E402
 from images.api.handler import ApiHandler  # noqa: E402
 from images.api.requests import Receive, Scope, Send  # noqa: E402
 from images.gateway import Gateway, open_gateway  # noqa: E402
@@ -56,6 +57,7 @@ class Application:
         async with AsyncExitStack() as stack:
             await receive()
             try:
+                await sync_to_async(_check_mode)()
                 self.gateway = await stack.enter_async_context(open_gateway())
                 self._api = ApiHandler(self.gateway)
             except Exception as error:
@@ -95,6 +97,13 @@ def _undisturbed(receive: Receive, send: Send) -> tuple[Receive, Send]:
         await send(message)
 
     return hear, tell
+
+
+def _check_mode() -> None:
+    try:
+        check_mode()
+    finally:
+        connections.close_all()
 
 
 application = Application()

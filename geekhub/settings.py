@@ -402,6 +402,31 @@ def _micro_usd(name: str, default: str) -> int:
 SIGNUP_BONUS_MICRO = _micro_usd("SIGNUP_BONUS_USD", "2.50")
 DEFAULT_CREDIT_LIMIT_MICRO = _micro_usd("DEFAULT_CREDIT_LIMIT_USD", "0")
 
+# Without a key billing stays local: pictures are drawn and charged, and nothing is invoiced.
+STRIPE_SECRET_KEY = env.str("STRIPE_SECRET_KEY", default="")
+STRIPE_API_BASE = env.str("STRIPE_API_BASE", default="https://api.stripe.com").rstrip("/")
+STRIPE_METER_EVENTS_BASE = env.str(
+    "STRIPE_METER_EVENTS_BASE", default="https://meter-events.stripe.com"
+).rstrip("/")
+# One secret for each destination, and the old one beside the new while it is rotated.
+STRIPE_WEBHOOK_SECRETS = env.list("STRIPE_WEBHOOK_SECRET", default=[])
+# Calls a second to meter events, of all workers of this host: 20 in a sandbox, 200 live.
+STRIPE_METER_RATE = env.float("STRIPE_METER_RATE", default=0)
+# How long an unpaid invoice may stay so before requests are refused.
+PAYMENT_GRACE_DAYS = env.int("PAYMENT_GRACE_DAYS", default=14)
+STRIPE_LIVEMODE = "_live_" in STRIPE_SECRET_KEY
+if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(
+    ("sk_test_", "sk_live_", "rk_test_", "rk_live_")
+):
+    raise ImproperlyConfigured("STRIPE_SECRET_KEY begins with sk_ or rk_, then test_ or live_")
+if bool(STRIPE_SECRET_KEY) != bool(STRIPE_WEBHOOK_SECRETS):
+    raise ImproperlyConfigured("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET are set together")
+
+# --- Alerts ---------------------------------------------------------------------------------
+
+# Origins such as http://127.0.0.1:9000 that alerts may be posted to although they are not public.
+ALERT_LOCAL_ORIGINS = env.list("ALERT_LOCAL_ORIGINS", default=[])
+
 # --- Logs -----------------------------------------------------------------------------------
 
 LOG_FORMAT = env.str("LOG_FORMAT", default="console" if DEMO else "json")

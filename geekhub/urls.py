@@ -6,6 +6,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
 
+from billing import webhooks
 from geekhub import health, metrics
 from images import views as images
 
@@ -20,6 +21,7 @@ urlpatterns = [
     path("language", set_language, name="set_language"),
     path("", include("images.pages.urls")),
     path("", include("accounts.urls")),
+    path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
     path(
         f"storage/v1/object/public/{settings.SUPABASE_BUCKET}/<path:name>",
         images.local_picture,

@@ -167,7 +167,9 @@ def begin(
         earlier = _earlier(key, request, idempotency_key)
         if earlier is not None:
             return earlier
-    quotes = gateway.prices.current([model.id for _, model in routing.named(request)])
+    quotes = gateway.prices.current(
+        [model.id for _, model in routing.named(request)], key.organization_id
+    )
     timed = request.strategy != "cheapest"
     candidates, skipped = routing.candidates(
         request,

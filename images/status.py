@@ -20,7 +20,7 @@ class Credits:
     account: BillingAccount
     spent_30_days_micro: int
     key_spent_micro: int
-    budget: tuple[Budget, BudgetPeriod] | None
+    budgets: list[tuple[Budget, BudgetPeriod]]
 
 
 def find_generation(key: ApiKey, request_id: str) -> Generation | None:
@@ -35,13 +35,13 @@ def find_generation(key: ApiKey, request_id: str) -> Generation | None:
 
 
 def credits(key: ApiKey) -> Credits:
-    """Return balance, spend and budget."""
+    """Return balance, spend and budgets; a key without a budget is told its last 30 days."""
     month_ago = timezone.now() - timedelta(days=30)
-    budget = budgets.current(key.family)
-    since = budget[1].starts_at if budget else month_ago
+    covering = budgets.current(key)
+    since = covering[0][1].starts_at if covering else month_ago
     return Credits(
         account=ledger.balance(key.organization),
         spent_30_days_micro=ledger.spent_since(key.organization, since=month_ago),
         key_spent_micro=ledger.spent_since(key.organization, since=since, key_family=key.family),
-        budget=budget,
+        budgets=covering,
     )

@@ -1,5 +1,6 @@
 """What carries mail, from one address such as smtp+tls://user:password@smtp.example.com:587."""
 
+import sys
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -14,7 +15,10 @@ def mailer(url: str, *, printed: bool) -> dict[str, Any]:
     Raises ValueError for a URL that names no mail server.
     """
     if not url:
-        return {"BACKEND": f"{BACKENDS}{'console' if printed else 'dummy'}.EmailBackend"}
+        if not printed:
+            return {"BACKEND": f"{BACKENDS}dummy.EmailBackend"}
+        # Standard output is for what a command is asked for.
+        return {"BACKEND": f"{BACKENDS}console.EmailBackend", "OPTIONS": {"stream": sys.stderr}}
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise ValueError("is smtp://, smtp+tls:// or smtp+ssl:// and a host")

@@ -8,6 +8,7 @@ from typing import Any
 import pybase64
 
 from accounts.models import ApiKey
+from billing.models import Budget, BudgetPeriod
 from geekhub.lib import money
 from images.catalog import MAX_N, OWNERS, ImageModel
 from images.gateway import Gateway
@@ -151,16 +152,7 @@ def credits(what: Credits) -> dict[str, Any]:
     """Return OpenRouter's credits shape with our additions."""
     account = what.account
     total = account.balance_micro + account.spent_micro
-    budget = None
-    if what.budget is not None:
-        rule, running = what.budget
-        budget = {
-            "limit_usd": money.to_usd(rule.limit_micro),
-            "period": rule.period,
-            "since": running.starts_at.isoformat(),
-            "spent_usd": money.to_usd(running.spent_micro),
-            "held_usd": money.to_usd(running.held_micro),
-        }
+    covering = [_budget(rule, running) for rule, running in what.budgets]
     return {
         "data": {
             "total_credits": float(money.to_decimal(total)),
@@ -171,8 +163,26 @@ def credits(what: Credits) -> dict[str, Any]:
             "held_usd": money.to_usd(account.held_micro),
             "credit_limit_usd": money.to_usd(account.credit_limit_micro),
             "spent_30_days_usd": money.to_usd(what.spent_30_days_micro),
-            "key": {"spent_usd": money.to_usd(what.key_spent_micro), "budget": budget},
+            "key": {
+                "spent_usd": money.to_usd(what.key_spent_micro),
+                "budget": covering[0] if covering else None,
+                "budgets": covering,
+            },
         },
+    }
+
+
+def _budget(rule: Budget, running: BudgetPeriod) -> dict[str, Any]:
+    return {
+        "scope": "key" if rule.key_family else "member",
+        "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
+        "limit_images": rule.limit_images,
+        "period": rule.period,
+        "since": running.starts_at.isoformat(),
+        "spent_usd": money.to_usd(running.spent_micro),
+        "held_usd": money.to_usd(running.held_micro),
+        "spent_images": running.spent_images,
+        "held_images": running.held_images,
     }
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rest_framework.exceptions as drf
+from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 from django.http import Http404
 
 from accounts import keys
 from billing.budgets import BudgetExceeded
-from billing.holds import HoldLost, InsufficientBalance
+from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
 from images import gallery, generation, routing
 from images.api.requests import BodyTooLarge, BodyTooSlow
@@ -108,11 +109,17 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("invalid_api_key", str(error))
         case keys.RevokedKey():
             return ApiError("key_revoked", str(error))
+        case AccountSuspended():
+            return ApiError(
+                "insufficient_balance",
+                f"The organization is suspended{f': {error}' if str(error) else ''}. What to do "
+                f"is on its billing page: {settings.PUBLIC_URL}/dashboard/billing",
+            )
         case InsufficientBalance():
             return ApiError(
                 "insufficient_balance",
-                "The organization's balance does not cover this request. Recharge it on the "
-                "billing page of the dashboard.",
+                "The organization's balance does not cover this request. Recharge it on its "
+                f"billing page: {settings.PUBLIC_URL}/dashboard/billing",
             )
         case BudgetExceeded():
             return ApiError("guardrail_blocked", str(error), retry=False)

@@ -33,7 +33,7 @@ class Row:
 
     key: ApiKey
     spent_micro: int
-    budget: tuple[Budget, BudgetPeriod] | None
+    budgets: list[tuple[Budget, BudgetPeriod]]
     unused: bool
     ending: bool
 
@@ -45,9 +45,7 @@ def index(request: MemberRequest) -> HttpResponse:
     now = timezone.now()
     organization = request.access.organization
     spent = ledger.spend_by_key(organization, since=now - SPEND)
-    limited = set(
-        Budget.objects.filter(organization=organization).values_list("key_family", flat=True)
-    )
+    limited = list(Budget.objects.filter(organization=organization, member=None).order_by("pk"))
     living, ended = [], []
     # A playground's key is nobody's to use; it is here only to be resumed.
     shown = organization.api_keys.exclude(playground=True, paused_at=None)
@@ -59,7 +57,9 @@ def index(request: MemberRequest) -> HttpResponse:
             Row(
                 key=key,
                 spent_micro=spent.get(key.pk, 0),
-                budget=budgets.current(key.family) if key.family in limited else None,
+                budgets=[
+                    budgets.running(budget) for budget in limited if budget.key_family == key.family
+                ],
                 unused=(key.last_used_at or key.created_at) < now - IDLE,
                 ending=key.expires_at is not None,
             )

@@ -15,7 +15,6 @@ from django.conf import settings as live_settings
 from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
-from accounts.keys import NewKey
 from accounts.models import Organization
 from billing import budgets
 from billing.models import Hold, HoldState, LedgerEntry, Period
@@ -98,7 +97,7 @@ def test_head_has_the_headers_and_no_body(api: Api, subtests: pytest.Subtests) -
 
 
 def test_credits_have_openrouter_s_shape_and_our_numbers(
-    api: Api, sandbox: Api, acme: Organization, live_key: NewKey, connect: Callable[..., Api]
+    api: Api, sandbox: Api, acme: Organization, connect: Callable[..., Api]
 ) -> None:
     assert api.draw(n=2).status_code == 200
     assert sandbox.draw().status_code == 200
@@ -112,15 +111,35 @@ def test_credits_have_openrouter_s_shape_and_our_numbers(
             "held_usd": "0.00",
             "credit_limit_usd": "0.00",
             "spent_30_days_usd": "0.42",
-            "key": {"spent_usd": "0.38", "budget": None},
+            "key": {"spent_usd": "0.38", "budget": None, "budgets": []},
         },
     }
     assert colleague.get("credits").json()["geekhub"]["key"]["spent_usd"] == "0.04"
-    budgets.set_budget(live_key.row, 5_000_000, Period.MONTH)
-    budget = api.get("credits").json()["geekhub"]["key"]["budget"]
-    since = datetime.fromisoformat(budget.pop("since"))
-    assert (since.day, since.hour, since.minute) == (1, 0, 0)
-    assert (budget["limit_usd"], budget["period"]) == ("5.00", "month")
+
+
+def test_credits_tell_every_budget_that_covers_the_key(
+    api: Api, acme: Organization, connect: Callable[..., Api]
+) -> None:
+    alice = acme.members.get()
+    key = KeyFactory(organization=acme, actor=alice)
+    mine = connect(key.secret)
+    budgets.set_budget(key.row, 5_000_000, Period.MONTH)
+    budgets.set_member_budget(acme, alice, None, Period.DAY, limit_images=10)
+    assert mine.draw(n=2).status_code == 200
+
+    told = mine.get("credits").json()["geekhub"]["key"]
+    since = [datetime.fromisoformat(budget.pop("since")) for budget in told["budgets"]]
+    assert [(moment.hour, moment.minute) for moment in since] == [(0, 0), (0, 0)]
+    assert (since[0].day, told["spent_usd"]) == (1, "0.38")
+    used = {"spent_usd": "0.38", "held_usd": "0.00", "spent_images": 2, "held_images": 0}
+    assert told["budgets"] == [
+        {"scope": "key", "period": "month", "limit_usd": "5.00", "limit_images": None, **used},
+        {"scope": "member", "period": "day", "limit_usd": None, "limit_images": 10, **used},
+    ]
+    told["budget"].pop("since")
+    assert told["budget"] == told["budgets"][0]
+    # A key that nobody of the organization made has no member's budget.
+    assert api.get("credits").json()["geekhub"]["key"]["budgets"] == []
 
 
 def test_a_running_request_can_be_looked_at(api: Api, openai: OpenAIEmulator) -> None:

@@ -45,7 +45,7 @@ def test_authorizing_sets_the_price_aside_and_spends_nothing(key: ApiKey) -> Non
     assert (saved.organization_id, saved.api_key_id) == (key.organization_id, key.pk)
     assert (saved.request_id, saved.quantity, saved.amount_micro) == ("req_1", 3, 120_000)
     assert (saved.state, saved.settled_at, saved.owner) == (HoldState.HELD, None, owner)
-    assert saved.budget_period_id is None
+    assert saved.budget_periods == []
     assert before + timedelta(seconds=90) <= saved.lease_until
     assert saved.lease_until <= clock.now() + timedelta(seconds=90)
 
@@ -321,8 +321,8 @@ def test_a_period_is_the_same_moment_in_every_time_zone() -> None:
 def test_a_budget_holds_and_spends_beside_the_account(key: ApiKey, period: Period) -> None:
     budgets.set_budget(key, 100_000, period)
     first, second = authorize(key), authorize(key)
-    assert first.budget_period is not None
-    assert first.budget_period.starts_at == period_start(period, clock.now())
+    (held_in,) = BudgetPeriod.objects.filter(pk__in=first.budget_periods)
+    assert held_in.starts_at == period_start(period, clock.now())
     assert budget_of(key) == (80_000, 0)
     with pytest.raises(BudgetExceeded, match=f"for this {period}"):
         authorize(key)
@@ -419,7 +419,7 @@ def test_a_key_and_its_successor_share_a_budget(key: ApiKey) -> None:
             authorize(either)
     assert budget_of(successor) == (0, 80_000)
     # A key of another family has nothing to do with it.
-    assert authorize(KeyFactory(organization=key.organization).row).budget_period is None
+    assert authorize(KeyFactory(organization=key.organization).row).budget_periods == []
 
 
 def test_a_budget_lowered_below_what_is_spent_refuses_until_it_is_raised(key: ApiKey) -> None:
@@ -442,10 +442,10 @@ def test_a_new_period_is_a_new_row_and_an_old_hold_is_settled_in_its_own(key: Ap
     budgets.set_budget(key, 40_000, Period.DAY)
     old = authorize(key)
     yesterday = period_start(Period.DAY, clock.now()) - timedelta(days=1)
-    BudgetPeriod.objects.filter(pk=old.budget_period_id).update(starts_at=yesterday)
+    BudgetPeriod.objects.filter(pk__in=old.budget_periods).update(starts_at=yesterday)
 
     new = authorize(key)
-    assert new.budget_period_id != old.budget_period_id
+    assert new.budget_periods != old.budget_periods
     capture(old)
 
     rows = BudgetPeriod.objects.order_by("starts_at").values_list("held_micro", "spent_micro")
@@ -453,17 +453,15 @@ def test_a_new_period_is_a_new_row_and_an_old_hold_is_settled_in_its_own(key: Ap
 
 
 def test_the_running_period_is_told_before_anything_was_spent_in_it(key: ApiKey) -> None:
-    assert budgets.current(key.family) is None
+    assert budgets.current(key) == []
     budget = budgets.set_budget(key, 40_000, Period.WEEK)
-    found = budgets.current(key.family)
-    assert found is not None
-    assert found[0] == budget
-    assert (found[1].pk, found[1].held_micro, found[1].spent_micro) == (None, 0, 0)
-    assert found[1].starts_at == period_start(Period.WEEK, clock.now())
+    ((rule, running),) = budgets.current(key)
+    assert rule == budget
+    assert (running.pk, running.held_micro, running.spent_micro) == (None, 0, 0)
+    assert running.starts_at == period_start(Period.WEEK, clock.now())
     hold = authorize(key)
-    found = budgets.current(key.family)
-    assert found is not None
-    assert (found[1].pk, found[1].held_micro) == (hold.budget_period_id, 40_000)
+    ((_, running),) = budgets.current(key)
+    assert ([running.pk], running.held_micro) == (hold.budget_periods, 40_000)
 
 
 # --- What the database itself refuses ---------------------------------------------------------
@@ -509,9 +507,6 @@ def test_the_database_refuses_what_cannot_be(
 
 def test_a_budget_has_one_row_per_period(key: ApiKey) -> None:
     budgets.set_budget(key, 1_000_000, Period.DAY)
-    hold = authorize(key)
-    assert hold.budget_period is not None
+    (period,) = BudgetPeriod.objects.filter(pk__in=authorize(key).budget_periods)
     with pytest.raises(IntegrityError), transaction.atomic():
-        BudgetPeriod.objects.create(
-            budget=hold.budget_period.budget, starts_at=hold.budget_period.starts_at
-        )
+        BudgetPeriod.objects.create(budget=period.budget, starts_at=period.starts_at)

@@ -1,7 +1,6 @@
 """Any order of steps against a plain-Python model of the money: both must always agree."""
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,9 +25,11 @@ from accounts import keys
 from accounts.models import ApiKey
 from billing import budgets, holds, ledger, prices
 from billing.budgets import BudgetExceeded, period_start
-from billing.holds import HoldLost, InsufficientBalance
+from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.models import (
+    AccountStatus,
     BillingAccount,
+    Budget,
     BudgetPeriod,
     EntryKind,
     Hold,
@@ -37,9 +38,37 @@ from billing.models import (
     Period,
 )
 from tests.billing import PRICES, authorize, capture, expire, release
-from tests.factories import KeyFactory
+from tests.factories import KeyFactory, UserFactory
 
 MODELS = sorted(PRICES)
+# Whose budgets cover which key: two of one family and maker, one of the same maker, one of nobody.
+SCOPES = [("family", "member"), ("family", "member"), ("member",), ()]
+
+
+@dataclass
+class Used:
+    """What one period of a budget must say: micro-USD and images."""
+
+    held: int = 0
+    spent: int = 0
+    held_images: int = 0
+    spent_images: int = 0
+
+
+@dataclass
+class Limits:
+    """A budget as the model remembers it, and what each of its periods must say."""
+
+    micro: int | None
+    images: int | None
+    periods: dict[datetime, Used] = field(default_factory=dict)
+
+    def cover(self, start: datetime, amount: int, quantity: int) -> bool:
+        """Return whether a request of so much fits."""
+        used = self.periods.get(start, Used())
+        return (self.micro is None or used.held + used.spent + amount <= self.micro) and (
+            self.images is None or used.held_images + used.spent_images + quantity <= self.images
+        )
 
 
 @dataclass
@@ -50,12 +79,9 @@ class Expected:
     credit: int = 0
     held: int = 0
     spent: int = 0
+    suspended: bool = False
     prices: dict[str, int] = field(default_factory=lambda: dict(PRICES))
-    budget: tuple[int, Period] | None = None
-    # Held and spent of the budget's periods, by their start.
-    periods: defaultdict[datetime, list[int]] = field(
-        default_factory=lambda: defaultdict(lambda: [0, 0])
-    )
+    budgets: dict[tuple[str, Period], Limits] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,7 +92,7 @@ class Open:
     amount: int
     quotes: dict[str, int]
     quantity: int
-    period: datetime | None
+    periods: list[Used]
     captured: int = 0
     settled: bool = False
 
@@ -84,11 +110,13 @@ class Money(RuleBasedStateMachine):
         self.steps = self._in_a_transaction()
         next(self.steps)
         prices.publish(PRICES)
-        first = KeyFactory(organization__bonus="1").row
-        second = keys.rotate(first, overlap=timedelta(days=1)).row
-        free = KeyFactory(organization=first.organization).row
-        self.keys: list[ApiKey] = [first, second, free]
+        self.member = UserFactory()
+        first = KeyFactory(organization__bonus="1", actor=self.member).row
         self.organization = first.organization
+        second = keys.rotate(first, overlap=timedelta(days=1), actor=self.member).row
+        other = KeyFactory(organization=self.organization, actor=self.member).row
+        free = KeyFactory(organization=self.organization).row
+        self.keys: list[ApiKey] = [first, second, other, free]
         self.expected = Expected()
         self.holds: list[Open] = []
         self.recharges = 0
@@ -103,39 +131,65 @@ class Money(RuleBasedStateMachine):
             with contextlib.suppress(StopIteration):
                 next(self.steps)
 
+    def _covering(self, key: int) -> list[tuple[datetime, Limits]]:
+        now = timezone.now()
+        return [
+            (period_start(period, now), limits)
+            for (scope, period), limits in self.expected.budgets.items()
+            if scope in SCOPES[key]
+        ]
+
+    def _refusal(self, key: int, amount: int, quantity: int) -> type[Exception] | None:
+        expected = self.expected
+        if expected.suspended:
+            return AccountSuspended
+        if amount > expected.balance + expected.credit - expected.held:
+            return InsufficientBalance
+        if all(limits.cover(at, amount, quantity) for at, limits in self._covering(key)):
+            return None
+        return BudgetExceeded
+
     @rule(
-        key=st.integers(0, 2),
+        key=st.integers(0, 3),
         models=st.lists(st.sampled_from(MODELS), min_size=1, max_size=3, unique=True),
         quantity=st.integers(1, 8),
     )
     def authorize(self, key: int, models: list[str], quantity: int) -> None:
         expected = self.expected
         amount = quantity * max(expected.prices[model] for model in models)
-        budget = expected.budget if key < 2 else None
-        start = period_start(budget[1], timezone.now()) if budget else None
-        wanted: type[Exception] | None = None
-        refused: type[Exception] | None
-        if amount > expected.balance + expected.credit - expected.held:
-            wanted = InsufficientBalance
-        elif budget and start and sum(expected.periods[start]) + amount > budget[0]:
-            wanted = BudgetExceeded
+        wanted = self._refusal(key, amount, quantity)
+        refused: type[Exception] | None = None
         try:
             hold = authorize(self.keys[key], *models, quantity=quantity)
         except (InsufficientBalance, BudgetExceeded) as error:
             refused = type(error)
-        else:
-            refused = None
         assert refused is wanted
         if refused:
             return
         expected.held += amount
-        if start:
-            expected.periods[start][0] += amount
+        periods = [
+            limits.periods.setdefault(start, Used()) for start, limits in self._covering(key)
+        ]
+        for used in periods:
+            used.held += amount
+            used.held_images += quantity
         quotes = {model: expected.prices[model] for model in models}
-        self.holds.append(Open(hold, amount, quotes, quantity, start))
+        self.holds.append(Open(hold, amount, quotes, quantity, periods))
 
-    def _settle(self, hold: Open, spent: int, settle: Callable[[Hold], Any]) -> None:
+    def _move(self, hold: Open, *, held: int, spent: int, held_images: int, images: int) -> None:
         expected = self.expected
+        expected.held -= held
+        expected.balance -= spent
+        expected.spent += spent
+        for used in hold.periods:
+            used.held -= held
+            used.spent += spent
+            used.held_images -= held_images
+            used.spent_images += images
+
+    def _settle(
+        self, hold: Open, spent: int, images: int, settle: Callable[[Hold], object]
+    ) -> None:
         try:
             settle(hold.row)
         except HoldLost:
@@ -143,12 +197,8 @@ class Money(RuleBasedStateMachine):
             return
         assert not hold.settled
         hold.settled = True
-        expected.held -= hold.left
-        expected.balance -= spent
-        expected.spent += spent
-        if hold.period:
-            expected.periods[hold.period][0] -= hold.left
-            expected.periods[hold.period][1] += spent
+        left = hold.quantity - hold.captured
+        self._move(hold, held=hold.left, spent=spent, held_images=left, images=images)
 
     @precondition(lambda self: self.holds)
     @rule(which=st.integers(0, 30), model=st.integers(0, 2), part=st.integers(0, 7))
@@ -161,13 +211,14 @@ class Money(RuleBasedStateMachine):
         self._settle(
             hold,
             delivered * hold.quotes[name],
+            delivered,
             lambda row: capture(row, model=name, delivered=delivered),
         )
 
     @precondition(lambda self: self.holds)
     @rule(which=st.integers(0, 30), model=st.integers(0, 2))
     def capture_one(self, which: int, model: int) -> None:
-        hold, expected = self.holds[which % len(self.holds)], self.expected
+        hold = self.holds[which % len(self.holds)]
         name = sorted(hold.quotes)[model % len(hold.quotes)]
         try:
             with transaction.atomic():
@@ -177,25 +228,45 @@ class Money(RuleBasedStateMachine):
             return
         assert not hold.settled
         assert hold.captured < hold.quantity
-        unit, spent = hold.amount // hold.quantity, hold.quotes[name]
         hold.captured += 1
         hold.row.captured += 1
-        expected.held -= unit
-        expected.balance -= spent
-        expected.spent += spent
-        if hold.period:
-            expected.periods[hold.period][0] -= unit
-            expected.periods[hold.period][1] += spent
+        unit = hold.amount // hold.quantity
+        self._move(hold, held=unit, spent=hold.quotes[name], held_images=1, images=1)
 
     @precondition(lambda self: self.holds)
     @rule(which=st.integers(0, 30), settle=st.sampled_from([release, expire]))
     def give_back(self, which: int, settle: Callable[[Hold], None]) -> None:
-        self._settle(self.holds[which % len(self.holds)], 0, settle)
+        self._settle(self.holds[which % len(self.holds)], 0, 0, settle)
 
-    @rule(limit=st.sampled_from([0, 40_000, 250_000, 2_000_000]), period=st.sampled_from(Period))
-    def set_budget(self, limit: int, period: Period) -> None:
-        budgets.set_budget(self.keys[0], limit, period)
-        self.expected.budget = (limit, period)
+    @rule(
+        scope=st.sampled_from(["family", "member"]),
+        limits=st.sampled_from([(0, None), (250_000, None), (2_000_000, 9), (None, 5), (None, 0)]),
+        period=st.sampled_from(Period),
+    )
+    def set_budget(self, scope: str, limits: tuple[int | None, int | None], period: Period) -> None:
+        micro, images = limits
+        if scope == "family":
+            budgets.set_budget(self.keys[0], micro, period, limit_images=images)
+        else:
+            budgets.set_member_budget(
+                self.organization, self.member, micro, period, limit_images=images
+            )
+        known = self.expected.budgets.setdefault((scope, period), Limits(micro, images))
+        known.micro, known.images = micro, images
+
+    @precondition(lambda self: self.expected.budgets)
+    @rule(which=st.integers(0, 5))
+    def remove_budget(self, which: int) -> None:
+        scope, period = list(self.expected.budgets)[which % len(self.expected.budgets)]
+        budgets.remove(Budget.objects.get(member__isnull=scope == "family", period=period))
+        # A hold that was in it is settled without it.
+        del self.expected.budgets[scope, period]
+
+    @rule(suspended=st.booleans())
+    def suspend(self, suspended: bool) -> None:
+        status = AccountStatus.SUSPENDED if suspended else AccountStatus.OK
+        BillingAccount.objects.update(status=status)
+        self.expected.suspended = suspended
 
     @rule(limit=st.sampled_from([0, 40_000, 1_000_000]))
     def set_credit_limit(self, limit: int) -> None:
@@ -232,13 +303,23 @@ class Money(RuleBasedStateMachine):
         assert newest is not None
         assert newest.balance_after == account.balance_micro
         assert _sum(used, "quantity") == _sum(Hold.objects.all(), "captured")
-        for period in BudgetPeriod.objects.all():
-            mine = open_holds.filter(budget_period=period)
-            spent = used.filter(hold__budget_period=period)
-            assert period.held_micro == _left(mine)
-            assert period.spent_micro == -_sum(spent, "amount_micro")
-            told = expected.periods[period.starts_at]
-            assert [period.held_micro, period.spent_micro] == told
+        assert _told() == {
+            (scope, period, start): row
+            for (scope, period), limits in expected.budgets.items()
+            for start, row in limits.periods.items()
+        }
+
+
+def _told() -> dict[tuple[str, str, datetime], Used]:
+    """Return what the rows of the budgets' periods say, refused requests' empty ones left out."""
+    return {
+        (
+            "family" if row.budget.key_family else "member",
+            row.budget.period,
+            row.starts_at,
+        ): Used(row.held_micro, row.spent_micro, row.held_images, row.spent_images)
+        for row in BudgetPeriod.objects.select_related("budget")
+    }
 
 
 def _left(rows: Any) -> int:
@@ -256,8 +337,8 @@ def test_the_books_agree_with_a_plain_model_after_every_step() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Money,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=20,
+            max_examples=40,
+            stateful_step_count=25,
             derandomize=True,
             database=None,
             deadline=None,

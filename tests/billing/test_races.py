@@ -22,7 +22,7 @@ from billing.models import (
     PriceVersion,
 )
 from tests.billing import SETTLE, authorize, budget_of, money_of, race
-from tests.factories import KeyFactory
+from tests.factories import KeyFactory, UserFactory
 
 THREADS = 40
 PRICE = 40_000
@@ -80,6 +80,81 @@ def test_two_budgets_and_the_account_hold_together(transactional_db: None) -> No
     held = [budget_of(key)[0] for key in (one, two)]
     assert sum(held) == 25 * PRICE
     assert max(held) <= 18 * PRICE
+
+
+@pytest.mark.parametrize(
+    ("tightest", "passing"),
+    [("balance", 25), ("key-day", 17), ("key-month", 16), ("member-week", 15), ("images", 14)],
+)
+def test_budgets_of_several_scopes_hold_together_or_not_at_all(
+    transactional_db: None, tightest: str, passing: int
+) -> None:
+    """Two keys of one maker: each has budgets of its own, and both share the maker's."""
+    prices.publish({"a/cheap": PRICE})
+    alice = UserFactory()
+    one = KeyFactory(organization__bonus="1.00", actor=alice).row
+    two = KeyFactory(organization=one.organization, actor=alice).row
+    room = dict.fromkeys(("key-day", "key-month", "member-week", "images"), 2 * THREADS)
+    room |= {tightest: passing} if tightest in room else {}
+    # Made in this order for one key and in the other for the other: the rows are always taken
+    # in the order of their ids, so nobody waits for somebody who waits for him.
+    budgets.set_budget(one, room["key-day"] * PRICE, Period.DAY)
+    budgets.set_budget(one, room["key-month"] * PRICE + PRICE - 1, Period.MONTH)
+    budgets.set_member_budget(one.organization, alice, room["member-week"] * PRICE, Period.WEEK)
+    budgets.set_member_budget(
+        one.organization, alice, None, Period.DAY, limit_images=room["images"]
+    )
+    budgets.set_budget(two, THREADS * PRICE, Period.MONTH)
+    budgets.set_budget(two, None, Period.DAY, limit_images=THREADS)
+
+    mine = [one] if tightest.startswith("key") else [one, two]
+    answers = storm(*mine)
+
+    refused = InsufficientBalance if tightest == "balance" else BudgetExceeded
+    assert answers == {Hold: passing, refused: THREADS - passing}
+    assert money_of(one) == (1_000_000, passing * PRICE, 0)
+    held = Counter[ApiKey | None](hold.api_key for hold in Hold.objects.select_related("api_key"))
+    told = {
+        (row.budget.key_family, row.budget.period): (row.held_micro, row.held_images)
+        for row in BudgetPeriod.objects.select_related("budget")
+    }
+    expected = {(None, period): passing for period in ("week", "day")}
+    for key in mine:
+        if held[key]:
+            expected |= {(key.family, period): held[key] for period in ("day", "month")}
+    assert told == {name: (count * PRICE, count) for name, count in expected.items()}
+
+
+def test_many_scopes_settled_at_once_end_with_nothing_held(transactional_db: None) -> None:
+    prices.publish({"a/cheap": PRICE})
+    alice = UserFactory()
+    one = KeyFactory(organization__bonus="10", actor=alice).row
+    two = KeyFactory(organization=one.organization, actor=alice).row
+    for key in (one, two):
+        for period in Period:
+            budgets.set_budget(key, 1_000_000, period, limit_images=1_000)
+    for period in Period:
+        budgets.set_member_budget(one.organization, alice, 2_000_000, period)
+
+    def live(number: int) -> str:
+        key = (one, two)[number % 2]
+        for turn in range(2):
+            way = list(SETTLE)[(number // 2 + turn) % 3]
+            SETTLE[way](authorize(key))
+        return way
+
+    race(12, live)
+
+    assert not Hold.objects.filter(state=HoldState.HELD).exists()
+    captured = {
+        key: Hold.objects.filter(api_key=key, state="captured").count() for key in (one, two)
+    }
+    assert captured == {one: 4, two: 4}
+    for row in BudgetPeriod.objects.select_related("budget"):
+        count = 4 if row.budget.key_family else 8
+        assert (row.spent_micro, row.spent_images) == (count * PRICE, count)
+        assert (row.held_micro, row.held_images) == (0, 0)
+    assert BudgetPeriod.objects.count() == 9
 
 
 @pytest.mark.parametrize("ways", [["captured"], ["captured", "released", "expired"]])

@@ -1,5 +1,7 @@
 """EMAIL_URL becomes a row of Django's MAILERS."""
 
+import sys
+
 import pytest
 
 from geekhub.lib.mail import mailer
@@ -33,7 +35,10 @@ def test_user_and_password_are_unquoted() -> None:
 
 
 def test_without_a_server_mail_is_printed_or_not_sent_at_all() -> None:
-    assert mailer("", printed=True) == {"BACKEND": "django.core.mail.backends.console.EmailBackend"}
+    assert mailer("", printed=True) == {
+        "BACKEND": "django.core.mail.backends.console.EmailBackend",
+        "OPTIONS": {"stream": sys.stderr},
+    }
     assert mailer("", printed=False) == {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}
 
 

@@ -709,3 +709,35 @@ def test_the_rest_of_payments(emulator: StripeEmulator, shop: Shop, customer: st
     assert len(api.payment_intents.list({"customer": customer}).data) == 2
     with pytest.raises(stripe.InvalidRequestError, match="cannot be confirmed"):
         api.payment_intents.confirm(intent.id)
+
+
+def test_tax_comes_on_top_of_what_credit_leaves(
+    emulator: StripeEmulator, shop: Shop, sold: Sold, customer: str
+) -> None:
+    emulator.configure(tax_percent=20)
+    shop.subscribe(customer, sold)
+    shop.use(customer, sold.event_name, 100)
+    credit: Any = {
+        "customer": customer,
+        "amount": {"type": "monetary", "monetary": {"currency": "usd", "value": 150}},
+        "applicability_config": {"scope": {"price_type": "metered"}},
+    }
+    shop.api.billing.credit_grants.create(credit)
+    emulator.clock.advance_to(DECEMBER)
+    assert latest(shop, customer).total == 480
+    emulator.clock.advance(HOUR)
+    invoice = latest(shop, customer)
+    assert [tax.amount for tax in invoice.total_taxes or []] == [50]
+    assert (invoice.subtotal, invoice.total_excluding_tax) == (400, 250)
+    assert (invoice.total, invoice.amount_paid, invoice.status) == (300, 300, "paid")
+
+
+def test_an_invoice_comes_with_its_first_ten_lines(
+    emulator: StripeEmulator, shop: Shop, customer: str
+) -> None:
+    shop.subscribe(customer, *(shop.sell(f"img_{number}", "4") for number in range(12)))
+    invoice = shop.api.invoices.retrieve(latest(shop, customer).id)
+    assert (len(invoice.lines.data), invoice.lines.has_more) == (10, True)
+    every = shop.api.invoices.line_items.list(invoice.id, {"limit": 100})
+    assert (len(every.data), every.has_more) == (12, False)
+    assert {line.id for line in invoice.lines.data} < {line.id for line in every.data}

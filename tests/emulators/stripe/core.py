@@ -27,7 +27,8 @@ class Settings:
     reported later, by a thin event. `rate_limit` is calls per real second. `retry_gaps` are between
     the attempts to collect an invoice, and `final_action` follows the last. `wait_for_webhooks`
     holds back finalisation, at most 72 hours and only with the default grace, until invoice.created
-    was delivered. `rounding` is one of `decimal`'s, for the amount of a line.
+    was delivered. `rounding` is one of `decimal`'s, for the amount of a line. `tax_percent` is put
+    on top of every invoice.
     """
 
     api_version: str = "2026-10-28.endive"
@@ -43,6 +44,7 @@ class Settings:
     retry_gaps: tuple[int, ...] = (2 * DAY,) * 7
     final_action: Literal["unpaid", "cancel", "past_due"] = "unpaid"
     rounding: str = ROUND_HALF_UP
+    tax_percent: int = 0
     portal_lifetime: int = HOUR
     rate_limit: int | None = None
 

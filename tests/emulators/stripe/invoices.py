@@ -29,6 +29,7 @@ from tests.emulators.stripe.meters import Meters
 from tests.emulators.stripe.payments import Payments
 
 ACK_LIMIT = 72 * HOUR
+SHOWN_LINES = 10
 ITEM = (
     "amount currency customer description discountable invoice metadata period pricing quantity"
     " subscription tax_behavior unit_amount_decimal"
@@ -313,17 +314,34 @@ class Invoices(Part):
     def _sum(self, invoice: Obj) -> None:
         subtotal = sum(line["amount"] for line in invoice["lines"]["data"])
         credit = sum(entry["amount"] for entry in invoice["total_pretax_credit_amounts"])
-        total = subtotal - credit
+        taxes = self._taxes(subtotal - credit)
+        total = subtotal - credit + sum(tax["amount"] for tax in taxes)
         due = max(0, total + invoice["starting_balance"])
         due = max(0, due - invoice["pre_payment_credit_notes_amount"])
         invoice.update(
             subtotal=subtotal,
             subtotal_excluding_tax=subtotal,
             total=total,
-            total_excluding_tax=total,
+            total_excluding_tax=subtotal - credit,
+            total_taxes=taxes,
             amount_due=due,
             amount_remaining=max(0, due - invoice["amount_paid"]),
         )
+
+    def _taxes(self, taxable: int) -> list[Obj]:
+        """The tax on top of what is left after credit, if this account has one."""
+        percent = self.account.settings.tax_percent
+        if not percent or taxable <= 0:
+            return []
+        tax = {
+            "amount": self.rounded(Decimal(taxable * percent) / 100),
+            "tax_behavior": "exclusive",
+            "tax_rate_details": {"tax_rate": "txr_emulated"},
+            "taxability_reason": "standard_rated",
+            "taxable_amount": taxable,
+            "type": "tax_rate_details",
+        }
+        return [tax]
 
     # Finalised and after
 
@@ -563,11 +581,18 @@ class Invoices(Part):
             rows = [row for row in rows if (self.subscription(row) or {}).get("id") == wanted]
         for row in rows:
             self.refresh(row)
-        return self.account.page(call, rows)
+        return self.account.page(call, map(self._cut_short, rows))
 
     @route("GET", "/v1/invoices/{id}")
     def retrieve(self, call: Call) -> Obj:
-        return self._found(call)
+        return self._cut_short(self._found(call))
+
+    @staticmethod
+    def _cut_short(invoice: Obj) -> Obj:
+        """The invoice with the first of its lines; the others are at their own address."""
+        lines = invoice["lines"]
+        more = len(lines["data"]) > SHOWN_LINES
+        return invoice | {"lines": lines | {"data": lines["data"][:SHOWN_LINES], "has_more": more}}
 
     @route("GET", "/v1/invoices/{id}/lines", paged=True)
     def lines(self, call: Call) -> Obj:
@@ -759,7 +784,7 @@ class Invoices(Part):
     def _item_parent(sub: str) -> Obj:
         return {
             "type": "subscription_details",
-            "subscription_details": {"subscription": sub, "subscription_item": None},
+            "subscription_details": {"subscription": sub},
         }
 
     @route("GET", "/v1/invoiceitems", "customer invoice pending", paged=True)

@@ -1,4 +1,4 @@
-"""How much: prices, what may be spent, what is held, what was spent.
+"""Prices, what may be spent, what is held, what was spent.
 
 Amounts are micro-USD. The ledger is the truth; the totals on BillingAccount and BudgetPeriod are
 kept in step with it in the same transaction, so that one guarded UPDATE can decide.
@@ -10,25 +10,90 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
-from accounts.models import ApiKey, Organization
+from accounts.models import ApiKey, Organization, User
+
+
+class PriceState(models.TextChoices):
+    """A draft is not quoted yet: Stripe has to know it first. A retired one is on no invoice."""
+
+    DRAFT = "draft"
+    ACTIVE = "active"
+    RETIRED = "retired"
 
 
 class PriceVersion(models.Model):
-    """What one delivered image of a model costs, from a moment on; append-only."""
+    """What one delivered image of a model costs, from a moment on; never re-rated.
+
+    With Stripe connected each version has a product, a meter and a price of its own there.
+    """
 
     model = models.CharField(max_length=100)
     version = models.PositiveIntegerField()
     unit_micro = models.PositiveBigIntegerField()
     effective_from = models.DateTimeField(db_default=Now())
+    state = models.CharField(max_length=7, choices=PriceState, default=PriceState.ACTIVE)
+    stripe_product = models.CharField(max_length=100, blank=True)
+    stripe_meter = models.CharField(max_length=100, blank=True)
+    stripe_price = models.CharField(max_length=100, blank=True)
+    livemode = models.BooleanField(
+        null=True, help_text="Whether its Stripe objects are live ones; empty: it has none."
+    )
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
+            models.UniqueConstraint(
+                fields=["stripe_price"],
+                condition=~Q(stripe_price=""),
+                name="one_version_per_stripe_price",
+            ),
             models.CheckConstraint(condition=Q(unit_micro__gt=0), name="price_is_positive"),
+            models.CheckConstraint(
+                condition=Q(state__in=PriceState.values), name="price_state_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(stripe_price="") | Q(livemode__isnull=False),
+                name="stripe_price_has_a_mode",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.model} v{self.version}"
+
+    @property
+    def event_name(self) -> str:
+        """The name of its meter's events: `img_flux-1.1-pro_v2`, at most 100 characters."""
+        return f"img_{self.model.rpartition('/')[2]}_v{self.version}"[-100:]
+
+
+class PriceException(models.Model):
+    """An organization that stays on an older price, or without one, until Stripe can bill it.
+
+    Its subscription could not be given an item of the newest version yet.
+    """
+
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="+")
+    model = models.CharField(max_length=100)
+    price_version = models.ForeignKey(
+        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    reason = models.CharField(max_length=500)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["organization", "model"], name="one_exception_each")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} stays on {self.price_version or 'no price'}"
+
+
+class AccountStatus(models.TextChoices):
+    """Whether an organization may spend: in `grace` an invoice is unpaid, but it still may."""
+
+    OK = "ok"
+    GRACE = "grace"
+    SUSPENDED = "suspended"
 
 
 class BillingAccount(models.Model):
@@ -45,10 +110,61 @@ class BillingAccount(models.Model):
     spent_micro = models.BigIntegerField(default=0)
     held_micro = models.BigIntegerField(default=0)
     credit_limit_micro = models.BigIntegerField(default=0)
+    status = models.CharField(max_length=9, choices=AccountStatus, default=AccountStatus.OK)
+    status_reason = models.CharField(max_length=200, blank=True)
+    suspended_by_staff = models.BooleanField(
+        default=False, help_text="Only staff end it then; a payment does not."
+    )
+    grace_until = models.DateTimeField(null=True)
+    stripe_customer = models.CharField(max_length=100, blank=True)
+    card = models.CharField(
+        max_length=60, blank=True, help_text="The card on file, in words: visa 4242."
+    )
+    metered_from = models.BigIntegerField(
+        null=True,
+        help_text="Consumption after this ledger entry is billed by Stripe; empty: none is.",
+    )
+    frozen_through = models.BigIntegerField(
+        default=0, help_text="The last ledger entry that is in a meter event, or need not be."
+    )
+    recharge_below_micro = models.BigIntegerField(null=True)
+    recharge_amount_micro = models.BigIntegerField(null=True)
+    recharge_daily_cap_micro = models.BigIntegerField(null=True)
+    alert_below_micro = models.BigIntegerField(default=1_000_000)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         constraints = [
+            models.CheckConstraint(
+                condition=Q(status__in=AccountStatus.values), name="account_status_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(status=AccountStatus.GRACE, grace_until__isnull=False)
+                | (~Q(status=AccountStatus.GRACE) & Q(grace_until=None)),
+                name="grace_has_an_end",
+            ),
+            models.CheckConstraint(
+                condition=Q(suspended_by_staff=False) | Q(status=AccountStatus.SUSPENDED),
+                name="staff_suspension_is_one",
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    recharge_below_micro=None,
+                    recharge_amount_micro=None,
+                    recharge_daily_cap_micro=None,
+                )
+                | Q(
+                    recharge_below_micro__gte=0,
+                    recharge_amount_micro__gt=0,
+                    recharge_daily_cap_micro__gte=F("recharge_amount_micro"),
+                ),
+                name="automatic_recharge_is_whole",
+            ),
+            models.UniqueConstraint(
+                fields=["stripe_customer"],
+                condition=~Q(stripe_customer=""),
+                name="one_account_per_stripe_customer",
+            ),
             models.CheckConstraint(condition=Q(held_micro__gte=0), name="account_holds_no_debt"),
             models.CheckConstraint(
                 condition=Q(credit_limit_micro__gte=0), name="credit_limit_not_negative"
@@ -68,23 +184,46 @@ class Period(models.TextChoices):
 
 
 class Budget(models.Model):
-    """The most a family of keys may spend in a period."""
+    """The most a family of keys, or the keys of a member, may use in a period: USD or images."""
 
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="budgets")
-    key_family = models.UUIDField(unique=True)
+    key_family = models.UUIDField(null=True)
+    member = models.ForeignKey(User, null=True, on_delete=models.CASCADE, related_name="+")
     period = models.CharField(max_length=5, choices=Period)
-    limit_micro = models.BigIntegerField()
+    limit_micro = models.BigIntegerField(null=True)
+    limit_images = models.BigIntegerField(null=True)
 
     class Meta:
         constraints = [
+            models.UniqueConstraint(fields=["key_family", "period"], name="one_budget_per_key"),
+            models.UniqueConstraint(
+                fields=["organization", "member", "period"], name="one_budget_per_member"
+            ),
+            models.CheckConstraint(
+                condition=Q(key_family=None, member__isnull=False)
+                | Q(key_family__isnull=False, member=None),
+                name="budget_has_one_scope",
+            ),
+            models.CheckConstraint(
+                condition=Q(limit_micro__isnull=False) | Q(limit_images__isnull=False),
+                name="budget_has_a_limit",
+            ),
             models.CheckConstraint(condition=Q(limit_micro__gte=0), name="budget_not_negative"),
+            models.CheckConstraint(
+                condition=Q(limit_images__gte=0), name="budget_images_not_negative"
+            ),
             models.CheckConstraint(
                 condition=Q(period__in=Period.values), name="budget_period_is_known"
             ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.limit_micro} µUSD a {self.period}"
+        limits = [
+            f"{limit} {unit}"
+            for limit, unit in ((self.limit_micro, "µUSD"), (self.limit_images, "images"))
+            if limit is not None
+        ]
+        return f"{' and '.join(limits)} a {self.period}"
 
 
 class BudgetPeriod(models.Model):
@@ -94,11 +233,16 @@ class BudgetPeriod(models.Model):
     starts_at = models.DateTimeField()
     spent_micro = models.BigIntegerField(default=0)
     held_micro = models.BigIntegerField(default=0)
+    spent_images = models.BigIntegerField(default=0)
+    held_images = models.BigIntegerField(default=0)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["budget", "starts_at"], name="one_row_per_period"),
             models.CheckConstraint(condition=Q(held_micro__gte=0), name="budget_holds_no_debt"),
+            models.CheckConstraint(
+                condition=Q(held_images__gte=0), name="budget_holds_no_missing_images"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -126,8 +270,8 @@ class Hold(models.Model):
     quotes = models.JSONField(
         help_text="What each candidate model costs: {model: [price version id, micro-USD]}."
     )
-    budget_period = models.ForeignKey(
-        BudgetPeriod, null=True, on_delete=models.PROTECT, related_name="holds"
+    budget_periods = models.JSONField(
+        default=list, help_text="The budget periods it is held in, by id, in order."
     )
     captured = models.PositiveIntegerField(default=0, help_text="Images charged so far.")
     state = models.CharField(max_length=8, choices=HoldState, default=HoldState.HELD)
@@ -160,7 +304,12 @@ class Hold(models.Model):
         indexes = [
             models.Index(
                 fields=["lease_until"], condition=Q(state=HoldState.HELD), name="open_holds"
-            )
+            ),
+            models.Index(
+                fields=["settled_at"],
+                condition=Q(state=HoldState.CAPTURED),
+                name="captured_holds",
+            ),
         ]
 
     def __str__(self) -> str:
@@ -220,6 +369,8 @@ class LedgerEntry(models.Model):
         ]
         indexes = [
             models.Index(fields=["organization", "-created_at"], name="ledger_of_one"),
+            # For what goes on from a mark: freezing, and adding up what is new.
+            models.Index(fields=["organization", "id"], name="ledger_in_order"),
             models.Index(fields=["api_key", "-created_at"], name="ledger_of_a_key"),
         ]
 

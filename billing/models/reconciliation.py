@@ -1,0 +1,91 @@
+"""What was compared, and what did not agree."""
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from accounts.models import Organization
+from billing.models.money import PriceVersion
+
+
+class LedgerTotal(models.Model):
+    """What the ledger of one organization sums up to through its entry `through`.
+
+    Rows of the ledger never change, so what was added up once need not be read again.
+    """
+
+    organization = models.OneToOneField(
+        Organization, on_delete=models.PROTECT, primary_key=True, related_name="ledger_total"
+    )
+    through = models.BigIntegerField()
+    balance_micro = models.BigIntegerField()
+    spent_micro = models.BigIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.balance_micro} µUSD through {self.through}"
+
+
+class Reconciliation(models.Model):
+    """One comparison that was made."""
+
+    kind = models.CharField(max_length=20)
+    subject = models.CharField(
+        max_length=100, blank=True, help_text="The invoice it was of, by Stripe's id."
+    )
+    started_at = models.DateTimeField()
+    finished_at = models.DateTimeField(null=True)
+    checked = models.PositiveIntegerField(default=0)
+    differences = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        indexes = [models.Index(fields=["subject", "kind"], name="reconciliations_of_one")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.started_at:%Y-%m-%d %H:%M}"
+
+
+class DifferenceState(models.TextChoices):
+    """`closed` went away by itself, `fixed` was put right by us, `accepted` by a person's word."""
+
+    OPEN = "open"
+    FIXED = "fixed"
+    ACCEPTED = "accepted"
+    CLOSED = "closed"
+
+
+class Difference(models.Model):
+    """Something that should be equal and is not: the number we expect and the one we found."""
+
+    key = models.CharField(max_length=200)
+    kind = models.CharField(max_length=40)
+    organization = models.ForeignKey(
+        Organization, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    price_version = models.ForeignKey(
+        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    hour = models.DateTimeField(null=True)
+    subject = models.CharField(max_length=200, blank=True)
+    expected = models.BigIntegerField()
+    found = models.BigIntegerField()
+    state = models.CharField(max_length=8, choices=DifferenceState, default=DifferenceState.OPEN)
+    note = models.CharField(max_length=500, blank=True)
+    seen = models.PositiveIntegerField(default=1, help_text="How many comparisons found it alike.")
+    first_seen_at = models.DateTimeField(db_default=Now())
+    last_seen_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=DifferenceState.values), name="difference_state_is_known"
+            ),
+            models.UniqueConstraint(
+                fields=["key"],
+                condition=Q(state=DifferenceState.OPEN),
+                name="one_open_difference_each",
+            ),
+        ]
+        indexes = [models.Index(fields=["state", "-last_seen_at"], name="differences_by_state")]
+
+    def __str__(self) -> str:
+        return f"{self.key}: expected {self.expected}, found {self.found}"

@@ -1,0 +1,1 @@
+"""The way of money from the hold to Stripe's meter, with SIGKILL at every seam."""
