@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Each one sets up what it needs first.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint fmt bench screenshots lock clean
+.PHONY: help setup demo serve test prove lint fmt bench screenshots lock clean
 
 # Left over from another project, these would send every python below to the wrong library.
 unexport PYTHONHOME PYTHONPATH
@@ -24,6 +24,9 @@ serve: setup ## migrate, then gunicorn and the worker in the foreground, setting
 
 test: lint ## lint, then the whole suite on SQLite and on PostgreSQL with Redis; ARGS="-k name" goes to pytest
 	@exec $(python) -m tests.run $(ARGS)
+
+prove: setup ## every proof of money, the long ones too, a line each; ARGS="month races" for some
+	@exec $(python) -m tests.prove $(ARGS)
 
 # The linters load the settings. They get fixed ones, so that neither a .env file nor the shell changes the verdict
 # and no database file is made; the last line checks the settings as a production site would have them.

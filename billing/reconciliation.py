@@ -274,7 +274,11 @@ def _accounts(now: datetime, since: datetime) -> Iterator[Finding]:
             if expected != found:
                 yield Finding(kind, str(account.pk), expected, found, account.pk)
         if account.more >= LONG_TAIL:
-            _remember(account.pk, account.counted, account.last, balance, spent)
+            # Whoever else does it at once has a mark that is as good.
+            LedgerTotal.objects.update_or_create(
+                organization_id=account.pk,
+                defaults={"through": account.last, "balance_micro": balance, "spent_micro": spent},
+            )
 
 
 REMAINING = ExpressionWrapper(
@@ -287,18 +291,6 @@ def _of_tail(total: Combinable) -> Coalesce:
     entries = LedgerEntry.objects.filter(organization_id=OuterRef("pk"), pk__gt=OuterRef("counted"))
     grouped = entries.order_by().values("organization_id").annotate(total=total)
     return Coalesce(Subquery(grouped.values("total")), 0, output_field=BigIntegerField())
-
-
-def _remember(
-    organization_id: uuid.UUID, counted: int, last: int, balance: int, spent: int
-) -> None:
-    LedgerTotal.objects.bulk_create(
-        [LedgerTotal(organization_id=organization_id, through=0, balance_micro=0, spent_micro=0)],
-        ignore_conflicts=True,
-    )
-    LedgerTotal.objects.filter(organization_id=organization_id, through=counted).update(
-        through=last, balance_micro=balance, spent_micro=spent
-    )
 
 
 # What each open hold still holds, and what was charged, by budget period.

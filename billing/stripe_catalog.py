@@ -9,7 +9,7 @@ changed: another price is another version with objects of its own.
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -210,7 +210,7 @@ def _is_over(version: PriceVersion, now: datetime) -> bool:
     if now < last + QUIET:
         return False
     carriers = Subscription.objects.filter(items__has_key=version.stripe_price)
-    return all(_has_billed(subscription, last, now) for subscription in carriers)
+    return all(_has_billed(subscription, version, last, now) for subscription in carriers)
 
 
 def _is_held(version: PriceVersion) -> bool:
@@ -218,14 +218,17 @@ def _is_held(version: PriceVersion) -> bool:
     return any(quote[0] == version.pk for quotes in held for quote in quotes.values())
 
 
-def _has_billed(subscription: Subscription, last: datetime, now: datetime) -> bool:
-    """Whether the invoice that carries usage of that moment is final."""
+def _has_billed(
+    subscription: Subscription, version: PriceVersion, last: datetime, now: datetime
+) -> bool:
+    """Whether the invoice that carries the version's usage of that moment is final."""
     invoices = Invoice.objects.filter(organization=subscription.organization_id)
     if invoices.filter(status="draft").exists():
         return False
     if subscription.ended_at is not None:
         return subscription.ended_at + LAST_INVOICE < now
-    return subscription.period_start > last and invoices.filter(period_end__gt=last).exists()
+    added = datetime.fromtimestamp(subscription.items[version.stripe_price][1], UTC)
+    return added > last or invoices.filter(period_start__lte=last, period_end__gt=last).exists()
 
 
 def _remove_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:

@@ -272,7 +272,7 @@ def _add(
             and operation.attempts
             and operation.next_at > now
         ):
-            continue
+            continue  # it has failed lately, or somebody is at it
         _reopen(operation)
         tried = True
         try:

@@ -256,6 +256,11 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     assert not Difference.objects.filter(state=DifferenceState.FIXED).exists()
     assert set(MeterEvent.objects.values_list("state", flat=True)) == {MeterState.CONFIRMED}
     call_command("reconcile")  # exits 1 if there were any
+    lines = sum(len(invoice.lines) for invoice in Invoice.objects.all())
+    print(
+        f"month: {LedgerEntry.objects.count()} ledger rows, {MeterEvent.objects.count()} events,"
+        f" {lines} lines on {Invoice.objects.count()} invoices, no difference"
+    )
 
 
 def _nothing_is_on_its_way() -> None:

@@ -266,6 +266,7 @@ def test_who_is_recharged(
     BillingAccount.objects.update(**changes)
     assert recharges.automatic(stripe, now=NOON) == times
     assert len(stripe_account.objects("payment_intent")) == times
+    assert StripeOperation.objects.count() == times
 
 
 def test_without_a_card_nothing_is_tried(

@@ -197,6 +197,10 @@ def test_looking_again_opens_nothing_again(
     assert account_of(key).metered_from == before
     assert opening().parameters["cents"] == 1000
     assert subscriptions.repair(stripe, now_of(month)) == 0
+    # Nor does another process that looked before this one had written.
+    operations.run_due(stripe, now=now_of(month))
+    assert subscriptions._tell_balance(copy) is False
+    assert account_of(key).metered_from == before
 
 
 def test_all_consumption_is_before_the_mark_or_after_it(
@@ -394,6 +398,26 @@ def test_a_part_of_an_hour_before_a_sudden_end_stays_on_the_balance(
     assert [row.ledger_entry_id for row in MeteredEntry.objects.all()] == [whole.pk]
     assert part.pk > account_of(committed_key).frozen_through
     assert account_of(committed_key).balance_micro == 10_000_000 - 3 * 40_000
+
+
+def test_metering_stays_open_until_all_before_the_end_is_frozen(
+    committed_key: ApiKey, stripe: Stripe, month: StripeEmulator
+) -> None:
+    sync(stripe, month)
+    first = subscribe(stripe, month, committed_key)
+    end = now_of(month) + timedelta(hours=2)
+    # A clock that went back: what is frozen is a prefix, so the second has to wait for the first.
+    use(committed_key, 1, at=end + timedelta(minutes=1))
+    use(committed_key, 1, at=end - timedelta(minutes=1))
+    month.clock.advance_to(end)
+    stripe.v1.subscriptions.cancel(first.stripe_id)
+    subscriptions.mirror(stripe, first.stripe_id, now=now_of(month))
+    assert account_of(committed_key).metered_from is not None
+    assert subscriptions.repair(stripe, end + timedelta(minutes=5)) == 0
+    metering.freeze(now=end + timedelta(hours=2))
+    assert MeteredEntry.objects.count() == 2
+    assert subscriptions.repair(stripe, end + timedelta(hours=2)) == 1
+    assert account_of(committed_key).metered_from is None
 
 
 def test_the_worker_closes_what_ended_unheard(

@@ -15,7 +15,7 @@ from tests.prove.mutations import COUNTS, ROOT
 
 BILLING = "tests/billing"
 # What a proof says of itself, such as how many kills there were.
-SAID = re.compile(r"^\.*(?P<said>(?:kill matrix|kill soak|soak|month): .*)$", re.MULTILINE)
+SAID = re.compile(r"^\.*(?P<said>(?:kill matrix|kill soak|lossy soak|month)\b.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Proof:
 
 
 PROOFS = (
-    Proof("kill matrix", (f"{BILLING}/kill",)),
-    Proof("lossy soak", (f"{BILLING}/test_metering_soak.py",)),
+    Proof("kill-matrix", (f"{BILLING}/kill",)),
+    Proof("lossy-soak", (f"{BILLING}/test_metering_soak.py",)),
     Proof("races", (f"{BILLING}/test_races.py",)),
     Proof("month", (f"{BILLING}/test_month.py",)),
-    Proof("stateful model", (f"{BILLING}/test_model.py",)),
+    Proof("stateful-model", (f"{BILLING}/test_model.py",)),
     Proof("webhooks", (f"{BILLING}/test_webhooks.py",)),
     Proof("reconciliation", (f"{BILLING}/test_reconciliation.py",)),
     Proof("tenancy", (f"{BILLING}/test_tenancy.py",)),

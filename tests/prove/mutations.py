@@ -1,7 +1,7 @@
 """Seven mistakes, each of which must turn the tests red.
 
-Usage: `python -m tests.prove.mutations [LETTER …]`. A mistake is made in a copy of the tree, never in
-the tree itself; the tests that are named for it run there, and at least one has to fail.
+Usage: `python -m tests.prove.mutations [LETTER …]`. A mistake is made in a copy of the tree, never
+in the tree itself; the tests that are named for it run there, and at least one has to fail.
 """
 
 import re
@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,43 +141,47 @@ MUTATIONS = (
 )
 
 
-class Survived(Exception):
-    """The tests did not see the mistake, or could not be run with it."""
-
-
 def main(letters: list[str]) -> int:
     """Make the mistakes one after the other; return 1 if a test is green with one of them."""
+    chosen = [one for one in MUTATIONS if not letters or one.letter in letters]
     survived = 0
     with tempfile.TemporaryDirectory(prefix="geekhub-mutation-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
-        for mutation in MUTATIONS:
-            if letters and mutation.letter not in letters:
-                continue
-            began = time.monotonic()
-            try:
-                verdict = f"red: {_run(mutation, tree)}"
-            except Survived as reason:
-                survived += 1
-                verdict = f"NOT SEEN: {reason}"
-            seconds = time.monotonic() - began
+        # Tests that are red without a mistake would show nothing.
+        for database in sorted({one.database for one in chosen}):
+            tests = sorted({one.test for one in chosen if one.database == database})
+            green, counts, output = _run(tree, database, *tests)
             print(
-                f"  {mutation.letter}  {mutation.mistake}: {verdict} ({seconds:.0f} s)", flush=True
+                f"  -  no mistake, {database}: {'green' if green else 'RED'}: {counts}", flush=True
             )
+            if not green:
+                print(output, file=sys.stderr)
+                return 1
+        for mutation in chosen:
+            with _made(mutation, tree):
+                green, counts, output = _run(tree, mutation.database, mutation.test)
+            # A test that could not even begin has seen nothing.
+            seen = not green and "failed" in counts and "error" not in counts
+            survived += not seen
+            verdict = "red" if seen else "NOT SEEN"
+            print(f"  {mutation.letter}  {mutation.mistake}: {verdict}: {counts}", flush=True)
+            if not seen:
+                print(output, file=sys.stderr)
     return 1 if survived else 0
 
 
-def _run(mutation: Mutation, tree: Path) -> str:
-    """Return how the tests ended with the mistake in; raises Survived unless some failed."""
-    with _made(mutation, tree):
-        command = ["-m", "tests.run", "--only", mutation.database, mutation.test, "-q", "-x"]
-        ended = subprocess.run([sys.executable, *command], cwd=tree, capture_output=True, text=True)
+def _run(tree: Path, database: str, *tests: str) -> tuple[bool, str, str]:
+    """Return whether the tests passed, how many did, and what they printed."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.run", "--only", database, *tests, "-q", "-x"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+    )
     found = COUNTS.search(ended.stdout)
     counts = found["counts"] if found else "the tests did not run"
-    # A test that could not even begin has seen nothing.
-    if ended.returncode == 0 or "failed" not in counts or "error" in counts:
-        raise Survived(f"{counts}\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    return counts
+    return ended.returncode == 0, counts, ended.stdout + ended.stderr
 
 
 @contextmanager
@@ -187,7 +190,7 @@ def _made(mutation: Mutation, tree: Path) -> Iterator[None]:
     right = text = path.read_text()
     for before, after in mutation.changes:
         if text.count(before) != 1:
-            raise Survived(f"{mutation.path} has no longer, or not only once: {before}")
+            raise ValueError(f"{mutation.path} does not have, or not once: {before}")
         text = text.replace(before, after)
     path.write_text(text)
     try:
