@@ -90,11 +90,19 @@ def _sweep(stripe: Stripe, now: datetime) -> int:
 
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+DAY = timedelta(days=1)
+# The longest budget period, and what is left of the one before.
+WHOLE_MONTH = timedelta(days=40)
 
 LOCAL = (
     Job("alerts noticed", MINUTE, lambda now: alerts.scan(now=now)),
     Job("alerts delivered", 10 * SECOND, lambda now: alerts.deliver_due(now=now)),
     Job("accounts moved", 10 * MINUTE, lambda now: standing.sweep(now=now)),
+    Job(
+        "differences in older books",
+        DAY,
+        lambda now: reconciliation.internal(now=now, since=now - WHOLE_MONTH).differences,
+    ),
     Job(
         "differences in our books",
         10 * MINUTE,
@@ -130,8 +138,8 @@ WITH_STRIPE = tuple(
             HOUR,
             lambda s, now: reconciliation.usage(s, now=now).differences,
         ),
-        ("changes swept", 24 * HOUR, _sweep),
-        ("prices retired", 24 * HOUR, lambda s, now: len(stripe_catalog.retire(s, now))),
+        ("changes swept", DAY, _sweep),
+        ("prices retired", DAY, lambda s, now: len(stripe_catalog.retire(s, now))),
     )
 )
 # What Stripe told comes before what it is told, and the alerts of both at the end.

@@ -157,15 +157,17 @@ def test_long_ledgers_are_added_up_once_and_go_on_from_there(key: ApiKey) -> Non
             amount_micro=3,
             entry_key=f"r:{number}",
         )
-        for number in range(reconciliation.LONG_TAIL)
+        for number in range(reconciliation.books.LONG_TAIL)
     )
-    BillingAccount.objects.update(balance_micro=F("balance_micro") + 3 * reconciliation.LONG_TAIL)
+    BillingAccount.objects.update(
+        balance_micro=F("balance_micro") + 3 * reconciliation.books.LONG_TAIL
+    )
     assert internal() == {}
     total = LedgerTotal.objects.get()
     last = LedgerEntry.objects.order_by("pk").last()
     assert last is not None
     # With the bonus.
-    expected = (last.pk, 10_000_000 + 3 * reconciliation.LONG_TAIL, 0)
+    expected = (last.pk, 10_000_000 + 3 * reconciliation.books.LONG_TAIL, 0)
     assert (total.through, total.balance_micro, total.spent_micro) == expected
 
     consume(key, 2, at=NOW)

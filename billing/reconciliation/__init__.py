@@ -1,0 +1,27 @@
+"""Whether our books agree with themselves, with what Stripe has counted, and with its invoices.
+
+    internal      totals and ledger, holds and ledger, ledger and meter events; what is stuck
+    usage         meter events and Stripe's sums of them, hour by hour
+    draft, final  the lines of an invoice and the ledger
+
+What does not agree is a Difference, one open row per key. It is closed when it agrees again, and
+nothing is put right but what `usage` may: little, and seen alike twice.
+"""
+
+from billing.reconciliation.books import internal, recount
+from billing.reconciliation.differences import AlreadyResolved, open_differences, resolve
+from billing.reconciliation.invoiced import draft, final, invoices_due, invoices_since
+from billing.reconciliation.metered import usage
+
+__all__ = [
+    "AlreadyResolved",
+    "draft",
+    "final",
+    "internal",
+    "invoices_due",
+    "invoices_since",
+    "open_differences",
+    "recount",
+    "resolve",
+    "usage",
+]
