@@ -79,7 +79,8 @@ class PriceBook:
         if old or not all(model in self._quotes for model in wanted):
             kept = {} if old else self._quotes
             self._quotes = {**kept, **current(wanted)}
-            self._exceptions = _exceptions() if old else self._exceptions
+            # Newer quotes with older exceptions would show a price that cannot be billed yet.
+            self._exceptions = _exceptions()
             self._read_at = time.monotonic() if old else self._read_at
         quotes = {}
         for model in wanted:

@@ -4,9 +4,10 @@ import pytest
 from django.db import IntegrityError, transaction
 
 from billing import prices
-from billing.models import PriceVersion
+from billing.models import PriceException, PriceVersion
 
 pytestmark = pytest.mark.django_db
+from tests.factories import OrganizationFactory
 
 
 def versions() -> list[tuple[str, int, int]]:
@@ -61,3 +62,17 @@ def test_a_version_exists_once() -> None:
     prices.publish({"a/one": 40_000})
     with pytest.raises(IntegrityError), transaction.atomic():
         PriceVersion.objects.create(model="a/one", version=1, unit_micro=50_000)
+
+
+def test_a_price_that_is_read_late_comes_with_its_exceptions(db: None) -> None:
+    prices.publish({"a/one": 40_000})
+    organization, stranger = OrganizationFactory(), OrganizationFactory()
+    book = prices.PriceBook(fresh_seconds=3600)
+    assert book.current(["a/one"], organization.pk)["a/one"].unit_micro == 40_000
+
+    prices.publish({"b/two": 65_000})
+    PriceException.objects.create(organization=organization, model="b/two", price_version=None)
+
+    with pytest.raises(prices.UnknownPrice, match="b/two"):
+        book.current(["b/two"], organization.pk)
+    assert book.current(["b/two"], stranger.pk)["b/two"].unit_micro == 65_000
