@@ -10,11 +10,13 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing import prices
+from billing import prices, stripe_client
+from billing.stripe_client import Stripe
 from images.catalog import CATALOG
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
 from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.stripe import StripeEmulator
 from tests.emulators.xai import XaiEmulator
 from tests.factories import KeyFactory, OrganizationFactory
 from tests.server import Api, AppServer
@@ -90,9 +92,43 @@ def providers(
     settings.PROVIDER_DOWNLOAD_HOSTS = [one.origin for one in (openai, google, xai, fal)]
 
 
+@pytest.fixture(scope="session")
+def _stripe_account() -> Iterator[StripeEmulator]:
+    with StripeEmulator(check_contract=True) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def stripe_account(_stripe_account: StripeEmulator, settings: Settings) -> Iterator[StripeEmulator]:
+    """An empty Stripe account, which the settings point to; its clock stands at the real time.
+
+    Every call and answer is checked against Stripe's OpenAPI document.
+    """
+    emulator = _stripe_account
+    emulator.reset()
+    settings.STRIPE_SECRET_KEY = emulator.key
+    settings.STRIPE_API_BASE = settings.STRIPE_METER_EVENTS_BASE = emulator.url
+    settings.STRIPE_WEBHOOK_SECRETS = [emulator.webhook_secret]
+    settings.STRIPE_LIVEMODE = emulator.livemode
+    yield emulator
+    emulator.raise_violations()
+
+
+@pytest.fixture
+def stripe(stripe_account: StripeEmulator) -> Stripe:
+    """Our connection to that account."""
+    return stripe_client.connect()
+
+
 @pytest.fixture(autouse=True)
 def _cheap_passwords(settings: Settings) -> None:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache() -> None:
+    # The limits on logins and sign-ups are counted there, for all tests of a process.
+    cache.clear()
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from django.db import IntegrityError, transaction
 
 from billing import prices
 from billing.models import PriceException, PriceVersion
+from tests.factories import OrganizationFactory
 
 pytestmark = pytest.mark.django_db
-from tests.factories import OrganizationFactory
 
 
 def versions() -> list[tuple[str, int, int]]:
