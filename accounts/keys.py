@@ -150,12 +150,17 @@ def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> New
     return new
 
 
-def revoke(key: ApiKey, *, actor: User | None = None) -> None:
+def revoke(key: ApiKey, *, actor: User | None = None, reason: str = "") -> None:
     """End a key at once, on every host; ending it twice changes nothing."""
+    details = {"reason": reason} if reason else {}
     with transaction.atomic():
         if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now()):
             audit.record(
-                "key.revoked", organization=key.organization, actor=actor, subject=key.prefix
+                "key.revoked",
+                organization=key.organization,
+                actor=actor,
+                subject=key.prefix,
+                **details,
             )
 
 

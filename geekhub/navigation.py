@@ -31,6 +31,7 @@ ENTRIES = (
     Entry("gallery", _("Gallery"), "image", Permission.VIEW),
     Entry("usage", _("Usage"), "chart", Permission.VIEW),
     Entry("keys", _("API keys"), "key", Permission.VIEW),
+    Entry("billing", _("Billing"), "card", Permission.VIEW_BILLING),
     Entry("settings", _("Settings"), "settings", Permission.VIEW),
 )
 

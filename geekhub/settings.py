@@ -6,14 +6,20 @@ A `.env` file in the checkout is read when it is there; the environment wins ove
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import environ
 import structlog
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
+from django.urls import reverse_lazy
+from django.utils.translation import gettext_lazy as _
 
 from geekhub.lib import mail, money
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrPromise
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -56,6 +62,9 @@ INSTALLED_APPS = [
     "accounts",
     "billing",
     "images",
+    # Before the admin, whose templates it replaces. The site is our own, geekhub/staff.py.
+    "unfold.apps.BasicAppConfig",
+    "django.contrib.admin.apps.SimpleAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -81,6 +90,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "accounts.viewing.OnlyLooking",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "allauth.usersessions.middleware.UserSessionsMiddleware",
@@ -220,6 +230,84 @@ for _name, _id, _secret, _scope, _origin in (
 # A login at Google or GitHub opens the account of the same address when they verified it.
 SOCIALACCOUNT_EMAIL_AUTHENTICATION = True
 SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
+
+# --- Staff ----------------------------------------------------------------------------------
+
+
+def _staff_page(title: "StrPromise", icon: str, name: str) -> dict[str, Any]:
+    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
+
+
+UNFOLD = {
+    "SITE_TITLE": "Geek Hub",
+    "SITE_HEADER": "Geek Hub",
+    "SITE_SUBHEADER": _("Staff"),
+    "SITE_SYMBOL": "shield_person",
+    "SITE_URL": reverse_lazy("dashboard"),
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}
+    ],
+    "STYLES": [lambda request: static("staff.css")],
+    "SHOW_HISTORY": False,
+    "SHOW_VIEW_ON_SITE": False,
+    "COLORS": {
+        "primary": {
+            "50": "#eef0ff",
+            "100": "#e0e4ff",
+            "200": "#c9cfff",
+            "300": "#a5b0ff",
+            "400": "#8189fb",
+            "500": "#6366f1",
+            "600": "#4f46e5",
+            "700": "#4338ca",
+            "800": "#3730a3",
+            "900": "#312e81",
+            "950": "#1e1b4b",
+        }
+    },
+    "SIDEBAR": {
+        "navigation": [
+            {
+                "title": None,
+                "items": [
+                    _staff_page(_("Platform"), "monitoring", "index"),
+                    _staff_page(_("Reconciliation"), "balance", "billing_difference_changelist"),
+                ],
+            },
+            {
+                "title": _("Customers"),
+                "separator": True,
+                "items": [
+                    _staff_page(_("Organizations"), "domain", "accounts_organization_changelist"),
+                    _staff_page(_("API keys"), "key", "accounts_apikey_changelist"),
+                    _staff_page(_("Requests"), "image", "images_generation_changelist"),
+                    _staff_page(_("People"), "group", "accounts_user_changelist"),
+                    _staff_page(_("Audit log"), "history", "accounts_auditevent_changelist"),
+                ],
+            },
+            {
+                "title": _("Money"),
+                "separator": True,
+                "items": [
+                    _staff_page(_("Ledger"), "menu_book", "billing_ledgerentry_changelist"),
+                    _staff_page(_("Holds"), "pending", "billing_hold_changelist"),
+                    _staff_page(_("Prices"), "sell", "billing_priceversion_changelist"),
+                    _staff_page(_("Invoices"), "receipt_long", "billing_invoice_changelist"),
+                ],
+            },
+            {
+                "title": "Stripe",
+                "separator": True,
+                "items": [
+                    _staff_page(_("Meter events"), "speed", "billing_meterevent_changelist"),
+                    _staff_page(_("Operations"), "upload", "billing_stripeoperation_changelist"),
+                    _staff_page(_("Events"), "download", "billing_stripeevent_changelist"),
+                    _staff_page(_("Comparisons"), "rule", "billing_reconciliation_changelist"),
+                ],
+            },
+        ]
+    },
+}
 
 # --- Security -------------------------------------------------------------------------------
 
@@ -421,6 +509,16 @@ if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(
     raise ImproperlyConfigured("STRIPE_SECRET_KEY begins with sk_ or rk_, then test_ or live_")
 if bool(STRIPE_SECRET_KEY) != bool(STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET are set together")
+# Where Stripe's payment page and portal stand; in an imitation of Stripe, beside its API.
+STRIPE_PAGE_ORIGINS = env.list(
+    "STRIPE_PAGE_ORIGINS",
+    default=["https://checkout.stripe.com", "https://billing.stripe.com"]
+    if STRIPE_API_BASE == "https://api.stripe.com"
+    else [STRIPE_API_BASE],
+)
+if STRIPE_SECRET_KEY:
+    # The answer to our form leads there, which a browser holds against the form's page.
+    SECURE_CSP["form-action"] += STRIPE_PAGE_ORIGINS
 
 # --- Alerts ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from django.views.generic import RedirectView
 from django.views.i18n import set_language
 
 from billing import webhooks
-from geekhub import health, metrics
+from geekhub import health, metrics, staff
 from images import views as images
 
 urlpatterns = [
@@ -20,7 +20,10 @@ urlpatterns = [
     path("accounts/", include("allauth.urls")),
     path("language", set_language, name="set_language"),
     path("", include("images.pages.urls")),
+    path("", include("billing.pages.urls")),
     path("", include("accounts.urls")),
+    path("staff", RedirectView.as_view(pattern_name="admin:index")),
+    path("staff/", staff.site.urls),
     path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
     path(
         f"storage/v1/object/public/{settings.SUPABASE_BUCKET}/<path:name>",

@@ -37,6 +37,9 @@ class ImageModel:
     in the others it is done here. `per_call` is the most pictures one upstream call returns,
     `edits` the most an edit may start from: none means that the model cannot edit. `masks` and
     `fidelity` tell whether an edit may have a mask and an `input_fidelity`.
+    `cost_micro` is what the provider is known to charge us for a picture at the default size and at
+    the quality that `auto` means here, the dearest where the provider itself decides; None: it is
+    not known. Customers are not told.
     `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
     have switched it off, `successor` the id to use instead.
     """
@@ -64,6 +67,7 @@ class ImageModel:
     edits: int = 0
     masks: bool = False
     fidelity: bool = False
+    cost_micro: int | None = None
     status: Status = Status.LIVE
     shutdown_date: date | None = None
     upstream_off: date | None = None
@@ -183,6 +187,8 @@ _ROWS = [
     ImageModel(
         id="openai/gpt-image-1", provider="openai", upstream_id="gpt-image-1",
         name="GPT Image 1", good_for="newest, high quality",
+        # OpenAI's guide, 1024x1024 high: `auto` may be that; medium is 0.042.
+        cost_micro=_usd("0.167"),
         price_micro=_usd("0.19"), p50_seconds=15, p95_seconds=45, created=date(2025, 4, 23),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
         compresses=("jpeg", "webp"),
@@ -193,6 +199,8 @@ _ROWS = [
     ImageModel(
         id="openai/dall-e-3", provider="openai", upstream_id="dall-e-3",
         name="DALL·E 3", good_for="classic",
+        # OpenAI's page of the model, 1024x1024 standard; hd is 0.08.
+        cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=20, created=date(2023, 11, 6),
         sizes=DALLE_SIZES, qualities=DALLE_QUALITIES, style=True,
         upstream_off=date(2026, 5, 12), successor="openai/gpt-image-2.5-sunburst",
@@ -200,6 +208,8 @@ _ROWS = [
     ImageModel(
         id="google/imagen-4", provider="google", upstream_id="imagen-4.0-generate-001",
         name="Imagen 4", good_for="text in the image",
+        # Google's price list.
+        cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=6, p95_seconds=18, created=date(2025, 5, 20),
         sizes=IMAGEN_SIZES, per_call=4, qualities=TIERS, formats=("png", "jpeg"),
         compresses=("jpeg",),
@@ -208,6 +218,8 @@ _ROWS = [
     ImageModel(
         id="xai/grok-2-image", provider="xai", upstream_id="grok-2-image",
         name="Grok 2 Image", good_for="photorealism",
+        # xAI's price list while it was served.
+        cost_micro=_usd("0.07"),
         price_micro=_usd("0.07"), p50_seconds=10, p95_seconds=30, created=date(2025, 3, 19),
         sizes=GROK_2_SIZES, per_call=8,
         upstream_off=date(2026, 2, 24), successor="xai/grok-imagine-image",
@@ -215,12 +227,16 @@ _ROWS = [
     ImageModel(
         id="fal/flux-1.1-pro", provider="fal", upstream_id="fal-ai/flux-pro/v1.1",
         name="FLUX 1.1 [pro]", good_for="best open-weight",
+        # Quoted from fal.ai: by the megapixel. Whether a square counts as two is not known.
+        cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=7, p95_seconds=25, created=date(2024, 10, 2),
         sizes=FLUX_SIZES, per_call=4, formats=("png", "jpeg"), seed=True, moderation=True,
     ),
     ImageModel(
         id="fal/flux-1.1-pro-ultra", provider="fal", upstream_id="fal-ai/flux-pro/v1.1-ultra",
         name="FLUX 1.1 [pro] ultra", good_for="Flux 4K",
+        # Quoted from fal.ai: by the picture.
+        cost_micro=_usd("0.06"),
         price_micro=_usd("0.06"), p50_seconds=12, p95_seconds=40, created=date(2024, 11, 6),
         sizes=ULTRA_SIZES, per_call=4, formats=("png", "jpeg"), seed=True, style=True,
         moderation=True,
@@ -228,6 +244,8 @@ _ROWS = [
     ImageModel(
         id="fal/recraft-v3", provider="fal", upstream_id="fal-ai/recraft/v3/text-to-image",
         name="Recraft V3", good_for="typography, brand style",
+        # Quoted from fal.ai: by the picture; vector styles are 0.08.
+        cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=28, created=date(2024, 10, 30),
         # The length is not settled by the documentation; this is the cautious reading.
         sizes=RECRAFT_SIZES, max_prompt=1000, style=True,
@@ -235,12 +253,16 @@ _ROWS = [
     ImageModel(
         id="fal/ideogram-v2", provider="fal", upstream_id="fal-ai/ideogram/v2",
         name="Ideogram V2", good_for="professional typography",
+        # Quoted from fal.ai: by the picture.
+        cost_micro=_usd("0.08"),
         price_micro=_usd("0.08"), p50_seconds=12, p95_seconds=35, created=date(2024, 8, 21),
         sizes=IDEOGRAM_SIZES, seed=True, style=True,
     ),
     ImageModel(
         id="fal/sd-3.5-large", provider="fal", upstream_id="fal-ai/stable-diffusion-v35-large",
         name="Stable Diffusion 3.5 Large", good_for="Stable Diffusion 3.5",
+        # Quoted from fal.ai: by the megapixel, as above.
+        cost_micro=_usd("0.065"),
         price_micro=_usd("0.065"), p50_seconds=10, p95_seconds=30, created=date(2024, 10, 22),
         sizes=FLUX_SIZES, per_call=4, qualities=STEPS, formats=("png", "jpeg"), seed=True,
     ),
@@ -248,6 +270,8 @@ _ROWS = [
     ImageModel(
         id="openai/gpt-image-2", provider="openai", upstream_id="gpt-image-2",
         name="GPT Image 2", good_for="highest quality",
+        # OpenAI's guide, 1024x1024 high: `auto` may be that; medium is 0.053.
+        cost_micro=_usd("0.211"),
         price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
         compresses=("jpeg", "webp"),
@@ -257,6 +281,8 @@ _ROWS = [
         id="openai/gpt-image-2.5-sunburst", provider="openai",
         upstream_id="gpt-image-2.5-sunburst",
         name="GPT Image 2.5 Sunburst", good_for="quality at a low price",
+        # litellm's price table, 1024x1024 medium, to which `auto` is pinned; high is 0.053.
+        cost_micro=_usd("0.013"),
         price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
         sizes=GPT_SIZES, per_call=8, qualities=PINNED_QUALITIES, formats=("png", "jpeg", "webp"),
         compresses=("jpeg", "webp"),
@@ -266,12 +292,16 @@ _ROWS = [
         id="google/gemini-nano-banana-2.1", provider="google",
         upstream_id="gemini-nano-banana-2.1",
         name="Nano Banana 2.1", good_for="text in the image",
+        # litellm's price table, at 1K.
+        cost_micro=_usd("0.0336"),
         price_micro=_usd("0.05"), p50_seconds=15, p95_seconds=40, created=date(2026, 10, 7),
         sizes=GEMINI_SIZES, seed=True,
     ),
     ImageModel(
         id="google/gemini-3-pro-image", provider="google", upstream_id="gemini-3-pro-image",
         name="Gemini 3 Pro Image", good_for="complex scenes, 2K",
+        # litellm's price table, the same at 1K and 2K.
+        cost_micro=_usd("0.134"),
         price_micro=_usd("0.16"), p50_seconds=20, p95_seconds=50, created=date(2025, 11, 20),
         sizes=GEMINI_SIZES | _as_they_are("2048x2048", "2752x1536", "1536x2752"),
         qualities=TIERS, seed=True,
@@ -279,12 +309,16 @@ _ROWS = [
     ImageModel(
         id="xai/grok-imagine-image", provider="xai", upstream_id="grok-imagine-image",
         name="Grok Imagine", good_for="photorealism",
+        # xAI's price list.
+        cost_micro=_usd("0.02"),
         price_micro=_usd("0.02"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
         sizes=GROK_SIZES, per_call=8, edits=1,
     ),
     ImageModel(
         id="xai/grok-imagine-image-2.0", provider="xai", upstream_id="grok-imagine-image-2.0",
         name="Grok Imagine 2.0", good_for="photorealism, fine detail",
+        # litellm's price table, medium at 1K, to which `auto` is pinned; low is 0.04.
+        cost_micro=_usd("0.06"),
         price_micro=_usd("0.06"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),
         sizes=GROK_SIZES, per_call=8, qualities=GROK_QUALITIES, edits=1,
     ),

@@ -182,6 +182,8 @@ class HourlyUsage(HourOfUse):
                 name="one_row_of_usage_each",
             )
         ]
+        # What staff see of the whole platform.
+        indexes = [models.Index(fields=["hour"], name="usage_by_hour")]
 
 
 class HourlyTagUsage(HourOfUse):
@@ -199,8 +201,46 @@ class HourlyTagUsage(HourOfUse):
         indexes = [models.Index(fields=["organization", "hour"], name="tag_usage_by_hour")]
 
 
-class HourlyLatency(models.Model):
-    """How many delivered requests of a closed hour took how long: one bar of a histogram."""
+class DailyUsage(HourOfUse):
+    """HourlyUsage, summed by days of UTC; `hour` is the day's first.
+
+    The newest day lacks the hours that are not closed.
+    """
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "hour", "api_key", "model", "error_code"],
+                name="one_row_of_usage_a_day",
+            )
+        ]
+
+
+class HourlyTotal(models.Model):
+    """HourlyUsage, summed over keys and models."""
+
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
+    sandbox = models.BooleanField()
+    error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
+    requests = models.PositiveIntegerField()
+    images = models.PositiveIntegerField()
+    cost_micro = models.PositiveBigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "hour", "sandbox", "error_code"],
+                name="one_total_an_hour_each",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+
+class Bar(models.Model):
+    """How many delivered requests of some time took how long: one bar of a histogram."""
 
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
     hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
@@ -210,6 +250,16 @@ class HourlyLatency(models.Model):
     requests = models.PositiveIntegerField()
 
     class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+
+class HourlyLatency(Bar):
+    """The latencies of a closed hour."""
+
+    class Meta:
         constraints = [
             models.UniqueConstraint(
                 fields=["organization", "hour", "sandbox", "model", "bucket"],
@@ -217,8 +267,17 @@ class HourlyLatency(models.Model):
             )
         ]
 
-    def __str__(self) -> str:
-        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+class DailyLatency(Bar):
+    """HourlyLatency, summed by days of UTC; `hour` is the day's first."""
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "hour", "sandbox", "model", "bucket"],
+                name="one_row_per_bar_a_day",
+            )
+        ]
 
 
 class ClosedHours(models.Model):

@@ -6,6 +6,9 @@ themselves. So an answer is exact at any time: a worker that stands still makes 
 wrong.
 
 A request belongs to the hour it came in, also when it ended, and was charged, in the next one.
+
+Requests are summed by the hour; what is kept by the day, and without keys and models, is summed
+from those rows in the same transaction, so it never says anything else.
 """
 
 import math
@@ -30,16 +33,19 @@ from django.db.models import (
     When,
 )
 from django.db.models.fields.json import KT
-from django.db.models.functions import Cast, Floor, Greatest, Ln, TruncHour
+from django.db.models.functions import Cast, Floor, Greatest, Ln, TruncDay, TruncHour
 from django.utils import timezone
 
 from billing.models import EntryKind, LedgerEntry
 from images.models import (
     ClosedHours,
+    DailyLatency,
+    DailyUsage,
     Generation,
     GenerationStatus,
     HourlyLatency,
     HourlyTagUsage,
+    HourlyTotal,
     HourlyUsage,
 )
 
@@ -72,7 +78,8 @@ BUCKET = Cast(Floor(Ln(Greatest(F("latency_ms"), 1)) / Value(math.log(WIDTH))), 
 class Difference:
     """An hour of an organization whose rollup is not what the ledger says.
 
-    `hour` is None for charges that belong to no request. `what` is `images` or `cost_micro`.
+    `hour` is None for charges that belong to no request. `what` is `images` or `cost_micro`, and of
+    the rollup of a day, whose first hour `hour` is, `images of the day` or `cost_micro of the day`.
     """
 
     organization_id: UUID
@@ -124,9 +131,10 @@ def rebuild(since: datetime | None = None) -> int:
 def prove(since: datetime | None = None) -> Iterator[Difference]:
     """Yield each closed hour whose pictures or cost are not the ledger's; nothing when all are."""
     until = closed_until()
-    start = _first_hour() if since is None else _hour_of(since)
+    first = _first_hour()
+    start = (first and day_of(first)) if since is None else _hour_of(since)
     while until is not None and start is not None and start < until:
-        stop = min(start + DAY, until)
+        stop = min(day_of(start) + DAY, until)
         yield from _prove(start, stop)
         start = stop
     stray = LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION, hold__generation=None)
@@ -183,12 +191,17 @@ def _hour_of(moment: datetime) -> datetime:
     return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
+def day_of(moment: datetime) -> datetime:
+    """Return the beginning of its day of UTC."""
+    return _hour_of(moment).replace(hour=0)
+
+
 def _build(start: datetime, stop: datetime) -> None:
     """Sum the hours from `start` to before `stop`, and take what stood there away.
 
     The rows stay in the database: one statement for each table, of millions of requests if need be.
     """
-    for model in (HourlyUsage, HourlyTagUsage, HourlyLatency):
+    for model in (HourlyUsage, HourlyTagUsage, HourlyTotal, HourlyLatency):
         model.objects.filter(hour__gte=start, hour__lt=stop).delete()
     requests = Generation.objects.filter(created_at__gte=start, created_at__lt=stop).order_by()
     requests = requests.annotate(hour=TruncHour("created_at", tzinfo=UTC), drawn_by=MODEL)
@@ -201,12 +214,35 @@ def _build(start: datetime, stop: datetime) -> None:
         .values_list("organization_id", "hour", "sandbox", "drawn_by", "bar")
         .annotate(total=Count("pk"))
     )
-    columns = ("organization_id", "hour", "sandbox", "model", "bucket", "requests")
-    _insert(HourlyLatency, columns, *bars.query.sql_with_params())
+    _insert(HourlyLatency, (*BARS, "requests"), *bars.query.sql_with_params())
+    _condense(start, stop)
+
+
+def _condense(start: datetime, stop: datetime) -> None:
+    """Sum the hours' rows from `start` to before `stop` without keys and models, and by the day."""
+    hours = {"hour__gte": start, "hour__lt": stop}
+    by = ("organization_id", "hour", "sandbox", "error_code")
+    _sum_up(HourlyTotal, (*by, *SUMS), HourlyUsage.objects.filter(**hours).values_list(*by))
+    days = {"hour__gte": day_of(start), "hour__lt": day_of(stop - HOUR) + DAY}
+    for daily, hourly, columns in (
+        (DailyUsage, HourlyUsage, (*USAGE, *SUMS)),
+        (DailyLatency, HourlyLatency, (*BARS, "requests")),
+    ):
+        daily.objects.filter(**days).delete()
+        rows = hourly.objects.filter(**days).annotate(day=TruncDay("hour", tzinfo=UTC))
+        names = ["day" if name == "hour" else name for name in columns if name not in SUMS]
+        _sum_up(daily, columns, rows.values_list(*names))
+
+
+def _sum_up(model: type[Model], columns: Sequence[str], rows: QuerySet[Any, Any]) -> None:
+    sums = [name for name in columns if name in SUMS]
+    rows = rows.order_by().annotate(**{f"total_{name}": Sum(name) for name in sums})
+    _insert(model, columns, *rows.query.sql_with_params())
 
 
 USAGE = ("organization_id", "hour", "api_key_id", "sandbox", "model", "error_code")
 SUMS = ("requests", "images", "cost_micro")
+BARS = ("organization_id", "hour", "sandbox", "model", "bucket")
 # The same columns of a query over requests, where some names are taken.
 FROM_REQUESTS = ("organization_id", "hour", "api_key_id", "sandbox", "drawn_by", "outcome")
 TOTALS = ("total_requests", "total_images", "total_cost")
@@ -223,7 +259,7 @@ def _sums(requests: QuerySet[Generation], *more: str) -> tuple[str, Sequence[Any
             total_cost=Sum("cost_micro"),
         )
         # An organization's rows lie side by side, as they are read.
-        .order_by("organization_id", "hour")
+        .order_by(F("organization_id"), F("hour"))
     )
     return rows.query.sql_with_params()
 
@@ -262,13 +298,6 @@ type _Cell = tuple[UUID, datetime]
 
 
 def _prove(start: datetime, stop: datetime) -> Iterator[Difference]:
-    ours: dict[_Cell, tuple[int, int]] = {
-        (row[0], row[1]): (row[2], row[3])
-        for row in HourlyUsage.objects.filter(hour__gte=start, hour__lt=stop, sandbox=False)
-        .order_by()
-        .values_list("organization_id", "hour")
-        .annotate(Sum("images"), Sum("cost_micro"))
-    }
     charged: dict[_Cell, tuple[int, int]] = {
         (row[0], row[1]): (row[2], row[3])
         for row in LedgerEntry.objects.filter(
@@ -281,8 +310,34 @@ def _prove(start: datetime, stop: datetime) -> Iterator[Difference]:
         .values_list("organization_id", "hour")
         .annotate(pictures=Sum("quantity"), cost=-Sum("amount_micro"))
     }
+    yield from _compare(HourlyUsage, start, stop, charged)
+    yield from _compare(HourlyTotal, start, stop, charged)
+    if stop - start < DAY:
+        # Nobody reads the rollup of a day that is not over.
+        return
+    whole: dict[_Cell, tuple[int, int]] = {}
+    for (organization, _), (images, cost) in charged.items():
+        before = whole.get((organization, start), (0, 0))
+        whole[organization, start] = (before[0] + images, before[1] + cost)
+    yield from _compare(DailyUsage, start, stop, whole, " of the day")
+
+
+def _compare(
+    model: Any,
+    start: datetime,
+    stop: datetime,
+    charged: dict[_Cell, tuple[int, int]],
+    of: str = "",
+) -> Iterator[Difference]:
+    ours: dict[_Cell, tuple[int, int]] = {
+        (row[0], row[1]): (row[2], row[3])
+        for row in model.objects.filter(hour__gte=start, hour__lt=stop, sandbox=False)
+        .order_by()
+        .values_list("organization_id", "hour")
+        .annotate(Sum("images"), Sum("cost_micro"))
+    }
     for cell in sorted(ours.keys() | charged.keys(), key=lambda one: (one[1], str(one[0]))):
         rollup, ledger = ours.get(cell, (0, 0)), charged.get(cell, (0, 0))
         for what, mine, theirs in zip(("images", "cost_micro"), rollup, ledger, strict=True):
             if mine != theirs:
-                yield Difference(*cell, what, mine, theirs)
+                yield Difference(*cell, what + of, mine, theirs)

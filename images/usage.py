@@ -31,14 +31,27 @@ from django.db.models.functions import Cast, Collate, TruncDate
 from accounts.models import Organization
 from geekhub.lib.ids import REQUEST_ID
 from images.models import (
+    DailyLatency,
+    DailyUsage,
     Generation,
     GenerationStatus,
     HourlyLatency,
     HourlyTagUsage,
+    HourlyTotal,
     HourlyUsage,
     Image,
 )
-from images.rollups import BUCKET, ERROR, HOUR, MODEL, bucket_ms, closed_until, delivered
+from images.rollups import (
+    BUCKET,
+    DAY,
+    ERROR,
+    HOUR,
+    MODEL,
+    bucket_ms,
+    closed_until,
+    day_of,
+    delivered,
+)
 
 DIMENSIONS = ("day", "model", "key", "tag", "error")
 NAMES = {"key": "api_key_id"}
@@ -137,7 +150,7 @@ def sums(
     after: tuple[Any, ...] | None = None,
     limit: int | None = None,
 ) -> dict[tuple[Any, ...], Used]:
-    """Return sums by the named dimensions (of DIMENSIONS), sorted by them.
+    """Return sums by the named dimensions (of DIMENSIONS, or `sandbox`), sorted by them.
 
     Days begin at midnight of `zone`. By tag, a request counts under each of its tags, and under
     the empty one if it has none. `after` and `limit` cut a page out of the sorted rows.
@@ -170,11 +183,20 @@ _COUNTS = {
 }
 
 
+_NOTHING = Q(pk__in=[])
+_TICK = timedelta(microseconds=1)
+
+
 @dataclass(frozen=True, slots=True)
 class _Pieces:
-    """What is read where: whole closed hours in the rollups, the rest in the requests."""
+    """What is read where: whole closed hours in the rollups, the rest in the requests.
+
+    Of the closed ones, those of whole days of UTC are `days`, and the others `edges`.
+    """
 
     closed: Q
+    days: Q
+    edges: Q
     open: Q
 
 
@@ -192,19 +214,25 @@ def _pieces(wanted: Wanted, zone: tzinfo) -> _Pieces:
             hour for moment in _midnights(start, end, zone) if (hour := _hour(moment)) != moment
         }
     split = {hour for hour in split if hour < until}
+    first, last = day_of(start - _TICK) + DAY, day_of(until)
     closed = Q(hour__gte=_hour(start), hour__lt=until)
+    days, edges = _NOTHING, closed
+    if first < last:
+        days = Q(hour__gte=first, hour__lt=last)
+        edges = Q(hour__gte=_hour(start), hour__lt=first) | Q(hour__gte=last, hour__lt=until)
     if split:
         closed &= ~Q(hour__in=split)
+        edges &= ~Q(hour__in=split)
     if until < end:
         # The hour in which the rollups end is theirs only if it is whole.
         opened = Q(created_at__gte=max(_ceil(until), start), created_at__lt=end)
         if _hour(until) != until:
             split.add(_hour(until))
     else:
-        opened = Q(pk__in=[])
+        opened = _NOTHING
     for hour in split:
         opened |= Q(created_at__gte=max(hour, start), created_at__lt=min(hour + HOUR, end))
-    return _Pieces(closed, opened)
+    return _Pieces(closed, days, edges, opened)
 
 
 def _hour(moment: datetime) -> datetime:
@@ -236,25 +264,38 @@ def _closed(
     if wanted.status == GenerationStatus.RUNNING:
         return
     names = [f"by_{name}" for name in by]
-    rows = (
-        _rollups(organization, wanted, tags="tag" in by)
-        .filter(pieces.closed)
-        .annotate(**{f"by_{name}": _dimension(name, "hour", zone) for name in by})
-    )
-    if after is not None:
-        rows = rows.filter(_beyond(names, after))
-    grouped = (
-        rows.values_list(*names).annotate(**_SUMS).order_by(*names)[:limit]
-        if by
-        else [tuple(rows.aggregate(**_SUMS).values())]
-    )
-    for row in grouped:
-        requests, succeeded, images, cost = row[len(by) :]
-        yield row[: len(by)], Used(requests, succeeded, 0, images, cost)
+    hourly = _hourly(wanted, by)
+    sources: list[tuple[Any, Q]] = [(hourly, pieces.closed)]
+    if hourly is HourlyUsage and (zone is UTC or "day" not in by):
+        sources = [(DailyUsage, pieces.days), (HourlyUsage, pieces.edges)]
+    for model, when in sources:
+        rows = (
+            _rollups(model, organization, wanted)
+            .filter(when)
+            .annotate(**{f"by_{name}": _dimension(name, "hour", zone) for name in by})
+        )
+        if after is not None:
+            rows = rows.filter(_beyond(names, after))
+        grouped = (
+            rows.values_list(*names).annotate(**_SUMS).order_by(*names)[:limit]
+            if by
+            else [tuple(rows.aggregate(**_SUMS).values())]
+        )
+        for row in grouped:
+            requests, succeeded, images, cost = row[len(by) :]
+            yield row[: len(by)], Used(requests, succeeded, 0, images, cost)
 
 
-def _rollups(organization: Organization, wanted: Wanted, *, tags: bool) -> QuerySet[Any]:
-    model: Any = HourlyTagUsage if tags or wanted.tag else HourlyUsage
+def _hourly(wanted: Wanted, by: Sequence[str] = ()) -> Any:
+    """Return the smallest of the hours' tables that knows what is asked."""
+    if wanted.tag or "tag" in by:
+        return HourlyTagUsage
+    if wanted.key or wanted.model or "key" in by or "model" in by:
+        return HourlyUsage
+    return HourlyTotal
+
+
+def _rollups(model: Any, organization: Organization, wanted: Wanted) -> QuerySet[Any]:
     rows: QuerySet[Any] = model.objects.filter(organization=organization)
     if wanted.tag:
         rows = rows.filter(tag=wanted.tag)
@@ -311,6 +352,8 @@ def _dimension(name: str, moment: str, zone: tzinfo, *, raw: bool = False) -> An
             return TruncDate(moment, tzinfo=zone)
         case "key":
             return F("api_key_id")
+        case "sandbox":
+            return F("sandbox")
         case "tag" if raw:
             return F("tags")
         case "model" if raw:
@@ -339,12 +382,13 @@ def latencies(organization: Organization, wanted: Wanted) -> dict[str, Latency]:
     """Return each model's latencies, and under the empty name those of all."""
     pieces = _pieces(wanted, UTC)
     bars: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-    closed = HourlyLatency.objects.filter(pieces.closed, organization=organization)
-    if wanted.sandbox is not None:
-        closed = closed.filter(sandbox=wanted.sandbox)
+    live = {} if wanted.sandbox is None else {"sandbox": wanted.sandbox}
+    days = DailyLatency.objects.filter(pieces.days, organization=organization, **live)
+    edges = HourlyLatency.objects.filter(pieces.edges, organization=organization, **live)
     opened = delivered(_requests(organization, wanted).filter(pieces.open).order_by())
     for model, bucket, requests in (
-        *closed.order_by().values_list("model", "bucket").annotate(Sum("requests")),
+        *days.order_by().values_list("model", "bucket").annotate(Sum("requests")),
+        *edges.order_by().values_list("model", "bucket").annotate(Sum("requests")),
         *opened.annotate(drawn_by=MODEL, bucket=BUCKET)
         .values_list("drawn_by", "bucket")
         .annotate(Count("pk")),
@@ -459,7 +503,7 @@ def _hours(
     """
     if wanted.status == GenerationStatus.RUNNING:
         return []
-    rows = _rollups(organization, wanted, tags=False).filter(
+    rows = _rollups(_hourly(wanted), organization, wanted).filter(
         hour__gte=_hour(wanted.start), hour__lt=min(until, wanted.end)
     )
     hours: list[datetime] = []

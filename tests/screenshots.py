@@ -58,6 +58,10 @@ PAGES = {
     "members": "/dashboard/settings/members",
     "audit": "/dashboard/settings/audit",
     "billing": "/dashboard/billing",
+    "billing-movements": "/dashboard/billing/movements",
+    "billing-invoices": "/dashboard/billing/invoices",
+    "billing-budgets": "/dashboard/billing/budgets",
+    "billing-alerts": "/dashboard/billing/alerts",
     "organization-new": "/dashboard/organizations/new",
     "email": "/accounts/email/",
     "two-factors": "/accounts/2fa/",
@@ -73,8 +77,8 @@ LOADED = """Promise.race([
 README = {
     ("overview", "light", "desktop"),
     ("playground", "dark", "desktop"),
-    ("gallery", "light", "desktop"),
-    ("playground", "light", "phone"),
+    ("usage", "light", "desktop"),
+    ("gallery", "dark", "desktop"),
 }
 
 
@@ -208,6 +212,8 @@ def shoot(page: Page, name: str, path: str, scheme: str, screen: str, folder: Pa
     if name == "playground":
         draw(page)
     page.wait_for_load_state("networkidle")
+    # Chromium hides its scroll bars here, and would show the room for them.
+    page.evaluate("document.documentElement.style.scrollbarGutter = 'auto'")
     if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
         print(f"{path} is wider than a {screen}", file=sys.stderr)
     file = folder / f"{name}-{scheme}-{screen}.png"

@@ -1,5 +1,6 @@
 """The gallery: find pictures, look at one, take several along, delete."""
 
+from dataclasses import replace
 from datetime import datetime, time, timedelta
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from images.catalog import CATALOG
 from images.gallery import Filters, NoSuchPicture
 from images.gateway import image_store
 from images.models import Image
+from images.pages.privacy import hide_prompts
 
 PAGE = 48
 MAX_WORDS = 8
@@ -88,12 +90,16 @@ def index(request: MemberRequest) -> HttpResponse:
     organization = request.access.organization
     form = FilterForm(request.GET, organization=organization)
     filters = form.filters() if form.is_valid() else Filters()
+    if request.access.viewing_until is not None:
+        # Whether a word is found would tell what the prompts say.
+        filters = replace(filters, words=())
     try:
         images, after = gallery.browse(
             organization, filters, after=request.GET.get("after", ""), most=PAGE
         )
     except NoSuchPicture as error:
         raise Http404 from error
+    hide_prompts(request.access, images)
     context = {
         "form": form,
         "tiles": _tiles(images),
@@ -129,6 +135,7 @@ def picture(request: MemberRequest, reference: str) -> HttpResponse:
         raise Http404 from error
     if not images:
         raise Http404
+    hide_prompts(request.access, images)
     model = CATALOG.get(images[0].generation.model)
     context = {
         **_tiles(images)[0],

@@ -21,6 +21,7 @@ from geekhub.lib import money
 from images import gallery, usage
 from images.models import Generation
 from images.pages.charts import Chart, daily, share
+from images.pages.privacy import hide_prompts
 from images.pages.words import explain
 from images.usage import Latency, Used, Wanted
 
@@ -92,6 +93,7 @@ def overview(request: MemberRequest) -> HttpResponse:
     asked = request.GET.get("kind")
     sandbox = asked == "sandbox" if asked in ("live", "sandbox") else not by_kind[False]
     images = usage.latest_images(organization, LATEST)
+    hide_prompts(request.access, images)
     links = gallery.links(images)
     context = {
         "balance": _balance(organization, by_kind[False]),
@@ -115,8 +117,9 @@ def _first_run(organization: Organization) -> dict[str, Any]:
 
 # --- Thirty days ------------------------------------------------------------------------------
 
-# By (day, model, key, error); see usage.sums.
-type Sums = dict[tuple[date, str, ApiKey, str], Used]
+# By day, and by (model, key, error); see usage.sums.
+type Days = dict[date, Used]
+type Sums = dict[tuple[str, ApiKey, str], Used]
 
 
 def _days() -> list[date]:
@@ -130,17 +133,20 @@ def _wanted(sandbox: bool | None = None) -> Wanted:
     return Wanted(start=first, end=last, sandbox=sandbox)
 
 
-def _used(organization: Organization) -> dict[bool, Sums]:
-    """Return all sums of the thirty days, of live keys (False) and of sandbox keys (True)."""
+def _used(organization: Organization) -> dict[bool, Days]:
+    """Return the sums of the thirty days, of live keys (False) and of sandbox keys (True)."""
     zone = timezone.get_current_timezone()
-    by = ("day", "model", "key", "error")
-    found = usage.sums(organization, _wanted(), by, zone=zone)
-    keys: dict[UUID, ApiKey] = organization.api_keys.in_bulk({group[2] for group in found})
-    kinds: dict[bool, Sums] = {False: {}, True: {}}
-    for (day, model, key_id, error), used in found.items():
-        key = keys[key_id]
-        kinds[key.sandbox][day, model, key, error] = used
+    kinds: dict[bool, Days] = {False: {}, True: {}}
+    found = usage.sums(organization, _wanted(), ("day", "sandbox"), zone=zone)
+    for (day, sandbox), used in found.items():
+        kinds[sandbox][day] = used
     return kinds
+
+
+def _parts(organization: Organization, *, sandbox: bool) -> Sums:
+    found = usage.sums(organization, _wanted(sandbox), ("model", "key", "error"))
+    keys: dict[UUID, ApiKey] = organization.api_keys.in_bulk({group[1] for group in found})
+    return {(model, keys[key], error): used for (model, key, error), used in found.items()}
 
 
 def _sum(values: Iterable[Used]) -> Used:
@@ -150,27 +156,28 @@ def _sum(values: Iterable[Used]) -> Used:
     return total
 
 
-def _balance(organization: Organization, sums: Sums) -> Balance:
+def _balance(organization: Organization, days_used: Days) -> Balance:
     account = ledger.balance(organization)
     available = account.balance_micro + account.credit_limit_micro - account.held_micro
     recent = set(_days()[-PACE_DAYS:])
-    spent = sum(used.cost_micro for key, used in sums.items() if key[0] in recent)
+    spent = sum(used.cost_micro for day, used in days_used.items() if day in recent)
     days = max(0, available) * PACE_DAYS // spent if spent else None
     return Balance(account, available, days)
 
 
-def _month(organization: Organization, sums: Sums, *, sandbox: bool) -> Month:
-    by_day: dict[date, Used] = {day: Used() for day in _days()}
+def _month(organization: Organization, days_used: Days, *, sandbox: bool) -> Month:
+    by_day = {day: days_used.get(day, Used()) for day in _days()}
     by_model: dict[str, Used] = defaultdict(Used)
     by_key: dict[ApiKey, Used] = defaultdict(Used)
     by_error: dict[str, Used] = defaultdict(Used)
-    for (day, model, key, error), used in sums.items():
-        by_day[day].add(used)
+    parts = _parts(organization, sandbox=sandbox)
+    for (model, key, error), used in parts.items():
         by_model[model].add(used)
         by_key[key].add(used)
         if error:
             by_error[error].add(used)
-    total = _sum(sums.values())
+    # Not the sum of the days: a request may have come in between.
+    total = _sum(parts.values())
     latencies = usage.latencies(organization, _wanted(sandbox))
     return Month(
         sandbox=sandbox,

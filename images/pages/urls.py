@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from images.pages import gallery, keys, overview, playground, usage, welcome
+from images.pages import gallery, invoice_line, keys, overview, playground, usage, welcome
 
 urlpatterns = [
     path("dashboard", overview.overview, name="dashboard"),
@@ -24,4 +24,14 @@ urlpatterns = [
     path("dashboard/gallery/zip", gallery.zipped, name="gallery_zip"),
     path("dashboard/gallery/delete", gallery.delete, name="gallery_delete"),
     path("dashboard/gallery/<slug:reference>", gallery.picture, name="gallery_picture"),
+    path(
+        "dashboard/billing/invoices/<slug:invoice_id>/lines/<slug:line_id>",
+        invoice_line.index,
+        name="billing_line",
+    ),
+    path(
+        "dashboard/billing/invoices/<slug:invoice_id>/lines/<slug:line_id>/charges.csv",
+        invoice_line.export,
+        name="billing_line_csv",
+    ),
 ]

@@ -11,6 +11,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
@@ -21,10 +22,11 @@ from images import gallery, usage, usage_csv
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from images.pages.curl import curl
+from images.pages.privacy import hide_prompts
 from images.pages.words import ERRORS, explain
 from images.usage import Place, Wanted
 
-PAGE = 50
+PAGE = 30
 DEFAULT_DAYS = 30
 MAX_KEYS = 300
 FIRST, LAST = date(2000, 1, 1), date(9998, 12, 31)
@@ -115,6 +117,12 @@ class Row:
 
     request: Generation
     url: str
+
+    @property
+    def pictures(self) -> str:
+        """Return how many pictures came, of how many that were asked for."""
+        asked = {"delivered": self.request.delivered, "n": self.request.n}
+        return gettext("%(delivered)s of %(n)s") % asked
 
     @property
     def asked(self) -> str:
@@ -230,6 +238,7 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
     images: list[Image] = list(found.images.all())
     for image in images:
         image.generation = found
+    hide_prompts(request.access, images, [found])
     links = gallery.links(images)
     context = {
         "row": Row(found, ""),

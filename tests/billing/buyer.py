@@ -1,6 +1,7 @@
 """An organization that Stripe bills: our rows and Stripe's objects, in step, and its usage."""
 
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -27,10 +28,10 @@ HOUR, DAY = 3600, 86_400
 WEBHOOK = "/billing/webhooks/stripe"
 
 
-def sell(shop: Shop) -> dict[str, Sold]:
-    """Give each of our prices its meter and price in Stripe."""
+def sell(shop: Shop, models: Iterable[str] = tuple(PRICES)) -> dict[str, Sold]:
+    """Give each of our prices, or those of the models, its meter and price in Stripe."""
     made = {}
-    for model in PRICES:
+    for model in models:
         version = PriceVersion.objects.filter(model=model).latest("version")
         thing = shop.sell(version.event_name, str(Decimal(version.unit_micro) / 10_000))
         PriceVersion.objects.filter(pk=version.pk).update(

@@ -1,13 +1,9 @@
-"""Fixtures of the tests of money: published prices, keys of one organization, and Stripe."""
-
-from collections.abc import Iterator
+"""Fixtures of the tests of money: published prices, keys of one organization, a customer."""
 
 import pytest
-from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey
 from billing import prices
-from billing.stripe_client import Stripe, connect
 from tests.billing import PRICES
 from tests.billing.buyer import Buyer, sell
 from tests.emulators.stripe import StripeEmulator
@@ -27,34 +23,6 @@ def committed_key(transactional_db: None) -> ApiKey:
     """A key of an organization with 10 USD, seen by every connection."""
     prices.publish(PRICES)
     return KeyFactory().row
-
-
-@pytest.fixture(scope="session")
-def _stripe_account() -> Iterator[StripeEmulator]:
-    with StripeEmulator(check_contract=True) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def stripe_account(_stripe_account: StripeEmulator, settings: Settings) -> Iterator[StripeEmulator]:
-    """An empty Stripe account, which the settings point to; its clock stands at the real time.
-
-    Every call and answer is checked against Stripe's OpenAPI document.
-    """
-    emulator = _stripe_account
-    emulator.reset()
-    settings.STRIPE_SECRET_KEY = emulator.key
-    settings.STRIPE_API_BASE = settings.STRIPE_METER_EVENTS_BASE = emulator.url
-    settings.STRIPE_WEBHOOK_SECRETS = [emulator.webhook_secret]
-    settings.STRIPE_LIVEMODE = emulator.livemode
-    yield emulator
-    emulator.raise_violations()
-
-
-@pytest.fixture
-def stripe(stripe_account: StripeEmulator) -> Stripe:
-    """Our connection to that account."""
-    return connect()
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 `page` fails its test when the browser reports a console error, an uncaught exception, a violation
 of the Content-Security-Policy or an answer of 500 and more. Where there is no Chromium, every test
-with it is skipped and says so.
+with it is skipped and says so. On PostgreSQL all are skipped: what pages do with a database has its
+tests in tests/pages, on both, and what a browser makes of them is the same on either.
 """
 
 import os
@@ -14,22 +15,28 @@ import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.sessions.backends.db import SessionStore
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from django.db import connection
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from pytest_django.fixtures import Settings
 
 from accounts.models import User
 from tests.browser.chromium import DESKTOP, NAMES, chromium
 from tests.server import AppServer
 
+# A machine of CI has two slow cores, and each of them runs a suite.
 SECONDS = 15
+expect.set_options(timeout=SECONDS * 1000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is in this folder, whatever its author remembered."""
     here = Path(__file__).parent
+    once = pytest.mark.skip(reason="tests in a browser run on SQLite")
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.browser)
+            if connection.vendor == "postgresql":
+                item.add_marker(once)
 
 
 @pytest.fixture(scope="package")

@@ -1,4 +1,4 @@
-"""People in a browser: from the sign-up to a picture, passkeys, languages, colours, a phone."""
+"""People in a browser: from the sign-up to a picture, passkeys, colours, the keyboard."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,27 +8,12 @@ from openai import OpenAI
 from playwright.sync_api import BrowserContext, Page, expect
 from pytest_django.fixtures import Settings
 
-from accounts.models import Organization, Role, User
-from tests.browser.chromium import PHONE
+from accounts.models import Organization, User
 from tests.factories import KeyFactory
-from tests.pages import member_of, owner_of
+from tests.pages import owner_of
 from tests.server import AppServer
 
 PASSWORD = "correct horse battery"
-PAGES = [
-    "/dashboard",
-    "/dashboard/welcome",
-    "/dashboard/keys",
-    "/dashboard/keys/new",
-    "/dashboard/organizations/new",
-    "/dashboard/settings",
-    "/dashboard/settings/members",
-    "/dashboard/settings/audit",
-    "/accounts/email/",
-    "/accounts/password/change/",
-    "/accounts/2fa/",
-    "/accounts/sessions/",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +44,10 @@ def test_from_the_sign_up_to_a_picture_by_the_official_sdk(
         images = client.images.generate(model="fal/flux-1.1-pro", prompt="A red kite")
     assert images.data
     page.goto("/dashboard")
-    expect(page.get_by_text("fal/flux-1.1-pro").first).to_be_visible()
+    picture = page.get_by_role("img", name="A red kite")
+    picture.scroll_into_view_if_needed()  # it loads when it comes into sight
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("image => image.naturalWidth") > 0
 
 
 def test_a_passkey_is_added_and_opens_the_door(
@@ -91,32 +79,6 @@ def test_a_passkey_is_added_and_opens_the_door(
     page.get_by_role("button", name="Sign in with a passkey").click()
     page.wait_for_url("**/dashboard")
     expect(page.get_by_text("Acme").first).to_be_visible()
-
-
-def test_a_role_is_denied_with_words(
-    page: Page, login: Callable[[User], None], acme: Organization
-) -> None:
-    login(member_of(acme, Role.VIEWER))
-    page.goto("/dashboard/keys")
-    expect(page.get_by_role("link", name="Create a key")).to_have_count(0)
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_a_page_fits_a_phone_in_both_languages_and_colours(
-    path: str, page: Page, login: Callable[[User], None], acme: Organization
-) -> None:
-    KeyFactory(organization=acme, name="a-rather-long-name-of-a-key", tags=["web", "production"])
-    member_of(acme, Role.DEVELOPER)
-    login(owner_of(acme))
-    page.set_viewport_size(PHONE)
-    for language in ("ES", "EN"):
-        page.goto(path)
-        page.locator(".languages").get_by_role("button", name=language).click()
-        page.wait_for_load_state()
-        assert page.locator("html").get_attribute("lang") == language.lower()
-        for colours in ("light", "dark"):
-            page.emulate_media(color_scheme=colours)  # type: ignore[arg-type]
-            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_the_chosen_colours_stay(

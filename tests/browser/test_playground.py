@@ -66,7 +66,7 @@ def test_a_reload_while_it_draws_loses_nothing(
 ) -> None:
     login(acme.memberships.get().user)
     page.goto("/dashboard/playground")
-    page.get_by_label("Prompt").fill("a kite sandbox:slow=2")
+    page.get_by_label("Prompt").fill("a kite sandbox:slow=5")
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") == THREE[0])
     page.get_by_label("Test pictures").check()
@@ -74,5 +74,5 @@ def test_a_reload_while_it_draws_loses_nothing(
     expect(page.locator("article[data-state=running]")).to_have_count(1)
     page.reload()
     expect(page.locator("article[data-state=running]")).to_have_count(1)
-    expect(page.locator("article[data-state=succeeded]")).to_have_count(1)
+    expect(page.locator("article[data-state=succeeded]")).to_have_count(1, timeout=30_000)
     assert Generation.objects.filter(organization=acme).count() == 1

@@ -2,10 +2,14 @@
 
 import random
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from io import StringIO
+from types import SimpleNamespace
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.apps import apps
 from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.db.models import F, Sum
@@ -19,9 +23,12 @@ from images import rollups, usage
 from images.catalog import CATALOG
 from images.models import (
     ClosedHours,
+    DailyLatency,
+    DailyUsage,
     Generation,
     HourlyLatency,
     HourlyTagUsage,
+    HourlyTotal,
     HourlyUsage,
 )
 from images.rollups import Difference
@@ -184,6 +191,99 @@ def test_a_rebuild_since_a_day_leaves_the_days_before_alone(key: ApiKey) -> None
     assert list(rows) == [7, 1]
 
 
+def test_totals_and_days_changed_by_hand_are_found_and_repaired(key: ApiKey) -> None:
+    at = hour_ago(50)
+    make_request(key, at, delivered=3)
+    make_request(key, hour_ago(2), delivered=1)
+    rollups.close_hours()
+    HourlyTotal.objects.filter(hour=at).update(images=4)
+    DailyUsage.objects.filter(hour=rollups.day_of(at)).update(cost_micro=7)
+
+    org = key.organization_id
+    assert list(rollups.prove()) == [
+        Difference(org, at, "images", 4, 3),
+        Difference(org, rollups.day_of(at), "cost_micro of the day", 7, 120_000),
+    ]
+    rollups.rebuild()
+    assert list(rollups.prove()) == []
+
+
+CONDENSED: tuple[tuple[Any, Any, tuple[str, ...], tuple[str, ...]], ...] = (
+    (DailyUsage, HourlyUsage, ("api_key", "model", "error_code"), rollups.SUMS),
+    (DailyLatency, HourlyLatency, ("sandbox", "model", "bucket"), ("requests",)),
+)
+
+
+def condensed() -> list[list[tuple[Any, ...]]]:
+    """Return what the condensed tables say, each beside the hours added up here."""
+    found = []
+    for daily, hourly, by, sums in CONDENSED:
+        days: dict[tuple[Any, ...], list[int]] = {}
+        for row in hourly.objects.values("organization", "hour", *by, *sums):
+            cell = (row["organization"], rollups.day_of(row["hour"]), *(row[name] for name in by))
+            totals = days.setdefault(cell, [0] * len(sums))
+            days[cell] = [one + row[name] for one, name in zip(totals, sums, strict=True)]
+        rows = daily.objects.values_list("organization", "hour", *by, *sums)
+        assert sorted(rows) == sorted((*cell, *totals) for cell, totals in days.items())
+        found.append(sorted(rows))
+    totals_by = ("organization", "hour", "sandbox", "error_code")
+    rows = HourlyTotal.objects.values_list(*totals_by, *rollups.SUMS)
+    hours = HourlyUsage.objects.order_by().values_list(*totals_by)
+    assert sorted(rows) == sorted(hours.annotate(Sum("requests"), Sum("images"), Sum("cost_micro")))
+    return [*found, sorted(rows)]
+
+
+def test_days_and_totals_are_the_hours_after_every_closing_and_rebuilding(key: ApiKey) -> None:
+    other = KeyFactory(organization=key.organization, name="other").row
+    for hours in range(1, 60):
+        error = "provider_unavailable" if hours % 7 == 0 else ""
+        make_request(other if hours % 3 else key, hour_ago(hours), error=error)
+    rollups.close_hours()
+    before = condensed()
+    assert [len(rows) > 2 for rows in before] == [True] * 3
+
+    make_request(key, hour_ago(30) + timedelta(minutes=5))
+    rollups.rebuild(hour_ago(33))
+    after = condensed()
+    assert after != before
+    assert sum(row[-3] for row in after[0]) == 60
+
+    rollups.rebuild()
+    assert condensed() == after
+
+
+def test_the_migration_sums_the_hours_that_were_closed_before(key: ApiKey) -> None:
+    for hours in range(1, 60):
+        make_request(key, hour_ago(hours), error="provider_unavailable" if hours % 7 == 0 else "")
+    rollups.close_hours()
+    before = condensed()
+    for model in (DailyUsage, DailyLatency, HourlyTotal):
+        model.objects.all().delete()
+
+    migration = import_module("images.migrations.0005_usage_by_day")
+    migration.fill(apps, SimpleNamespace(connection=connection))
+    assert condensed() == before
+
+
+def test_whole_days_are_read_by_the_day_and_the_rest_by_the_hour(key: ApiKey) -> None:
+    for hours in range(1, 80):
+        make_request(key, hour_ago(hours), latency_ms=1000)
+    rollups.close_hours()
+    wanted = Wanted(start=hour_ago(79), end=hour_ago(2), model=FLUX)
+    assert usage.total(key.organization, wanted).requests == 77
+    assert usage.latencies(key.organization, wanted)[""].requests == 77
+
+    days = DailyUsage.objects.filter(hour__gt=wanted.start, hour__lt=rollups.day_of(wanted.end))
+    assert days.count() in (2, 3)
+    HourlyUsage.objects.filter(hour__gte=days.earliest("hour").hour).filter(
+        hour__lt=rollups.day_of(wanted.end)
+    ).delete()
+    assert usage.total(key.organization, wanted).requests == 77
+    days.delete()
+    left = HourlyUsage.objects.filter(hour__lt=wanted.end).count()
+    assert usage.total(key.organization, wanted).requests == left
+
+
 def test_a_charge_without_a_request_is_told(key: ApiKey) -> None:
     row = make_request(key, hour_ago(4), delivered=2)
     rollups.close_hours()
@@ -224,7 +324,10 @@ def test_sums_are_those_of_a_plain_count_whatever_is_asked(key: ApiKey, seed: in
     start, end = hour_ago(50) + timedelta(minutes=20), hour_ago(1) + timedelta(minutes=50)
     within = [row for row in rows if start <= row.created_at < end]
     for zone in (UTC, ZoneInfo("America/Mexico_City"), ZoneInfo("Asia/Kathmandu")):
-        for by in ((), ("day",), ("day", "model", "key", "tag"), ("tag",), ("error", "model")):
+        for by in (
+            (), ("day",), ("day", "sandbox"), ("day", "model"), ("day", "model", "key", "tag"),
+            ("tag",), ("error", "model"), ("model", "key", "error"),
+        ):  # fmt: skip
             wanted = Wanted(start=start, end=end)
             assert usage.sums(key.organization, wanted, by, zone=zone) == counted(within, by, zone)
     for field, value in (
@@ -264,6 +367,7 @@ def counted(
                 "key": row.api_key_id,
                 "tag": tag,
                 "error": row.error_code,
+                "sandbox": row.sandbox,
             }
             used = found.setdefault(tuple(values[name] for name in by), Used())
             succeeded = int(row.status == "succeeded")

@@ -11,7 +11,16 @@ from django.utils.translation.template import templatize
 ROOT = Path(__file__).resolve().parent.parent.parent
 CATALOG = ROOT / "locale" / "es" / "LC_MESSAGES" / "django.po"
 APPS = ("geekhub", "accounts", "billing", "images")
-CALLS = {"gettext", "gettext_lazy", "gettext_noop", "_", "ngettext", "ngettext_lazy", "pgettext"}
+CALLS = {
+    "gettext",
+    "gettext_lazy",
+    "gettext_noop",
+    "_",
+    "_now",
+    "ngettext",
+    "ngettext_lazy",
+    "pgettext",
+}
 CONTEXT = "\x04"
 
 
@@ -101,6 +110,32 @@ def test_no_text_is_without_spanish() -> None:
 
 def test_nothing_is_translated_that_nobody_says() -> None:
     assert set(WRITTEN) - set(MARKED) == set()
+
+
+def test_nothing_is_marked_by_a_name_that_is_not_looked_for() -> None:
+    names = {
+        one.asname or one.name
+        for app in APPS
+        for path in (ROOT / app).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "django.utils.translation"
+        for one in node.names
+        if "gettext" in one.name
+    }
+    assert names <= CALLS
+
+
+def test_nothing_is_marked_inside_an_f_string() -> None:
+    # xgettext does not look into them.
+    hidden = {
+        text: str(path.relative_to(ROOT))
+        for app in APPS
+        for path in (ROOT / app).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.JoinedStr)
+        for text in texts(node)
+    }
+    assert hidden == {}
 
 
 def test_nothing_is_marked_as_doubtful() -> None:

@@ -1,0 +1,215 @@
+"""The forms of the billing pages. Amounts are written in USD and read as micro-USD."""
+
+import uuid
+from typing import Any, cast
+
+from django import forms
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+from accounts.models import ApiKey, Organization
+from billing import recharges
+from billing.limits import Holder
+from billing.models import BillingAccount, EntryKind, Period
+from billing.templatetags.amounts import dollars
+from geekhub.lib import money
+
+PRESETS = (10, 25, 50, 100)
+OTHER = "other"
+MICRO_PER_CENT = 10_000
+# What the database's numbers hold, with room for sums.
+MOST_MICRO = 1_000_000_000 * money.MICRO
+MOST_IMAGES = 1_000_000_000
+
+KINDS = {
+    EntryKind.BONUS: _("Bonus"),
+    EntryKind.RECHARGE: _("Recharge"),
+    EntryKind.CONSUMPTION: _("Pictures"),
+    EntryKind.REFUND: _("Refund"),
+    EntryKind.ADJUSTMENT: _("Adjustment"),
+}
+PERIODS = {Period.DAY: _("day"), Period.WEEK: _("week"), Period.MONTH: _("month")}
+
+
+class UsdField(forms.CharField):
+    """An amount of USD, not negative; its value is micro-USD, None when it is empty."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        attributes = {"inputmode": "decimal", "autocomplete": "off"}
+        super().__init__(max_length=30, widget=forms.TextInput(attrs=attributes), **kwargs)
+
+    def clean(self, value: Any) -> int | None:
+        """Return micro-USD."""
+        text = super().clean(value).strip().removeprefix("$").replace(",", "").strip()
+        if not text:
+            return None
+        try:
+            micro = money.from_usd(text)
+        except ValueError as error:
+            raise forms.ValidationError(gettext("Write an amount such as 25 or 7.50.")) from error
+        if not 0 <= micro <= MOST_MICRO:
+            raise forms.ValidationError(gettext("This amount is not possible."))
+        return micro
+
+    def prepare_value(self, value: Any) -> Any:
+        """Show micro-USD as USD."""
+        return money.to_usd(value) if isinstance(value, int) else value
+
+
+def _check_recharge(form: forms.Form, name: str, micro: int) -> None:
+    if not recharges.MINIMUM_MICRO <= micro <= recharges.MAXIMUM_MICRO:
+        least, most = dollars(recharges.MINIMUM_MICRO), dollars(recharges.MAXIMUM_MICRO)
+        text = gettext("A recharge is between %(least)s and %(most)s.")
+        form.add_error(name, text % {"least": least, "most": most})
+    elif micro % MICRO_PER_CENT:
+        form.add_error(name, gettext("A recharge is a whole number of cents."))
+
+
+class RechargeForm(forms.Form):
+    """How much to pay now."""
+
+    amount = forms.ChoiceField(
+        label=_("Amount"),
+        choices=[*((str(usd), f"${usd}") for usd in PRESETS), (OTHER, _("Other"))],
+        initial="25",
+        widget=forms.RadioSelect,
+    )
+    other = UsdField(label=_("Other amount in USD"), required=False)
+
+    def clean(self) -> dict[str, Any]:
+        """Find the amount: `micro`."""
+        data = super().clean() or self.cleaned_data
+        chosen = data.get("amount")
+        if chosen == OTHER and "other" in data:
+            if data["other"] is None:
+                self.add_error("other", gettext("Write an amount such as 25 or 7.50."))
+            else:
+                data["micro"] = data["other"]
+                _check_recharge(self, "other", data["other"])
+        elif chosen and chosen != OTHER:
+            data["micro"] = money.from_usd(chosen)
+        return data
+
+
+class AutomaticForm(forms.Form):
+    """When to recharge by itself, by how much, and how much a day at most."""
+
+    below = UsdField(label=_("When less than this may be spent"))
+    amount = UsdField(label=_("Recharge by"))
+    cap = UsdField(label=_("At most a day"), help_text=_("A day is one of UTC."))
+
+    @classmethod
+    def of(cls, account: BillingAccount, data: Any = None) -> "AutomaticForm":
+        """Return the form as the account is set, or with something reasonable."""
+        usd = money.MICRO
+        initial = {
+            "below": account.recharge_below_micro if account.recharge_amount_micro else 5 * usd,
+            "amount": account.recharge_amount_micro or 25 * usd,
+            "cap": account.recharge_daily_cap_micro or 100 * usd,
+        }
+        return cls(data, initial=initial, prefix="automatic")
+
+    def clean(self) -> dict[str, Any]:
+        """Check the amounts together."""
+        data = super().clean() or self.cleaned_data
+        amount, cap = data.get("amount"), data.get("cap")
+        if amount is not None:
+            _check_recharge(self, "amount", amount)
+            if cap is not None and cap < amount:
+                self.add_error("cap", gettext("The most of a day is not less than one recharge."))
+        return data
+
+
+class MovementsForm(forms.Form):
+    """Which movements to show; it stands in the URL."""
+
+    kind = forms.ChoiceField(
+        label=_("Kind"), required=False, choices=[("", _("any")), *KINDS.items()]
+    )
+
+    def wanted(self) -> EntryKind | None:
+        """Return the kind, None for any, also for one that is none."""
+        chosen = self.cleaned_data.get("kind") if self.is_valid() else ""
+        return EntryKind(chosen) if chosen else None
+
+
+class LimitsForm(forms.Form):
+    """How much may be used: dollars, pictures, or both."""
+
+    usd = UsdField(label=_("USD"), required=False)
+    images = forms.IntegerField(
+        label=_("Pictures"), required=False, min_value=0, max_value=MOST_IMAGES
+    )
+
+    def clean(self) -> dict[str, Any]:
+        """Check that there is a limit."""
+        data = super().clean() or self.cleaned_data
+        if data.get("usd") is None and data.get("images") is None and not self.errors:
+            self.add_error(None, gettext("Set a limit in USD, in pictures, or both."))
+        return data
+
+
+class BudgetForm(LimitsForm):
+    """The most that somebody's keys may use in a period."""
+
+    field_order = ("holder", "period", "usd", "images")
+    holder = forms.ChoiceField(label=_("For"))
+    period = forms.ChoiceField(
+        label=_("Each"), choices=list(PERIODS.items()), initial=Period.MONTH.value
+    )
+
+    def __init__(
+        self, *args: Any, organization: Organization, keys: bool, members: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        choices: list[Any] = [("", _("choose"))]
+        if keys and (families := _families(organization)):
+            self._families = {f"key:{key.family}": key.family for key in families}
+            names = [(f"key:{key.family}", f"{key.name} ({key.prefix}…)") for key in families]
+            choices.append((_("Keys"), names))
+        if members:
+            people = organization.memberships.select_related("user").order_by("user__email")
+            self._members = {f"member:{one.user_id}": one.user for one in people}
+            choices.append(
+                (_("Members"), [(name, user.email) for name, user in self._members.items()])
+            )
+        cast(forms.ChoiceField, self.fields["holder"]).choices = choices
+
+    @property
+    def chosen(self) -> Holder:
+        """Return whose budget it is to be."""
+        name = self.cleaned_data["holder"]
+        if name.startswith("member:"):
+            return Holder(member=self._members[name])
+        return Holder(family=self._families[name])
+
+
+def _families(organization: Organization) -> list[ApiKey]:
+    """Return the newest key of each family that can spend, by name."""
+    living = organization.api_keys.filter(sandbox=False, playground=False, revoked_at=None)
+    newest: dict[uuid.UUID, ApiKey] = {}
+    for key in living.order_by("created_at", "pk"):
+        newest[key.family] = key
+    return sorted(newest.values(), key=lambda key: key.name.lower())
+
+
+class WarningForm(forms.Form):
+    """When to warn that little is left."""
+
+    below = UsdField(
+        label=_("Warn when less than this may be spent, in USD"),
+        help_text=_("Balance and credit limit, less what is held. 0: no warning."),
+    )
+
+
+class EndpointForm(forms.Form):
+    """Where alerts are sent beside the e-mail."""
+
+    url = forms.CharField(
+        label=_("Address"),
+        max_length=500,
+        help_text=_("https, with a name and no port."),
+        widget=forms.URLInput(
+            attrs={"placeholder": "https://example.com/geekhub", "autocomplete": "off"}
+        ),
+    )

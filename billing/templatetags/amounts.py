@@ -1,0 +1,27 @@
+"""How amounts are shown."""
+
+from django import template
+
+from geekhub.lib import money
+
+register = template.Library()
+MICRO_PER_CENT = 10_000
+
+
+@register.filter
+def dollars(micro: int) -> str:
+    """Return micro-USD as exact dollars: `$1,234.50`, `$0.065`, `-$2.50`."""
+    whole, _, fraction = money.to_usd(abs(micro)).partition(".")
+    return f"{'-' if micro < 0 else ''}${int(whole):,}.{fraction}"
+
+
+@register.filter
+def signed(micro: int) -> str:
+    """Return the same, with a plus where money came in."""
+    return f"{'+' if micro > 0 else ''}{dollars(micro)}"
+
+
+@register.filter
+def cents(amount: int) -> str:
+    """Return cents as dollars."""
+    return dollars(amount * MICRO_PER_CENT)
