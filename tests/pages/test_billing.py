@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
+from asgiref.sync import sync_to_async
+from django.db import connection, connections
 from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -680,25 +681,25 @@ def test_the_first_page_reads_no_more_than_it_shows(busy: Organization, owner: C
     assert not any("OVER (" in query["sql"] for query in queries)
 
 
-async def _read(answer: Any) -> str:
-    return b"".join([part async for part in answer.streaming_content]).decode()
+def in_the_loop(organization: Organization, path: str) -> str:
+    """Return a file as the owner gets it from an event loop."""
+
+    async def ask() -> str:
+        browser = AsyncClient()
+        await browser.aforce_login(person, backend=BACKEND)
+        answer: Any = await browser.get(path)
+        text = b"".join([part async for part in answer.streaming_content]).decode()
+        await sync_to_async(connections.close_all)()
+        return text
+
+    person = owner_of(organization)
+    return asyncio.run(ask())
 
 
 def test_files_are_the_same_in_the_event_loop(busy: Organization, owner: Client) -> None:
     path = f"{PATH}/movements.csv"
     assert owner.get(path)["content-disposition"] == 'attachment; filename="movements.csv"'
-
-    async def ask() -> str:
-        browser = AsyncClient()
-        await browser.aforce_login(await _owner(busy), backend=BACKEND)
-        return await _read(await browser.get(path))
-
-    assert asyncio.run(ask()) == file_of(owner, path)
-
-
-async def _owner(organization: Organization) -> Any:
-    membership = await organization.memberships.select_related("user").aget(role=Role.OWNER)
-    return membership.user
+    assert in_the_loop(busy, path) == file_of(owner, path)
 
 
 # --- Invoices -------------------------------------------------------------------------------------
@@ -893,13 +894,7 @@ def test_the_file_of_an_invoice_has_every_line_once(
     }
     assert text.count("unit_usd") == 1
     assert sum(int(row["images"]) for row in rows) == 6
-
-    async def ask() -> str:
-        browser = AsyncClient()
-        await browser.aforce_login(await _owner(buyer.organization), backend=BACKEND)
-        return await _read(await browser.get(path))
-
-    assert asyncio.run(ask()) == text
+    assert in_the_loop(buyer.organization, path) == text
 
 
 def test_a_line_that_does_not_agree_says_so(buyer: Buyer, stripe: Stripe, owner: Client) -> None:
