@@ -58,9 +58,9 @@ log = logging.getLogger("geekhub.billing")
 RIPE_AFTER = timedelta(minutes=2)
 # Each batch keeps the organization's captures waiting while it is frozen.
 FREEZE_BATCH = 2000
-# Longer than a batch of calls takes (`stripe_client` waits 13 s at most), so that two do not send
-# one event at once; towards its end no call is begun.
-LEASE, LONGEST_CALL = timedelta(minutes=2), timedelta(seconds=30)
+# Longer than a round and its last call take (`stripe_client`), so that two do not send one event at
+# once.
+LEASE = timedelta(minutes=2)
 # Stripe forgets an identifier after "at least 24 hours"; nothing is resent that late unasked.
 HORIZON = timedelta(hours=20)
 # How long Stripe's sums, "eventually consistent", are given to hold what was sent last.
@@ -282,8 +282,12 @@ def reissue(event: MeterEvent, quantity: int, *, now: datetime) -> MeterEvent:
 # --- From meter events to Stripe ----------------------------------------------------------------
 
 
-def send_due(sink: MeterSink, *, now: datetime, threads: int = THREADS) -> int:
-    """Send what is due, lane by lane, for half a minute at most; return how many were accepted.
+def send_due(
+    sink: MeterSink, *, now: datetime, threads: int = THREADS, seconds: float = SECONDS
+) -> int:
+    """Send what is due, lane by lane; return how many were accepted.
+
+    No call begins after `seconds`. The caller waits so long, and for the last calls.
 
     Events are claimed and that is committed before they are sent, so a crash at any point leaves
     rows that say they may have been. Any number of senders may run. The threads have connections
@@ -294,7 +298,7 @@ def send_due(sink: MeterSink, *, now: datetime, threads: int = THREADS) -> int:
     batches: queue.SimpleQueue[list[list[MeterEvent]]] = queue.SimpleQueue()
     for batch in itertools.batched(lanes, size):
         batches.put(list(batch))
-    round_ = _Round(sink, now, batches, time.monotonic())
+    round_ = _Round(sink, now, batches, time.monotonic(), seconds)
     with ThreadPoolExecutor(threads, thread_name_prefix="metering") as pool:
         workers = [pool.submit(round_.work) for _ in range(min(threads, batches.qsize()))]
     return sum(worker.result() for worker in workers)
@@ -309,9 +313,9 @@ def _due(now: datetime) -> list[list[MeterEvent]]:
         price_version=OuterRef("price_version"),
         state__in=UNKNOWN,
     )
-    new = events.filter(
-        ~Exists(taken), state=MeterState.PENDING, next_at__lte=now, timestamp__lte=now
-    ).order_by("next_at", "timestamp")
+    new = events.filter(~Exists(taken), state=MeterState.PENDING, next_at__lte=now).order_by(
+        "next_at", "timestamp"
+    )
     lanes: dict[tuple[uuid.UUID, int], list[MeterEvent]] = {}
     for event in itertools.islice(itertools.chain(again[:EVENTS], new[:EVENTS]), EVENTS):
         lanes.setdefault(_lane(event), []).append(event)
@@ -328,6 +332,7 @@ class _Round:
     began_at: datetime
     batches: queue.SimpleQueue[list[list[MeterEvent]]]
     began: float
+    seconds: float
 
     def work(self) -> int:
         """Send batch after batch; return how many events were accepted."""
@@ -352,7 +357,7 @@ class _Round:
         the disk, which costs more than all else.
         """
         accepted = 0
-        while lanes and time.monotonic() - self.began < SECONDS:
+        while lanes and not self._is_over():
             claimed = self._claim([lane[0] for lane in lanes])
             done = [event for event, again in claimed if self._send(event, again=again)]
             # Whichever attempt says so, it is counted; that is never taken back.
@@ -365,6 +370,9 @@ class _Round:
             free = {_lane(event) for event in done}
             lanes = [lane[1:] for lane in lanes if lane[1:] and _lane(lane[0]) in free]
         return accepted
+
+    def _is_over(self) -> bool:
+        return time.monotonic() - self.began > self.seconds
 
     def _now(self) -> datetime:
         return self.began_at + timedelta(seconds=time.monotonic() - self.began)
@@ -413,14 +421,14 @@ class _Round:
             moved = {"timestamp": timestamp, "restamped_from": event.timestamp}
         if timestamp > now:
             # An item that is newer than our clock says; Stripe would call that its future.
-            _change(event, **moved)
+            _change(event, **moved, next_at=timestamp)
             return {}
         return {**claim, **moved, "state": MeterState.SENDING, "first_attempt_at": now}
 
     def _send(self, event: MeterEvent, *, again: bool) -> bool:
         """Send a claimed event; return whether it is counted, and write down what else became."""
-        if event.lease_until is None or self._now() > event.lease_until - LONGEST_CALL:
-            return False  # too late in its lease; it is sent in another round
+        if self._is_over():
+            return False  # it is sent when its lease is over
         try:
             self.sink.send(
                 event,

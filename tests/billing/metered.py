@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from django.db import transaction
 from django.db.models import F, Max, Sum
@@ -68,12 +69,18 @@ class Metered:
         if models:
             versions = versions.filter(model__in=models)
         self.shop.subscribe(customer, *(self.sold[version.pk] for version in versions))
-        self.mirror()
+        self.mirror(customer)
         return key
 
-    def mirror(self) -> None:
-        """Copy the account's subscriptions and invoices into our rows."""
-        for found in self.emulator.objects("subscription"):
+    @transaction.atomic
+    def mirror(self, *customers: str) -> None:
+        """Copy subscriptions and invoices into our rows, of the customers that are named or all."""
+
+        def objects(kind: str) -> list[dict[str, Any]]:
+            found = self.emulator.objects(kind)
+            return [one for one in found if not customers or one["customer"] in customers]
+
+        for found in objects("subscription"):
             account = BillingAccount.objects.get(stripe_customer=found["customer"])
             items = found["items"]["data"]
             Subscription.objects.update_or_create(
@@ -88,7 +95,7 @@ class Metered:
                     "fetched_at": self.now,
                 },
             )
-        for found in self.emulator.objects("invoice"):
+        for found in objects("invoice"):
             account = BillingAccount.objects.get(stripe_customer=found["customer"])
             cents = ("subtotal", "total", "amount_due", "amount_paid")
             Invoice.objects.update_or_create(

@@ -1,5 +1,6 @@
 """From the ledger to Stripe's meters: what is frozen, when it is sent, what becomes of it."""
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -171,7 +172,9 @@ def test_many_batches_make_what_one_does(metered: Metered, acme: ApiKey) -> None
     assert MeteredEntry.objects.count() == 2001
 
 
-def test_an_entry_is_frozen_once_by_many_at_once(metered: Metered, acme: ApiKey) -> None:
+def test_an_entry_is_frozen_once_by_many_at_once(
+    metered: Metered, acme: ApiKey, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(30):
         use(acme, at=metered.now - timedelta(hours=1 + number % 3))
 
@@ -180,6 +183,8 @@ def test_an_entry_is_frozen_once_by_many_at_once(metered: Metered, acme: ApiKey)
     assert sorted(made) == [0, 0, 0, 0, 0, 3]  # type: ignore[type-var]
     assert MeterEvent.objects.aggregate(sum=Sum("quantity"))["sum"] == 30
     assert MeteredEntry.objects.count() == 30
+    # They waited for each other; none had to be stopped by the key of MeteredEntry.
+    assert "was not frozen" not in caplog.text
 
 
 def test_captures_that_go_on_meanwhile_are_frozen_once(metered: Metered, acme: ApiKey) -> None:
@@ -261,6 +266,7 @@ def test_a_busy_stripe_did_not_count_and_frees_the_lane(
     metered: Metered, acme: ApiKey, sink: StripeSink, fault: Any
 ) -> None:
     event = one_event(metered, acme)
+    one_event(metered, acme, 1)
     metered.emulator.faults.add(Fault(fault, EVENTS))
 
     assert send_due(sink, now=metered.now) == 0
@@ -268,10 +274,12 @@ def test_a_busy_stripe_did_not_count_and_frees_the_lane(
     event.refresh_from_db()
     assert (event.state, event.first_attempt_at, event.attempts) == (MeterState.PENDING, None, 1)
     assert metered.now < event.next_at <= metered.now + timedelta(minutes=5)
-    assert send_due(sink, now=metered.now) == 0  # not before its time
+    # The lane is left alone for this round, and is free for the next.
     assert len(metered.sent()) == 1
+    assert send_due(sink, now=metered.now) == 1
+    assert metered.times_sent()[event.identifier] == 1  # not before its time
     assert send_due(sink, now=metered.advance(minutes=5)) == 1
-    assert metered.total(acme) == 3
+    assert metered.total(acme) == 4
 
 
 @pytest.mark.parametrize(("fault", "already"), LOST.items())
@@ -421,6 +429,120 @@ def test_one_organization_that_fails_stops_no_other(
     assert metered.total(acme) == 2
 
 
+def test_books_of_one_that_cannot_be_read_stop_no_other(
+    metered: Metered, acme: ApiKey, sink: StripeSink, caplog: pytest.LogCaptureFixture
+) -> None:
+    event, other = one_event(metered, acme), metered.customer()
+    use(other, 2, at=metered.now)
+    freeze(now=metered.now, running_hour=True)
+    copy = Subscription.objects.filter(organization=acme.organization)
+    copy.update(items={event.price_version.stripe_price: "?"})
+    assert send_due(sink, now=metered.now, threads=1) == 1
+    assert f"metering of {acme.organization_id} failed" in caplog.text
+    assert (metered.total(acme), metered.total(other)) == (0, 2)
+    metered.mirror()
+    assert send_due(sink, now=metered.now) == 1
+
+
+def test_a_round_ends_in_time_and_another_goes_on(
+    metered: Metered, acme: ApiKey, sink: StripeSink
+) -> None:
+    for model in PRICES:
+        one_event(metered, acme, model=model)
+        one_event(metered, acme, model=model)
+
+    class Slow:
+        def send(self, event: MeterEvent, *, customer: str, event_name: str) -> None:
+            sink.send(event, customer=customer, event_name=event_name)
+            threading.Event().wait(0.3)
+
+        def total(self, *span: Any) -> int:
+            raise AssertionError("nobody asked")
+
+    assert send_due(Slow(), now=metered.now, threads=1, seconds=0.2) == 1
+    # Two more were claimed and are as good as sent; the second ones of the lanes are not.
+    assert states() == {
+        MeterState.ACCEPTED: 1,
+        MeterState.SENDING: 2,
+        MeterState.PENDING: 3,
+    }
+    assert len(metered.sent()) == 1
+    send_due(sink, now=metered.advance(**LEASE))
+    send_due(sink, now=metered.now)
+    assert states() == {MeterState.ACCEPTED: 6}
+    assert [metered.total(acme, model) for model in PRICES] == [6, 6, 6]
+
+
+def test_a_lane_that_is_taken_meanwhile_is_left_alone(metered: Metered, sink: StripeSink) -> None:
+    # More lanes than a batch has: one of the second is taken while the first is sent.
+    for key in [metered.customer() for _ in range(8)]:
+        for model in PRICES:
+            use(key, at=metered.now, model=model)
+    freeze(now=metered.now, running_hour=True)
+    last = MeterEvent.objects.order_by("-organization", "-price_version")[1]
+    intruder = "another sender's"
+
+    class Taking:
+        def send(self, event: MeterEvent, *, customer: str, event_name: str) -> None:
+            MeterEvent.objects.get_or_create(
+                identifier=intruder,
+                defaults={
+                    "organization_id": last.organization_id,
+                    "price_version_id": last.price_version_id,
+                    "hour": last.hour,
+                    "quantity": 1,
+                    "timestamp": last.timestamp,
+                    "state": MeterState.UNCERTAIN,
+                    "next_at": last.next_at + timedelta(days=1),
+                },
+            )
+            sink.send(event, customer=customer, event_name=event_name)
+
+        def total(self, *span: Any) -> int:
+            raise AssertionError("nobody asked")
+
+    assert send_due(Taking(), now=metered.now, threads=1) == 23
+    last.refresh_from_db()
+    assert (last.state, last.attempts) == (MeterState.PENDING, 0)
+    assert metered.times_sent()[last.identifier] == 0
+
+
+def test_an_answer_does_not_undo_what_others_have_found_meanwhile(
+    metered: Metered, acme: ApiKey
+) -> None:
+    event = one_event(metered, acme)
+
+    class Late:
+        def send(self, event: MeterEvent, *, customer: str, event_name: str) -> None:
+            MeterEvent.objects.filter(pk=event.pk).update(state=MeterState.CONFIRMED)
+
+        def total(self, *span: Any) -> int:
+            raise AssertionError("nobody asked")
+
+    send_due(Late(), now=metered.now)
+    event.refresh_from_db()
+    assert event.state == MeterState.CONFIRMED
+
+
+def test_a_lease_that_is_over_is_taken_by_one(
+    metered: Metered, acme: ApiKey, sink: StripeSink
+) -> None:
+    keys = [acme, *(metered.customer() for _ in range(5))]
+    for key in keys:
+        for model in PRICES:
+            use(key, at=metered.now, model=model)
+    freeze(now=metered.now, running_hour=True)
+    metered.emulator.faults.add(Fault("drop_before", EVENTS, times=18))
+    send_due(sink, now=metered.now)
+    assert states() == {MeterState.SENDING: 18}
+
+    now = metered.advance(**LEASE)
+    race(6, lambda _: send_due(sink, now=now, threads=1))
+
+    assert states() == {MeterState.ACCEPTED: 18}
+    assert set(metered.times_sent().values()) == {2}
+
+
 def test_a_claim_is_committed_before_the_call(metered: Metered, acme: ApiKey) -> None:
     event = one_event(metered, acme)
     seen: list[tuple[str, int, bool]] = []
@@ -500,8 +622,9 @@ def test_what_stripe_has_forgotten_is_asked_of_its_sums(
     assert metered.times_sent()[event.identifier] == 1
     event.refresh_from_db()
     assert event.state == MeterState.UNCERTAIN
-    assert resolve_uncertain(sink, now=metered.now) == 0  # the sums may lag behind
-    assert resolve_uncertain(sink, now=metered.advance(minutes=61)) == 1
+    # The sums may lag behind.
+    assert resolve_uncertain(sink, now=metered.advance(minutes=59)) == 0
+    assert resolve_uncertain(sink, now=metered.advance(minutes=2)) == 1
     event.refresh_from_db()
     assert event.state == (MeterState.ACCEPTED if already else MeterState.PENDING)
 
@@ -553,6 +676,31 @@ def test_an_outage_while_sums_are_asked_changes_nothing(
     assert states() == {MeterState.UNCERTAIN: 1}
     assert resolve_uncertain(sink, now=metered.advance(minutes=6)) == 1
     assert metered.total(acme) == 3
+
+
+@pytest.mark.parametrize(("fault", "already"), LOST.items())
+def test_whether_a_reissue_was_counted_is_told_by_the_sums_too(
+    metered: Metered, acme: ApiKey, sink: StripeSink, fault: Any, already: int
+) -> None:
+    event = one_event(metered, acme)
+    send_due(sink, now=metered.now)
+    # Stripe loses it after all.
+    cancel: Any = {
+        "event_name": "img_cheap_v1",
+        "type": "cancel",
+        "cancel": {"identifier": event.identifier},
+    }
+    metered.shop.api.billing.meter_event_adjustments.create(cancel)
+    assert metered.total(acme) == 0
+    reissue(event, 3, now=metered.now)
+    metered.emulator.faults.add(Fault(fault, EVENTS))
+    send_due(sink, now=metered.now)
+    send_due(sink, now=metered.advance(**HORIZON))
+    assert resolve_uncertain(sink, now=metered.advance(hours=2)) == 1
+    send_due(sink, now=metered.now)
+    assert states() == {MeterState.ACCEPTED: 2}
+    assert metered.times_sent()[f"{event.identifier}:r1"] == 2 - already
+    assert metered.total(acme) == used(acme) == 3
 
 
 def test_making_up_for_stripes_errors_is_no_usage(
@@ -672,6 +820,21 @@ def test_usage_of_the_last_period(
     metered.advance(hours=3)
     lines = metered.emulator.usage(event_name="img_cheap_v1")
     assert [(line.quantity, line.final) for line in lines if line.quantity] == [(4, not moved)]
+
+
+def test_what_stripe_finds_too_old_is_moved_though_its_invoice_is_a_draft(
+    metered: Metered, acme: ApiKey, sink: StripeSink
+) -> None:
+    event = one_event(metered, acme)
+    metered.advance(days=36)
+    metered.mirror()
+    # As the invoices of a subscription that is unpaid stay.
+    invoices = Subscription.objects.get().organization.invoices.all()
+    assert invoices.filter(billing_reason="subscription_cycle").update(status="draft") == 1
+    assert send_due(sink, now=metered.now) == 1
+    used_at = event.timestamp
+    event.refresh_from_db()
+    assert (event.timestamp, event.restamped_from) == (metered.now, used_at)
 
 
 def test_it_is_moved_once(

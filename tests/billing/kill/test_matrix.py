@@ -31,12 +31,12 @@ from billing.models import (
 from tests.api.service import ROOT, database_url
 from tests.billing import PRICES
 from tests.billing.kill.program import AT_REST, ON_ITS_WAY, POINTS, Order
-from tests.billing.metered import Metered, sell, states
+from tests.billing.metered import Metered, sell
 from tests.emulators.stripe import Fault, StripeEmulator
 
 PRICE = PRICES["a/cheap"]
 # How often at each point.
-KILLS = 10 if os.environ.get("PROVE") else 2
+KILLS = 10 if os.environ.get("PROVE") else 1
 LIVES = 300
 START = "import django; django.setup(); from tests.billing.kill.program import main; main()"
 LOSSY = [
@@ -182,7 +182,17 @@ def expect_all_is_right(world: World) -> None:
     assert all(payload == all_[0] for all_ in by_identifier.values() for payload in all_)
     assert set(by_identifier) == set(MeterEvent.objects.values_list("identifier", flat=True))
     # I5: none is unknown any more.
-    assert set(states()) <= {MeterState.ACCEPTED}
+    assert unsettled() == []
+
+
+def unsettled() -> list[tuple[str, ...]]:
+    """Return the holds that are open, and the meter events that are not accepted."""
+    open_holds = Hold.objects.filter(state=HoldState.HELD)
+    events = MeterEvent.objects.exclude(state=MeterState.ACCEPTED)
+    return [
+        *open_holds.values_list("request_id", "state"),
+        *events.values_list("identifier", "state", "last_error"),
+    ]
 
 
 def expect_books_agree(world: World, key: ApiKey) -> None:
@@ -206,12 +216,14 @@ def expect_books_agree(world: World, key: ApiKey) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_each_point_nothing_is_lost_and_nothing_counted_twice(
     world: World, tmp_path: Path
 ) -> None:
     with Program(world.metered.emulator, tmp_path) as program:
-        for point in POINTS:
-            world.found()
+        for number, point in enumerate(POINTS):
+            if number % 3 == 0:
+                world.found()
             # Enough requests that the dice falls a few times, whatever the point.
             for turn in range(10 * KILLS):
                 world.ask(6, f"{point}:{turn}")
@@ -253,9 +265,9 @@ def test_three_processes_killed_anywhere_before_a_stripe_that_loses_answers(
                 if AT_REST in ends and life >= 8:
                     break
                 # Now and then everything is down for longer than Stripe remembers an identifier.
-                world.metered.advance(hours=25 if dice.random() < 0.05 else 0, minutes=6)
+                world.metered.advance(hours=25 if dice.random() < 0.02 else 0, minutes=6)
             else:
-                raise AssertionError("not at rest")
+                raise AssertionError(f"not at rest: {unsettled()}")
             expect_all_is_right(world)
 
     deaths = world.deaths()
