@@ -24,7 +24,8 @@ from tests.browser.chromium import DESKTOP, NAMES, chromium
 from tests.server import AppServer
 
 # A machine of CI has two slow cores, and each of them runs a suite.
-SECONDS = 15
+# Long: two suites share two cores, and a passing test does not wait.
+SECONDS = 60
 expect.set_options(timeout=SECONDS * 1000)
 
 
