@@ -41,8 +41,6 @@ from tests.pages.staff import staff
 from tests.pages.test_walk import walk
 from tests.server import Api, AppServer
 
-pytestmark = pytest.mark.timeout(300)
-
 MOST_BYTES = 150_000
 FLUX = "fal/flux-1.1-pro"
 THREE = (FLUX, "openai/gpt-image-2", "google/gemini-3-pro-image")
