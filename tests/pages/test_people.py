@@ -31,6 +31,11 @@ PASSWORD = "correct horse battery"
 NEW = {"email": "nina@new.test", "password1": PASSWORD, "organization": "New Pictures"}
 
 
+@pytest.fixture(autouse=True)
+def _open(settings: Settings) -> None:
+    settings.OPEN_FOR_SIGNUP = True
+
+
 @pytest.fixture
 def with_mail(settings: Settings) -> None:
     """As production is: mail goes out, and an address must answer."""
