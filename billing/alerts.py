@@ -10,7 +10,6 @@ POST too, with the same id.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import secrets
@@ -45,6 +44,7 @@ from billing.models import (
     PriceVersion,
 )
 from geekhub.lib import http, money
+from geekhub.lib.addresses import is_address
 
 log = logging.getLogger("geekhub.billing")
 
@@ -314,7 +314,7 @@ def _client_for(url: str) -> Callable[[], httpx.AsyncClient]:
         return _exact_client
     if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc:
         raise EndpointRefused("The address must begin with https:// and have no port or password.")
-    if _is_address(host):
+    if is_address(host):
         # No resolver is asked for it, so none would refuse a private one.
         raise EndpointRefused("The address must have a name, not a number.")
     return _public_client
@@ -326,14 +326,6 @@ def _exact_client() -> httpx.AsyncClient:
 
 def _public_client() -> httpx.AsyncClient:
     return http.client(connect=POST_SECONDS, read=POST_SECONDS, resolver=http.PublicResolver())
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _post(rows: Sequence[Notification], now: datetime) -> Iterator[tuple[Notification, str]]:

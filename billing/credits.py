@@ -18,8 +18,8 @@ from billing import operations
 from billing.models import BillingAccount, OperationState, StripeOperation
 from billing.operations import KINDS, Kind
 from billing.stripe_client import Stripe, StripeRefused, plain
+from geekhub.lib.money import MICRO_PER_CENT
 
-MICRO_PER_CENT = 10_000
 # How what Stripe was told is taken back.
 ENDS = {"credit_grant": "credit_grant_end", "invoice_item": "invoice_item_end"}
 

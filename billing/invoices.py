@@ -19,6 +19,7 @@ from accounts.models import Organization
 from billing import ledger, standing
 from billing.budgets import period_start
 from billing.ledger import ModelSpend
+from billing.metering import COUNTED
 from billing.models import (
     BillingAccount,
     EntryKind,
@@ -30,13 +31,13 @@ from billing.models import (
 )
 from billing.stripe_client import Stripe, StripeRefused, plain
 from geekhub.lib import money
+from geekhub.lib.moments import from_epoch
+from geekhub.lib.money import MICRO_PER_CENT
 
 # Nothing leads out of these.
 FINAL = ("paid", "void")
 # What is still owed when an attempt to collect it has failed.
 OWED = ("open", "uncollectible")
-MICRO_PER_CENT = 10_000
-COUNTED = (MeterState.ACCEPTED, MeterState.CONFIRMED)
 
 CSV_COLUMNS = ("time", "request", "model", "images", "unit_usd", "amount_usd", "key", "entry")
 CSV_CHUNK = 2_000
@@ -235,8 +236,8 @@ def _row(
         status=status,
         billing_reason=fetched["billing_reason"] or "",
         currency=fetched["currency"],
-        period_start=_moment(fetched["period_start"]),
-        period_end=_moment(fetched["period_end"]),
+        period_start=from_epoch(fetched["period_start"]),
+        period_end=from_epoch(fetched["period_end"]),
         subtotal_cents=fetched["subtotal"],
         tax_cents=sum(tax["amount"] for tax in fetched["total_taxes"] or []),
         total_cents=fetched["total"],
@@ -244,14 +245,10 @@ def _row(
         amount_paid_cents=fetched["amount_paid"],
         payment_failed=status in OWED and bool(fetched["attempted"]),
         lines=lines,
-        created=_moment(fetched["created"]),
-        finalized_at=None if finalized is None else _moment(finalized),
+        created=from_epoch(fetched["created"]),
+        finalized_at=None if finalized is None else from_epoch(finalized),
         fetched_at=now,
     )
-
-
-def _moment(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _keep(row: Invoice) -> None:

@@ -40,9 +40,11 @@ from billing.models import (
     Subscription,
 )
 from billing.stripe_client import Stripe, StripeBusy, StripeFailure, StripeRefused, StripeUnknown
+from geekhub.lib.moments import hour_of
 
 __all__ = [
     "COUNTED",
+    "IN_FLIGHT",
     "MeterSink",
     "StripeSink",
     "counted",
@@ -77,6 +79,7 @@ EVENTS, SECONDS, THREADS, BATCH = 1000, 30.0, 4, 20
 SANDBOX_RATE, LIVE_RATE = 20.0, 200.0
 
 UNKNOWN = (MeterState.SENDING, MeterState.UNCERTAIN)
+IN_FLIGHT = (MeterState.PENDING, *UNKNOWN)
 COUNTED = (MeterState.ACCEPTED, MeterState.CONFIRMED)
 HOUR = timedelta(hours=1)
 ALREADY_COUNTED = "already exists with identifier"
@@ -181,7 +184,7 @@ def freeze(
     Of one organization if it is named, and with `running_hour` all there is, as before a
     cancellation. Entries that come late to an hour make another event of it. Safe to run at once.
     """
-    ripe = FOREVER if running_hour else _hour(now - RIPE_AFTER)
+    ripe = FOREVER if running_hour else hour_of(now - RIPE_AFTER)
     waiting = LedgerEntry.objects.filter(
         organization=OuterRef("organization"),
         kind=EntryKind.CONSUMPTION,
@@ -227,7 +230,7 @@ def _freeze_batch(organization_id: uuid.UUID, ripe: datetime, now: datetime) -> 
             return 0
         groups: dict[tuple[Any, datetime], list[LedgerEntry]] = {}
         for entry in prefix:
-            groups.setdefault((entry.price_version_id, _hour(entry.created_at)), []).append(entry)
+            groups.setdefault((entry.price_version_id, hour_of(entry.created_at)), []).append(entry)
         events = [
             MeterEvent(
                 identifier=(
@@ -264,7 +267,7 @@ def reissue(event: MeterEvent, quantity: int, *, now: datetime) -> MeterEvent:
     with transaction.atomic():
         BillingAccount.objects.select_for_update().get(pk=root.organization_id)
         earlier = MeterEvent.objects.filter(reissue_of=root)
-        waiting = earlier.filter(state__in=[MeterState.PENDING, *UNKNOWN]).first()
+        waiting = earlier.filter(state__in=IN_FLIGHT).first()
         if waiting is not None:
             return waiting
         return MeterEvent.objects.create(
@@ -570,7 +573,7 @@ def _own_usage() -> Q:
 
 
 def _resolve(sink: MeterSink, event: MeterEvent, now: datetime) -> bool:
-    start = _hour(event.timestamp)
+    start = hour_of(event.timestamp)
     found = sink.total(
         event.organization.billing_account.stripe_customer,
         event.price_version.stripe_meter,
@@ -620,7 +623,3 @@ def _change(event: MeterEvent, **changes: Any) -> bool:
 
 def _lane(event: MeterEvent) -> tuple[uuid.UUID, int]:
     return event.organization_id, event.price_version_id
-
-
-def _hour(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

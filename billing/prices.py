@@ -59,8 +59,17 @@ def current(models: Iterable[str]) -> dict[str, Quote]:
     return quotes
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What the database said at a moment of the monotonic clock."""
+
+    at: float
+    quotes: Mapping[str, Quote]
+    exceptions: Mapping[tuple[uuid.UUID, str], Quote | None]
+
+
 class PriceBook:
-    """The current quotes, read again at most every `fresh_seconds`.
+    """The current quotes, read again at most every `fresh_seconds`; for any number of threads.
 
     A price that has just been superseded is still a price that was published: a request is billed
     what it was quoted.
@@ -68,27 +77,31 @@ class PriceBook:
 
     def __init__(self, fresh_seconds: float = 5.0) -> None:
         self._fresh_seconds = fresh_seconds
-        self._read_at = -math.inf
-        self._quotes: Mapping[str, Quote] = {}
-        self._exceptions: Mapping[tuple[uuid.UUID, str], Quote | None] = {}
+        self._last = _Reading(-math.inf, {}, {})
 
     def current(self, models: Iterable[str], organization_id: uuid.UUID) -> dict[str, Quote]:
         """Return the organization's quote of every model; raises UnknownPrice naming one."""
         wanted = list(models)
-        old = time.monotonic() - self._read_at > self._fresh_seconds
-        if old or not all(model in self._quotes for model in wanted):
-            kept = {} if old else self._quotes
-            self._quotes = {**kept, **current(wanted)}
-            # Newer quotes with older exceptions would show a price that cannot be billed yet.
-            self._exceptions = _exceptions()
-            self._read_at = time.monotonic() if old else self._read_at
+        # Another thread may exchange the last reading at any moment; this one answers.
+        reading = self._reading(wanted)
         quotes = {}
         for model in wanted:
-            quote = self._exceptions.get((organization_id, model), self._quotes[model])
+            quote = reading.exceptions.get((organization_id, model), reading.quotes[model])
             if quote is None:
                 raise UnknownPrice(model)
             quotes[model] = quote
         return quotes
+
+    def _reading(self, wanted: list[str]) -> _Reading:
+        """Return a reading that is fresh and has every wanted model."""
+        last, now = self._last, time.monotonic()
+        if now - last.at > self._fresh_seconds:
+            last = _Reading(now, {}, {})
+        if not all(model in last.quotes for model in wanted):
+            # Newer quotes with older exceptions would show a price that cannot be billed yet.
+            last = _Reading(last.at, {**last.quotes, **current(wanted)}, _exceptions())
+            self._last = last
+        return last
 
 
 def _exceptions() -> dict[tuple[uuid.UUID, str], Quote | None]:

@@ -27,10 +27,10 @@ from billing.models import (
 from billing.operations import KINDS, Kind
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, plain
 from geekhub.lib import money
+from geekhub.lib.money import MICRO_PER_CENT
 
 MINIMUM_MICRO = 5_000_000
 MAXIMUM_MICRO = 10_000_000_000
-MICRO_PER_CENT = 10_000
 
 # What our PaymentIntents and sessions say they are for.
 BY_OWNER, AUTOMATIC = "recharge", "automatic_recharge"

@@ -36,8 +36,8 @@ from billing.models import (
 from billing.operations import KINDS, Kind
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, is_connected, plain
 from geekhub.lib import money
+from geekhub.lib.money import MICRO_PER_CENT
 
-MICRO_PER_CENT = 10_000
 # The longest that Stripe can hold back the last invoice of a subscription, and a day.
 LAST_INVOICE = timedelta(days=4)
 # Requests and Checkout pages that began with a version may go on for so long.

@@ -12,7 +12,7 @@ subscription tells Stripe that balance. So nothing is metered twice, and nothing
 
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from django.db import IntegrityError, transaction
@@ -34,6 +34,7 @@ from billing.models import (
 )
 from billing.operations import KINDS, Kind
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, StripeUnknown, plain
+from geekhub.lib.moments import from_epoch
 
 MAX_ITEMS = 20
 RUNNING = ("active", "trialing", "past_due")
@@ -165,7 +166,7 @@ def _fetch(stripe: Stripe, stripe_id: str) -> dict[str, Any] | None:
 def _ended_at(fetched: Mapping[str, Any]) -> datetime | None:
     if fetched["status"] not in ENDED:
         return None
-    return _moment(fetched["ended_at"] or fetched["canceled_at"] or fetched["created"])
+    return from_epoch(fetched["ended_at"] or fetched["canceled_at"] or fetched["created"])
 
 
 def _keep(
@@ -179,9 +180,9 @@ def _keep(
     values = {
         "status": fetched["status"],
         "items": {item["price"]["id"]: [item["id"], item["created"]] for item in items},
-        "period_start": _moment(min(item["current_period_start"] for item in items)),
-        "period_end": _moment(max(item["current_period_end"] for item in items)),
-        "cancels_at": _moment(fetched["cancel_at"]) if fetched["cancel_at"] else None,
+        "period_start": from_epoch(min(item["current_period_start"] for item in items)),
+        "period_end": from_epoch(max(item["current_period_end"] for item in items)),
+        "cancels_at": from_epoch(fetched["cancel_at"]) if fetched["cancel_at"] else None,
         "ended_at": _ended_at(fetched),
         "fetched_at": timezone.now(),
     }
@@ -402,7 +403,3 @@ def _close(organization: Organization) -> bool:
             return False
         BillingAccount.objects.filter(pk=account.pk).update(metered_from=None)
     return True
-
-
-def _moment(epoch: int) -> datetime:
-    return datetime.fromtimestamp(epoch, UTC)

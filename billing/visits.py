@@ -13,8 +13,8 @@ from accounts.models import Organization, User
 from billing import cards, customers, recharges, subscriptions
 from billing.customers import AlreadySubscribed
 from billing.models import BillingAccount
-from billing.recharges import MICRO_PER_CENT
 from billing.stripe_client import Stripe, StripeRefused, plain
+from geekhub.lib.money import MICRO_PER_CENT
 
 
 class NotTheirs(Exception):

@@ -34,9 +34,9 @@ from django.db.models import (
 )
 from django.db.models.fields.json import KT
 from django.db.models.functions import Cast, Floor, Greatest, Ln, TruncDay, TruncHour
-from django.utils import timezone
 
 from billing.models import EntryKind, LedgerEntry
+from geekhub.lib.moments import hour_of
 from images.models import (
     ClosedHours,
     DailyLatency,
@@ -94,14 +94,14 @@ def closed_until() -> datetime | None:
     return ClosedHours.objects.filter(pk=1).values_list("until", flat=True).first()
 
 
-def close_hours() -> int:
+def close_hours(*, now: datetime) -> int:
     """Sum the hours that nothing can change any more; return how many.
 
     Two hosts may call it at once: the second waits for the first and finds nothing to do.
     """
     closed = 0
     for _ in range(DAYS_A_ROUND):
-        hours = _close_a_day()
+        hours = _close_a_day(now)
         closed += hours
         if not hours:
             break
@@ -114,11 +114,9 @@ def rebuild(since: datetime | None = None) -> int:
     A day is exchanged in one transaction, so nobody sees it half done.
     """
     until = closed_until()
-    start = _first_hour() if since is None else _hour_of(since)
-    if until is None or start is None:
-        return close_hours()
+    start = _first_hour() if since is None else hour_of(since)
     rebuilt = 0
-    while start < until:
+    while until is not None and start is not None and start < until:
         stop = min(start + DAY, until)
         with transaction.atomic():
             ClosedHours.objects.select_for_update().get(pk=1)
@@ -132,7 +130,7 @@ def prove(since: datetime | None = None) -> Iterator[Difference]:
     """Yield each closed hour whose pictures or cost are not the ledger's; nothing when all are."""
     until = closed_until()
     first = _first_hour()
-    start = (first and day_of(first)) if since is None else _hour_of(since)
+    start = (first and day_of(first)) if since is None else hour_of(since)
     while until is not None and start is not None and start < until:
         stop = min(day_of(start) + DAY, until)
         yield from _prove(start, stop)
@@ -153,9 +151,9 @@ def bucket_ms(bucket: int) -> int:
 # --- Closing ----------------------------------------------------------------------------------
 
 
-def _close_a_day() -> int:
+def _close_a_day(now: datetime) -> int:
     """Close the next hours, at most a day's; return how many."""
-    end = _changeless_until(timezone.now())
+    end = _changeless_until(now)
     until = closed_until()
     if until is not None and until >= end:
         return 0
@@ -179,21 +177,17 @@ def _changeless_until(now: datetime) -> datetime:
     """
     running = Generation.objects.filter(status=GenerationStatus.RUNNING)
     oldest = running.aggregate(oldest=Min("created_at"))["oldest"]
-    return _hour_of(min(now - MARGIN, oldest or now))
+    return hour_of(min(now - MARGIN, oldest or now))
 
 
 def _first_hour() -> datetime | None:
     first = Generation.objects.order_by("created_at").values_list("created_at", flat=True).first()
-    return None if first is None else _hour_of(first)
-
-
-def _hour_of(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    return None if first is None else hour_of(first)
 
 
 def day_of(moment: datetime) -> datetime:
     """Return the beginning of its day of UTC."""
-    return _hour_of(moment).replace(hour=0)
+    return hour_of(moment).replace(hour=0)
 
 
 def _build(start: datetime, stop: datetime) -> None:

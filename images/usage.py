@@ -30,6 +30,7 @@ from django.db.models.functions import Cast, Collate, TruncDate
 
 from accounts.models import Organization
 from geekhub.lib.ids import REQUEST_ID
+from geekhub.lib.moments import hour_of
 from images.models import (
     DailyLatency,
     DailyUsage,
@@ -208,26 +209,26 @@ def _pieces(wanted: Wanted, zone: tzinfo) -> _Pieces:
     """
     start, end = wanted.start, wanted.end
     until = min(closed_until() or EVER, end)
-    split = {hour for moment in (start, end) if (hour := _hour(moment)) != moment}
+    split = {hour for moment in (start, end) if (hour := hour_of(moment)) != moment}
     if zone is not UTC:
         split |= {
-            hour for moment in _midnights(start, end, zone) if (hour := _hour(moment)) != moment
+            hour for moment in _midnights(start, end, zone) if (hour := hour_of(moment)) != moment
         }
     split = {hour for hour in split if hour < until}
     first, last = day_of(start - _TICK) + DAY, day_of(until)
-    closed = Q(hour__gte=_hour(start), hour__lt=until)
+    closed = Q(hour__gte=hour_of(start), hour__lt=until)
     days, edges = _NOTHING, closed
     if first < last:
         days = Q(hour__gte=first, hour__lt=last)
-        edges = Q(hour__gte=_hour(start), hour__lt=first) | Q(hour__gte=last, hour__lt=until)
+        edges = Q(hour__gte=hour_of(start), hour__lt=first) | Q(hour__gte=last, hour__lt=until)
     if split:
         closed &= ~Q(hour__in=split)
         edges &= ~Q(hour__in=split)
     if until < end:
         # The hour in which the rollups end is theirs only if it is whole.
         opened = Q(created_at__gte=max(_ceil(until), start), created_at__lt=end)
-        if _hour(until) != until:
-            split.add(_hour(until))
+        if hour_of(until) != until:
+            split.add(hour_of(until))
     else:
         opened = _NOTHING
     for hour in split:
@@ -235,12 +236,8 @@ def _pieces(wanted: Wanted, zone: tzinfo) -> _Pieces:
     return _Pieces(closed, days, edges, opened)
 
 
-def _hour(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
-
-
 def _ceil(moment: datetime) -> datetime:
-    hour = _hour(moment)
+    hour = hour_of(moment)
     return hour if hour == moment else hour + HOUR
 
 
@@ -504,7 +501,7 @@ def _hours(
     if wanted.status == GenerationStatus.RUNNING:
         return []
     rows = _rollups(_hourly(wanted), organization, wanted).filter(
-        hour__gte=_hour(wanted.start), hour__lt=min(until, wanted.end)
+        hour__gte=hour_of(wanted.start), hour__lt=min(until, wanted.end)
     )
     hours: list[datetime] = []
     for number, (hour, requests) in enumerate(

@@ -13,10 +13,10 @@ from billing.limits import Holder
 from billing.models import BillingAccount, EntryKind, Period
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
+from geekhub.lib.money import MICRO_PER_CENT
 
 PRESETS = (10, 25, 50, 100)
 OTHER = "other"
-MICRO_PER_CENT = 10_000
 # What the database's numbers hold, with room for sums.
 MOST_MICRO = 1_000_000_000 * money.MICRO
 MOST_IMAGES = 1_000_000_000

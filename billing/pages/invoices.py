@@ -19,10 +19,11 @@ from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
 from billing import invoices
 from billing.downloads import csv_file
-from billing.invoices import MICRO_PER_CENT, Line, Links
+from billing.invoices import Line, Links
 from billing.models import Invoice, LedgerEntry, PriceVersion
 from billing.pages.words import InvoiceState
 from billing.stripe_client import NotConnected, StripeFailure, connect, is_connected
+from geekhub.lib.money import MICRO_PER_CENT
 
 log = logging.getLogger("geekhub.billing")
 

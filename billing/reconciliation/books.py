@@ -48,7 +48,6 @@ WAITING = timedelta(hours=26)
 # By then an operation has been tried for five hours.
 MANY_ATTEMPTS = 10
 KEPT = timedelta(days=30)
-IN_FLIGHT = (MeterState.PENDING, MeterState.SENDING, MeterState.UNCERTAIN)
 
 
 def internal(*, now: datetime, since: datetime | None = None) -> Reconciliation:

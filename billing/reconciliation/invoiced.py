@@ -21,6 +21,7 @@ from billing.models import (
 )
 from billing.reconciliation.differences import BETWEEN_READS, Finding, finish, note
 from billing.stripe_client import Stripe, StripeFailure, StripeUnknown
+from geekhub.lib.money import MICRO_PER_CENT
 
 # The events of the period's last hour are frozen and sent in the first minutes of a draft.
 DRAFT_SETTLES = timedelta(minutes=10)
@@ -127,7 +128,7 @@ def _line(
     quantity = round(Decimal(line["quantity"]))
     pair, unit = (ours.images, quantity), "images"
     if ours.images == quantity:
-        pair, unit = (ours.micro, line["amount_cents"] * invoices.MICRO_PER_CENT), "micro-USD"
+        pair, unit = (ours.micro, line["amount_cents"] * MICRO_PER_CENT), "micro-USD"
     return Finding(
         kind,
         f"{invoice.stripe_id}:{line['id']}",

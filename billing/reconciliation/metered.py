@@ -24,13 +24,13 @@ from billing.models import (
 from billing.reconciliation.differences import Finding, finish, lane_hour, note
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, StripeUnknown
 from geekhub.lib import money
+from geekhub.lib.moments import hour_of
 
 HOUR = timedelta(hours=1)
 # Stripe's sums come late; and what is older than three days is on an invoice.
 SETTLED, PAST = timedelta(hours=2), timedelta(hours=72)
 # What may be put right without a person: this much, and one fiftieth of the organization's month.
 MOST_MICRO, MONTH_PART = 5 * money.MICRO, 50
-IN_FLIGHT = (MeterState.PENDING, MeterState.SENDING, MeterState.UNCERTAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def usage(stripe: Stripe, *, now: datetime, since: datetime | None = None) -> Re
 
     What is equal is confirmed. A lane that Stripe cannot tell about now is left for the next run.
     """
-    first, end = _hour(since or now - PAST), _hour(now - SETTLED)
+    first, end = hour_of(since or now - PAST), hour_of(now - SETTLED)
     run = Reconciliation.objects.create(kind="usage", started_at=now)
     checked = opened = 0
     for lane in _lanes(first, end):
@@ -104,14 +104,14 @@ def _expected(lane: Lane, first: datetime, end: datetime) -> Expected:
     )
     for event in events.select_related("reissue_of"):
         original = event.reissue_of
-        hours = {_hour(event.timestamp)} | ({_hour(original.timestamp)} if original else set())
-        if event.state in IN_FLIGHT:
+        hours = {hour_of(event.timestamp)} | ({hour_of(original.timestamp)} if original else set())
+        if event.state in metering.IN_FLIGHT:
             expected.in_flight |= hours
         elif event.state in metering.COUNTED:
-            expected.images[_hour(event.timestamp)] += event.quantity
-            expected.accepted[_hour(event.timestamp)].append(event.pk)
+            expected.images[hour_of(event.timestamp)] += event.quantity
+            expected.accepted[hour_of(event.timestamp)].append(event.pk)
             if original is not None and original.state in metering.COUNTED:
-                expected.images[_hour(original.timestamp)] -= event.quantity
+                expected.images[hour_of(original.timestamp)] -= event.quantity
     for hour in [one for one in expected.images if not first <= one < end]:
         del expected.images[hour]
     return expected
@@ -207,7 +207,3 @@ def _is_little(event: MeterEvent, images: int, hour: datetime) -> bool:
     month = budgets.period_start(Period.MONTH, hour)
     spent = ledger.spent_since(event.organization, since=month)
     return micro <= MOST_MICRO and micro * MONTH_PART <= spent
-
-
-def _hour(moment: datetime) -> datetime:
-    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)

@@ -3,9 +3,9 @@
 from django import template
 
 from geekhub.lib import money
+from geekhub.lib.money import MICRO_PER_CENT
 
 register = template.Library()
-MICRO_PER_CENT = 10_000
 
 
 @register.filter

@@ -44,6 +44,15 @@ def within(address: str, networks: Iterable[str]) -> bool:
     return any(one in ipaddress.ip_network(each) for each in networks)
 
 
+def is_address(host: str) -> bool:
+    """Tell whether a host is an IP address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _ip(text: str) -> str:
     text = text.strip()
     if text.startswith("["):  # [2001:db8::1]:443

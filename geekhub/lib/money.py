@@ -3,6 +3,7 @@
 from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
 
 MICRO = 1_000_000
+MICRO_PER_CENT = 10_000
 # Up to 10^12 USD: what the database's 64 bits hold. Beyond it, and where digits would be lost,
 # arithmetic raises instead of rounding.
 _EXACT = Context(prec=18, Emax=17, traps=[Inexact, InvalidOperation, Overflow])

@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from django import forms
 from django.conf import settings
-from django.core.handlers.asgi import ASGIRequest
-from django.http import Http404, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import Http404, HttpResponse, HttpResponseBase
 from django.shortcuts import render
 from django.utils import timezone
 from django.utils.translation import gettext
@@ -17,6 +16,7 @@ from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
+from billing.downloads import csv_file
 from billing.models import LedgerEntry
 from images import gallery, usage, usage_csv
 from images.catalog import CATALOG
@@ -219,13 +219,9 @@ def export(request: MemberRequest) -> HttpResponseBase:
     form = _form(request)
     if not form.is_valid():
         return render(request, "images/usage.html", {"form": form}, status=400)
-    write = usage_csv.alines if isinstance(request, ASGIRequest) else usage_csv.lines
     zone = timezone.get_current_timezone()
-    return StreamingHttpResponse(
-        write(request.access.organization, form.wanted(), zone),
-        content_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
-    )
+    lines = usage_csv.lines(request.access.organization, form.wanted(), zone)
+    return csv_file(request, "usage", lines)
 
 
 @require_safe

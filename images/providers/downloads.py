@@ -5,13 +5,13 @@ our own network. A listed origin such as `http://127.0.0.1:9000` allows exactly 
 """
 
 import asyncio
-import ipaddress
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import httpx
 
 from geekhub.lib import http
+from geekhub.lib.addresses import is_address
 from images import pictures
 
 ATTEMPTS = 3
@@ -73,15 +73,7 @@ class Downloads:
         )
         if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc or not listed:
             raise DownloadRefused(f"{parts.scheme}://{host} is not on the list")
-        if _is_address(host):
+        if is_address(host):
             # No resolver is asked for it, so none would refuse a private one.
             raise DownloadRefused(f"{host} is no name; list its whole origin")
         return self._public
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

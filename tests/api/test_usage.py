@@ -13,11 +13,10 @@ from accounts.keys import NewKey
 from accounts.models import ApiKey, Organization
 from billing.models import EntryKind, LedgerEntry
 from geekhub.lib import money
-from images import rollups
 from tests.api.checks import expect_error
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory
-from tests.images.requests import FLUX, IMAGEN, make_request
+from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.server import Api
 
 
@@ -27,11 +26,6 @@ def day(ago: int) -> str:
 
 def at(ago: int, hour: int = 3) -> datetime:
     return (timezone.now() - timedelta(days=ago)).replace(hour=hour, minute=59, second=59)
-
-
-def close_all() -> None:
-    while rollups.close_hours():
-        pass
 
 
 def numbers(requests: int, images: int, cost: str, *, failed: int = 0) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def test_usage_by_day_model_key_and_tag(
     make_request(ci, at(2), model="fal/sd-3.5-large")
     make_request(ci, at(45))
     if closed:
-        close_all()
+        close_all_hours()
 
     answer = api.get("usage")
 
@@ -93,7 +87,7 @@ def test_usage_by_day_model_key_and_tag(
 def test_the_numbers_are_the_ledger_s(api: Api, key: ApiKey, acme: Organization) -> None:
     for number in range(30):
         make_request(key, at(number, hour=number % 24), delivered=1 + number % 3, tags=["a", "b"])
-    close_all()
+    close_all_hours()
     make_request(key, timezone.now(), delivered=3, tags=["a", "b"])
     ledger = LedgerEntry.objects.filter(organization=acme, kind=EntryKind.CONSUMPTION).aggregate(
         images=Sum("quantity"), cost=-Sum("amount_micro")
@@ -125,7 +119,7 @@ def test_another_organization_s_usage_is_not_in_it(
     api: Api, key: ApiKey, globex: Organization
 ) -> None:
     make_request(KeyFactory(organization=globex).row, at(1))
-    close_all()
+    close_all_hours()
     body = api.get("usage").json()
     assert body["data"] == []
     assert body["totals"] == numbers(0, 0, "0.00")
@@ -139,7 +133,7 @@ def test_pages_follow_each_other_without_a_gap(
     for number in range(12):
         make_request(key, at(number), tags=[f"t{number % 3}", "ü", "~"])
         make_request(other, at(number), model=IMAGEN)
-    close_all()
+    close_all_hours()
     make_request(key, timezone.now(), tags=["t1", "new"])
     params: dict[str, Any] = {"group_by": group_by, "end": day(-1)}
     whole = api.get("usage", params=params).json()["data"]

@@ -182,11 +182,11 @@ def test_the_worker_goes_on_until_it_is_told_to_stop(tmp_path: Path) -> None:
         begun = threading.Event()
 
         def look() -> None:
-            # Its rows tell that the first round has come as far as billing's jobs.
+            # A row tells that the first round has come as far as billing's jobs.
             while not begun.wait(0.05):
                 with sqlite3.connect(tmp_path / "db.sqlite3", timeout=20) as database:
                     found = database.execute("SELECT count(*) FROM billing_jobrun").fetchone()
-                if found == (4,):
+                if found > (0,):
                     begun.set()
                 elif worker.poll() is not None:
                     return

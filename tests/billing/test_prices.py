@@ -1,10 +1,13 @@
 """Prices: append-only versions, the newest one counts, none means refused."""
 
+import sys
+
 import pytest
 from django.db import IntegrityError, transaction
 
 from billing import prices
 from billing.models import PriceException, PriceVersion
+from tests.billing import race
 from tests.factories import OrganizationFactory
 
 pytestmark = pytest.mark.django_db
@@ -76,3 +79,21 @@ def test_a_price_that_is_read_late_comes_with_its_exceptions(db: None) -> None:
     with pytest.raises(prices.UnknownPrice, match="b/two"):
         book.current(["b/two"], organization.pk)
     assert book.current(["b/two"], stranger.pk)["b/two"].unit_micro == 65_000
+
+
+def test_threads_that_read_at_once_each_get_what_they_asked_for(transactional_db: None) -> None:
+    unit = {f"a/{number}": 10_000 * (number + 1) for number in range(6)}
+    prices.publish(unit)
+    organization = OrganizationFactory()
+    book = prices.PriceBook(fresh_seconds=0)
+
+    def ask(number: int) -> list[int]:
+        model = f"a/{number}"
+        return [book.current([model], organization.pk)[model].unit_micro for _ in range(50)]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # so that threads take turns between any two lines
+    try:
+        assert race(6, ask) == [[price] * 50 for price in unit.values()]
+    finally:
+        sys.setswitchinterval(before)

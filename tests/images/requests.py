@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.utils import timezone
+
 from accounts.models import ApiKey
 from billing.models import Hold, LedgerEntry
 from geekhub.lib.ids import new_request_id
+from images import rollups
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from tests.billing import authorize, capture, release
@@ -104,3 +107,9 @@ def finish(row: Generation, key: ApiKey, *, model: str = FLUX, delivered: int = 
         latency_ms=90_000,
     )
     return entry
+
+
+def close_all_hours() -> None:
+    """Roll up every hour that is over."""
+    while rollups.close_hours(now=timezone.now()):
+        pass

@@ -10,10 +10,9 @@ from django.utils import timezone
 from accounts.models import ApiKey, Organization, Role
 from billing import ledger
 from billing.models import EntryKind
-from images import rollups
 from images.pages import charts, overview
 from tests.factories import KeyFactory
-from tests.images.requests import FLUX, IMAGEN, make_request
+from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.pages import log_in, member_of, owner_of
 
 PATH = "/dashboard"
@@ -52,8 +51,7 @@ def test_the_numbers_are_the_ledger_s(
     make_request(ci, ago(days=5), error="provider_unavailable")
     make_request(ci, ago(days=40), delivered=8)
     if closed:
-        while rollups.close_hours():
-            pass
+        close_all_hours()
     log_in(client, owner_of(acme))
     text = client.get(PATH).text
 
@@ -81,7 +79,7 @@ def test_a_day_is_the_viewer_s(client: Client, acme: Organization, key: ApiKey) 
     noon = timezone.now().replace(hour=12, minute=0, second=0, microsecond=0)
     late = noon - timedelta(days=3) + timedelta(hours=6, minutes=30)  # 18:30 UTC
     make_request(key, late)
-    rollups.close_hours()
+    close_all_hours()
     log_in(client, owner_of(acme))
     for zone, days in (("UTC", 0), ("America/Mexico_City", 0), ("Asia/Kolkata", 1)):
         client.cookies["timezone"] = zone

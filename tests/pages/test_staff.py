@@ -39,11 +39,11 @@ from billing.models import (
     StripeOperation,
 )
 from geekhub.staff import PAGES, site
-from images import platform, rollups
+from images import platform
 from images.catalog import CATALOG
 from images.models import Generation
 from tests.factories import KeyFactory
-from tests.images.requests import FLUX, IMAGEN, make_request
+from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.staff import staff
 
@@ -584,8 +584,7 @@ def test_the_figures_are_exact(
     make_request(key, today - timedelta(days=40), delivered=8)
     make_request(sandbox, today - timedelta(days=2), delivered=4)
     if closed:
-        while rollups.close_hours():
-            pass
+        close_all_hours()
     month = platform.month()
     total = month.total
     # 3 at 0.04 that cost as much, one at 0.05 that costs 0.0336.

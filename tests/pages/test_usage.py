@@ -14,10 +14,10 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, Organization, Role
 from billing.models import LedgerEntry
-from images import rollups, usage_csv
+from images import usage_csv
 from images.models import Generation
 from tests.factories import KeyFactory
-from tests.images.requests import FLUX, IMAGEN, make_request
+from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.pages import BACKEND, log_in, member_of, owner_of
 
 PATH = "/dashboard/usage"
@@ -129,8 +129,7 @@ def test_filters_stand_in_the_url(
     failed = make_request(key, at - timedelta(hours=6), error="internal_error")
     old = make_request(key, ago(days=60))
     if closed:
-        while rollups.close_hours():
-            pass
+        close_all_hours()
     ids = {row.request_id: name for row, name in (
         (flux, "flux"), (imagen, "imagen"), (failed, "failed"), (old, "old"))}  # fmt: skip
     day = f"{ago(days=60):%Y-%m-%d}"
@@ -161,7 +160,7 @@ def test_totals_are_of_all_that_match_and_not_of_the_page(page: Client, key: Api
     for number in range(120):
         make_request(key, ago(hours=number), delivered=1)
     make_request(key, ago(hours=2), error="internal_error")
-    rollups.close_hours()
+    close_all_hours()
     text = page.get(PATH).text
     numbers = re.findall(r'<p class="number">([^<]*)</p>', text)
     assert numbers == ["121", "120", "$4.80", "1"]

@@ -121,5 +121,5 @@ JOBS: dict[str, Callable[[], int]] = {
     "prompts past their retention": gallery.forget_prompts,
     "deleted pictures purged": purge_deleted,
     "keys paused by their fuse": fuse.blow_fuses,
-    "hours of usage rolled up": rollups.close_hours,
+    "hours of usage rolled up": lambda: rollups.close_hours(now=timezone.now()),
 }

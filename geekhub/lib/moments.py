@@ -1,0 +1,13 @@
+"""Moments in UTC: the hour one lies in, and what a number of seconds means."""
+
+from datetime import UTC, datetime
+
+
+def hour_of(moment: datetime) -> datetime:
+    """Return the beginning of its hour of UTC."""
+    return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+def from_epoch(seconds: int) -> datetime:
+    """Return the moment so many seconds after 1970 began, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC)
