@@ -26,8 +26,10 @@ class Generation(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     request_id = models.CharField(max_length=28, unique=True)
+    # Without an index of its own, as everywhere below where another begins with it: PostgreSQL
+    # would join the two, and each costs every write.
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="generations"
+        Organization, on_delete=models.PROTECT, related_name="generations", db_index=False
     )
     api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="generations")
     sandbox = models.BooleanField()
@@ -112,7 +114,9 @@ class Generation(models.Model):
 class Image(models.Model):
     """One stored picture."""
 
-    generation = models.ForeignKey(Generation, on_delete=models.PROTECT, related_name="images")
+    generation = models.ForeignKey(
+        Generation, on_delete=models.PROTECT, related_name="images", db_index=False
+    )
     index = models.PositiveSmallIntegerField()
     name = models.CharField(max_length=100, unique=True, help_text="Its name in the storage.")
     mime_type = models.CharField(max_length=20)
@@ -153,9 +157,11 @@ class Image(models.Model):
 class HourOfUse(models.Model):
     """What one key did with one model in one hour, with one outcome; see `images.rollups`."""
 
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
-    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
+    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
     sandbox = models.BooleanField()
     model = models.CharField(
         max_length=100, help_text="Who drew; of a failed request the first that was asked."
@@ -219,7 +225,9 @@ class DailyUsage(HourOfUse):
 class HourlyTotal(models.Model):
     """HourlyUsage, summed over keys and models."""
 
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
     sandbox = models.BooleanField()
     error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
@@ -242,7 +250,9 @@ class HourlyTotal(models.Model):
 class Bar(models.Model):
     """How many delivered requests of some time took how long: one bar of a histogram."""
 
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
     sandbox = models.BooleanField()
     model = models.CharField(max_length=100)

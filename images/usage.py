@@ -226,13 +226,13 @@ def _pieces(wanted: Wanted, zone: tzinfo) -> _Pieces:
         edges &= ~Q(hour__in=split)
     if until < end:
         # The hour in which the rollups end is theirs only if it is whole.
-        opened = Q(created_at__gte=max(_ceil(until), start), created_at__lt=end)
+        opened = _between(max(_ceil(until), start), end)
         if hour_of(until) != until:
             split.add(hour_of(until))
     else:
         opened = _NOTHING
     for hour in split:
-        opened |= Q(created_at__gte=max(hour, start), created_at__lt=min(hour + HOUR, end))
+        opened |= _between(max(hour, start), min(hour + HOUR, end))
     return _Pieces(closed, days, edges, opened)
 
 
@@ -322,7 +322,7 @@ def _open(
 ) -> Iterator[tuple[tuple[Any, ...], Used]]:
     """Yield sums of requests; by tag, one with several tags is yielded under each."""
     names = [f"by_{name}" for name in by]
-    rows = _requests(organization, wanted).filter(pieces.open).order_by()
+    rows = _requests(organization, wanted, pieces.open).order_by()
     for row in (
         rows.annotate(
             **{f"by_{name}": _dimension(name, "created_at", zone, raw=True) for name in by}
@@ -382,7 +382,7 @@ def latencies(organization: Organization, wanted: Wanted) -> dict[str, Latency]:
     live = {} if wanted.sandbox is None else {"sandbox": wanted.sandbox}
     days = DailyLatency.objects.filter(pieces.days, organization=organization, **live)
     edges = HourlyLatency.objects.filter(pieces.edges, organization=organization, **live)
-    opened = delivered(_requests(organization, wanted).filter(pieces.open).order_by())
+    opened = delivered(_requests(organization, wanted, pieces.open).order_by())
     for model, bucket, requests in (
         *days.order_by().values_list("model", "bucket").annotate(Sum("requests")),
         *edges.order_by().values_list("model", "bucket").annotate(Sum("requests")),
@@ -428,10 +428,16 @@ class HasTag(Func):
         return self.as_sql(compiler, connection, template=template, arg_joiner=" ? ", **context)
 
 
-def _requests(organization: Organization, wanted: Wanted) -> QuerySet[Generation]:
-    rows = Generation.objects.filter(
-        organization=organization, created_at__gte=wanted.start, created_at__lt=wanted.end
-    )
+def _between(start: datetime, end: datetime) -> Q:
+    return Q(created_at__gte=start, created_at__lt=end)
+
+
+def _requests(organization: Organization, wanted: Wanted, when: Q) -> QuerySet[Generation]:
+    """Return what is wanted of the requests of some times.
+
+    Not of the whole time as well: PostgreSQL would read its index for that, too.
+    """
+    rows = Generation.objects.filter(when, organization=organization)
     if wanted.key is not None:
         rows = rows.filter(api_key_id=wanted.key)
     if wanted.model:
@@ -464,24 +470,27 @@ def page(
     Its cost grows with `size`, and with the requests of the hours it comes from; not with how many
     the organization has.
     """
-    rows = _described(_requests(organization, wanted).defer("prompt", "skipped", "attempts"))
+    start, end = wanted.start, wanted.end
+    place = Q()
     if before is not None:
-        rows = rows.filter(
-            Q(created_at__lt=before.created_at)
-            | Q(created_at=before.created_at, request_id__lt=before.request_id),
-            created_at__lte=before.created_at,
-        )
+        place = Q(created_at__lt=before.created_at) | Q(request_id__lt=before.request_id)
+        end = min(end, before.created_at + _TICK)
         wanted = replace(wanted, end=min(wanted.end, before.created_at + HOUR))
-    rows = rows.order_by("-created_at", "-request_id")
+
+    def newest(when: Q, count: int) -> list[Generation]:
+        rows = _described(_requests(organization, wanted, when).filter(place))
+        rows = rows.defer("prompt", "skipped", "attempts")
+        return list(rows.order_by("-created_at", "-request_id")[:count])
+
     until = closed_until()
     if not wanted.is_picky or until is None:
-        return list(rows[:size])
-    found = list(rows.filter(created_at__gte=until)[:size]) if wanted.end > until else []
+        return newest(_between(start, end), size)
+    found = newest(_between(max(start, until), end), size) if end > until else []
     if len(found) < size and (hours := _hours(organization, wanted, until, size - len(found))):
         within = Q()
         for first, last in _ranges(hours):
-            within |= Q(created_at__gte=first, created_at__lt=last + HOUR)
-        found += rows.filter(within, created_at__lt=until)[: size - len(found)]
+            within |= _between(max(first, start), min(last + HOUR, until, end))
+        found += newest(within, size - len(found))
     return found
 
 
