@@ -53,6 +53,8 @@ def set_member_budget(
 def remove(budget: Budget) -> None:
     """End a budget. Its periods go with it; what was spent stays in the ledger."""
     with transaction.atomic():
+        # A request that begins a period has this row until it is committed.
+        Budget.objects.select_for_update().filter(pk=budget.pk).first()
         BudgetPeriod.objects.filter(budget=budget).delete()
         budget.delete()
 
@@ -77,9 +79,11 @@ def hold(key: ApiKey, *, amount_micro: int, images: int) -> list[int]:
     Returns the periods' ids in the order in which they must be settled. Raises BudgetExceeded:
     call it inside the transaction that makes the hold, so that all are held or none.
     """
+    covering = _covering(key.family, key.organization_id, key.created_by_id)
     return [
         _hold_one(budget, amount_micro, images)
-        for budget in _covering(key.family, key.organization_id, key.created_by_id)
+        # So that none is removed while a period of it begins.
+        for budget in covering.select_for_update(no_key=True)
     ]
 
 

@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db import IntegrityError, transaction
-from django.db.models import ProtectedError
+from django.db import transaction
 
 from accounts import audit
 from accounts.models import ApiKey, Organization, User
 from billing import budgets
 from billing.models import BillingAccount, Budget, BudgetPeriod, Period
 from geekhub.lib import money
-
-TRIES = 5
 
 
 class NoSuchHolder(ValueError):
@@ -58,19 +55,12 @@ def set_budget(
 
 def remove_budget(budget: Budget, *, actor: User | None) -> None:
     """End a budget; what was spent stays in the ledger. Twice is once."""
-    subject, pk = name_of(budget), budget.pk
-    for attempt in range(1, TRIES + 1):
-        try:
-            with transaction.atomic():
-                if (row := Budget.objects.filter(pk=pk).first()) is None:
-                    return
-                budgets.remove(row)
-                _record("budget.removed", budget, actor, subject)
+    subject = name_of(budget)
+    with transaction.atomic():
+        if (row := Budget.objects.select_for_update().filter(pk=budget.pk).first()) is None:
             return
-        except (ProtectedError, IntegrityError):
-            # A request has begun a period of it meanwhile; a moment later there is none to begin.
-            if attempt == TRIES:
-                raise
+        budgets.remove(row)
+        _record("budget.removed", budget, actor, subject)
 
 
 def _record(action: str, budget: Budget, actor: User | None, subject: str = "") -> None:

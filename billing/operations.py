@@ -96,10 +96,14 @@ def run_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
 
 def _put_off(operation: StripeOperation, error: StripeFailure, now: datetime) -> None:
     pause = min(FIRST_PAUSE * 2 ** min(operation.attempts - 1, 10), LONGEST_PAUSE)
-    operation.last_error = str(error)[:500]
-    operation.next_at = now + pause
+    changes: dict[str, Any] = {"last_error": str(error)[:500], "next_at": now + pause}
     if isinstance(error, StripeRefused):
-        operation.state = OperationState.FAILED
+        changes["state"] = OperationState.FAILED
     if isinstance(error, StripeUnknown) and error.answered:
-        operation.idempotency_key = uuid.uuid4()
-    operation.save(update_fields=["last_error", "next_at", "state", "idempotency_key"])
+        changes["idempotency_key"] = uuid.uuid4()
+    # Whoever was at it before us may have made it after all.
+    mine = StripeOperation.objects.filter(
+        pk=operation.pk, state=OperationState.PENDING, attempts=operation.attempts
+    )
+    mine.update(**changes)
+    operation.refresh_from_db()

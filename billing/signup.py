@@ -6,10 +6,12 @@ from urllib.parse import urlsplit
 from allauth.account.adapter import DefaultAccountAdapter, get_adapter
 from allauth.account.forms import SignupForm as AllauthSignupForm
 from allauth.core import context
+from allauth.core.exceptions import ImmediateHttpResponse
 from django import forms
 from django.conf import settings
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.http import HttpRequest
+from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
 
@@ -60,10 +62,21 @@ class SignupForm(AllauthSignupForm):  # type: ignore[misc] # allauth ships no ty
             self.fields["email"].disabled = True
 
     def save(self, request: HttpRequest) -> User:
-        """Return the new person, with an organization; or nothing of both."""
-        with transaction.atomic():
-            user: User = super().save(request)
+        """Return the new person, with an organization; or nothing of both.
+
+        Whose form was sent twice at once, or whose invitation has just ended, is led to the login.
+        """
+        try:
+            with transaction.atomic():
+                user: User = super().save(request)
+        except (IntegrityError, members.InvitationOver) as error:
+            if isinstance(error, IntegrityError) and not self._has_account():
+                raise
+            raise ImmediateHttpResponse(redirect("account_login")) from error
         return user
+
+    def _has_account(self) -> bool:
+        return User.objects.filter(email__iexact=self.cleaned_data["email"]).exists()
 
     def custom_signup(self, request: HttpRequest, user: User) -> None:
         """Give the new person a place."""

@@ -24,18 +24,21 @@ def health(request: HttpRequest) -> JsonResponse:
 async def ready(request: HttpRequest) -> JsonResponse:
     """Answer 200 only when database, cache and storage answer; `?verbose` adds the circuits."""
     names = ("database", "cache", "storage")
+    gateway, store = getattr(request, "scope", {}).get("gateway"), image_store()
     results = await asyncio.gather(
         _check("database", sync_to_async(_database)()),
         _check("cache", sync_to_async(_cache)()),
-        _check("storage", image_store().probe()),
+        _check("storage", store.probe()),
     )
+    if gateway is None:
+        # Under WSGI this event loop ends with the request, and its connections must.
+        await store.aclose()
     body: dict[str, object] = {
         "status": "ok" if all(results) else "unavailable",
         "checks": {
             name: "ok" if good else "failed" for name, good in zip(names, results, strict=True)
         },
     }
-    gateway = getattr(request, "scope", {}).get("gateway")
     if "verbose" in request.GET and gateway is not None:
         body["circuits"] = {name: one.circuit.state for name, one in gateway.providers.items()}
     return JsonResponse(body, status=200 if all(results) else 503)

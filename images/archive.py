@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from django.utils.text import slugify
 
+from geekhub.lib.tasks import to_its_end
 from images.models import Image
 from images.storage import ImageStore, StorageError
 
@@ -65,7 +66,7 @@ async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncIterator[by
             when = image.generation.created_at.timetuple()[:6]
             entry = zipfile.ZipInfo(file_name(image), when)
             # The checksum of a large picture takes its time.
-            await asyncio.to_thread(archive.writestr, entry, data)
+            await to_its_end(asyncio.to_thread(archive.writestr, entry, data))
             yield outbox.take()
         if missing:
             archive.writestr("missing.txt", "\n".join(missing) + "\n")

@@ -206,6 +206,11 @@ def mark_purged(images: Sequence[Image]) -> None:
     Image.objects.filter(pk__in=[image.pk for image in images]).update(purged_at=timezone.now())
 
 
+async def is_deleted(name: str) -> bool:
+    """Tell whether the picture of this name is marked as deleted."""
+    return await Image.objects.filter(name=name, deleted_at__isnull=False).aexists()
+
+
 def to_purge() -> list[Image]:
     """Return the next batch of marked pictures whose objects are still there."""
     return list(

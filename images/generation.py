@@ -28,6 +28,7 @@ from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
 from billing.models import Hold
 from geekhub.lib import db
+from geekhub.lib.tasks import to_its_end
 from images import private, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
@@ -438,9 +439,14 @@ async def _deliver(
     except Exception:
         log.exception("a picture of %s was not kept", started.generation.request_id)
         return
-    await gateway.db.run(_capture_one, started, candidate, one)
-    kept.append(one)
-    await listener.completed(one.row, one.picture, candidate.model.id)
+
+    async def charge() -> None:
+        await gateway.db.run(_capture_one, started, candidate, one)
+        kept.append(one)
+        await listener.completed(one.row, one.picture, candidate.model.id)
+
+    # The deadline may come while the database is at it: what is charged must be told.
+    await to_its_end(charge())
 
 
 def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:

@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -58,15 +59,16 @@ class Limiter(Protocol):
 
 
 class MemoryLimiter:
-    """Counts in this process only."""
+    """Counts in this process only; `clock` tells seconds and never goes back."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._recent: dict[uuid.UUID, deque[float]] = {}
         self._in_flight: dict[uuid.UUID, dict[str, float]] = {}
 
     def enter(self, caller: Caller, ticket: str) -> Admission:
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             recent = self._recent.get(caller.key, deque())
             while recent and recent[0] <= now - WINDOW_SECONDS:
@@ -90,7 +92,12 @@ class MemoryLimiter:
 
     def _forget_idle_keys(self, now: float) -> None:
         if len(self._recent) > KEYS_REMEMBERED:
-            idle = [key for key, times in self._recent.items() if times[-1] <= now - WINDOW_SECONDS]
+            # A key has none when its last request was refused for what runs of its organization.
+            idle = [
+                key
+                for key, times in self._recent.items()
+                if not times or times[-1] <= now - WINDOW_SECONDS
+            ]
             for key in idle:
                 del self._recent[key]
 

@@ -23,7 +23,7 @@ from images.catalog import ImageModel, Status
 from images.gateway import Gateway
 from images.generation import Finished, IdempotencyKeyInUse, Started
 from images.limits import Admission
-from images.models import Generation, GenerationStatus, Image
+from images.models import Generation, Image
 from images.requests import GenerationRequest
 
 log = structlog.get_logger("geekhub.playground")
@@ -89,8 +89,9 @@ def start(
         begun = generation.begin(gateway, key, request, request_id=request_id, idempotency_key=once)
     except IdempotencyKeyInUse:
         gateway.limiter.leave(admission)
-        earlier = Generation.objects.exclude(status=GenerationStatus.FAILED)
-        return earlier.get(organization=organization, sandbox=sandbox, idempotency_key=once)
+        # The newest: it may have failed since.
+        pressed = Generation.objects.filter(organization=organization, sandbox=sandbox)
+        return pressed.filter(idempotency_key=once).latest("created_at")
     except BaseException:
         gateway.limiter.leave(admission)
         raise

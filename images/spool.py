@@ -8,7 +8,7 @@ uploads it. A file here is the only record of that; there is no row to disagree 
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,11 @@ class Spool:
 
     def size(self) -> int:
         """Return the bytes waiting."""
-        return sum(path.stat().st_size for path in self._paths())
+        return sum(found.st_size for _, found in self._found())
 
     def names(self) -> Iterator[str]:
         """Yield the names waiting, oldest first."""
-        for path in sorted(self._paths(), key=lambda path: path.stat().st_mtime):
+        for path, _ in sorted(self._found(), key=lambda one: one[1].st_mtime):
             yield path.relative_to(self._folder).as_posix()
 
     async def put(self, name: str, data: bytes, content_type: str) -> None:
@@ -60,11 +60,15 @@ class Spool:
             data: bytes = file.read()
         return data
 
-    def _paths(self) -> Iterator[Path]:
+    def _found(self) -> Iterator[tuple[Path, os.stat_result]]:
         for folder, _, files in os.walk(self._folder):
             for file in files:
-                if not file.startswith("."):
-                    yield Path(folder, file)
+                path = Path(folder, file)
+                try:
+                    if not file.startswith("."):
+                        yield path, path.stat()
+                except FileNotFoundError:
+                    continue  # uploaded, or deleted, meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +115,36 @@ class SpoolingStore:
         return await self.store.alink(name)
 
 
-async def upload(spool: Spool, store: ImageStore) -> int:
+async def upload(
+    spool: Spool, store: ImageStore, is_deleted: Callable[[str], Awaitable[bool]]
+) -> int:
     """Upload what waits, oldest first; return how many. Stops at the first that fails.
 
     Doing it twice, or on top of an upload whose answer was lost, changes nothing: a name is used
-    by one picture only, so one that is taken is this one.
+    by one picture only, so one that is taken is this one. `is_deleted` is asked of each name.
     """
     uploaded = 0
     for name in list(spool.names()):
-        data = await asyncio.to_thread(spool.read, name)
         try:
-            await store.asave(name, data, pictures.inspect(data).mime_type)
-        except NameTaken:
-            log.info("%s was uploaded before", name)
+            data = await asyncio.to_thread(spool.read, name)
+        except FileNotFoundError:
+            continue
+        try:
+            await _put(store, name, data)
+            # Asked afterwards: whoever deletes marks it first and removes the object then, which
+            # may have been before it was there.
+            if await is_deleted(name):
+                await store.adelete(name)
         except StorageError as error:
             log.warning("the store is still away: %s", error)
             break
         await spool.files.adelete(name)
         uploaded += 1
     return uploaded
+
+
+async def _put(store: ImageStore, name: str, data: bytes) -> None:
+    try:
+        await store.asave(name, data, pictures.inspect(data).mime_type)
+    except NameTaken:
+        log.info("%s was uploaded before", name)

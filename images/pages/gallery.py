@@ -189,7 +189,11 @@ def delete(request: MemberRequest) -> HttpResponse:
     if request.method != "POST":
         return render(request, "images/gallery/delete.html", {"tiles": _tiles(images)})
     references = [image.reference for image in images]
-    gone = gallery.delete(organization, references, actor=request.access.user)
+    try:
+        gone = gallery.delete(organization, references, actor=request.access.user)
+    except gallery.StillRunning:
+        messages.warning(request, _now("A request you chose pictures of is still drawing."))
+        return redirect("gallery")
     done = ngettext("%d picture is deleted.", "%d pictures are deleted.", gone) % gone
     messages.success(request, done)
     return redirect("gallery")

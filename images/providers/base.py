@@ -210,9 +210,10 @@ class Circuit:
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
         """Return what a call would meet now."""
-        if self.opened_at is None:
+        opened_at = self.opened_at  # other threads ask, too, while the event loop closes it
+        if opened_at is None:
             return "closed"
-        waited = time.monotonic() - self.opened_at
+        waited = time.monotonic() - opened_at
         return "half-open" if waited >= self.pause and not self.probing else "open"
 
     def admit(self) -> bool:

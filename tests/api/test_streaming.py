@@ -1,12 +1,16 @@
 """`stream: true`, read by raw sockets and by the official SDK."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai as sdk
 import orjson
 import pybase64
 import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
@@ -132,6 +136,43 @@ def test_a_client_that_leaves_gets_its_pictures_kept_and_charged_once(
     assert (found["status"], found["num_media_completion"]) == ("succeeded", 2)
     assert found["cost_usd"] == "0.38"
     assert LedgerEntry.objects.filter(kind="consumption").count() == 2
+
+
+@pytest.mark.slow
+def test_a_picture_whose_charge_outlasts_the_deadline_is_told_and_charged_once(
+    api: Api, acme: Organization, openai: OpenAIEmulator, settings: Settings
+) -> None:
+    settings.REQUEST_DEADLINE_SECONDS = 5
+    gate, locked, over = threading.Event(), threading.Event(), threading.Event()
+    openai.always(Behaviour(gate=gate))
+
+    def lock_the_account() -> None:
+        try:
+            with transaction.atomic():
+                BillingAccount.objects.select_for_update().get(organization=acme)
+                locked.set()
+                over.wait(30)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as threads:
+        answer = threads.submit(api.draw, stream=True)
+        openai.wait_for_calls(1)
+        locker = threads.submit(lock_the_account)
+        assert locked.wait(30)
+        gate.set()
+        # The drawing is given up shortly before the deadline, while the charge waits.
+        over.wait((Generation.objects.get().deadline_at - timezone.now()).total_seconds())
+        over.set()
+        locker.result()
+        told = [kind for kind, _ in events(answer.result().text)]
+
+    assert told == ["image_generation.completed"]
+    row = Generation.objects.get()
+    assert (row.status, row.delivered, row.cost_micro) == ("succeeded", 1, 190_000)
+    assert (Hold.objects.get().state, Image.objects.count()) == (HoldState.CAPTURED, 1)
+    account = BillingAccount.objects.get(organization=acme)
+    assert (account.balance_micro, account.held_micro) == (9_810_000, 0)
 
 
 def test_the_official_sdk_reads_the_stream(

@@ -7,7 +7,7 @@ from django.db import IntegrityError
 from django.db.models import Sum
 
 from accounts.models import ApiKey
-from billing import budgets, holds, ledger, prices
+from billing import budgets, holds, ledger, limits, prices
 from billing.budgets import BudgetExceeded
 from billing.holds import HoldLost, InsufficientBalance
 from billing.models import (
@@ -21,7 +21,7 @@ from billing.models import (
     Period,
     PriceVersion,
 )
-from tests.billing import SETTLE, authorize, budget_of, money_of, race
+from tests.billing import SETTLE, authorize, budget_of, money_of, race, release
 from tests.factories import KeyFactory, UserFactory
 
 THREADS = 40
@@ -281,3 +281,22 @@ def test_a_period_that_begins_under_many_requests_is_one_row(committed_key: ApiK
     race(10, lambda _: authorize(committed_key))
     assert BudgetPeriod.objects.count() == 1
     assert budget_of(committed_key) == (10 * PRICE, 0)
+
+
+def test_a_budget_is_set_and_removed_while_requests_hold_in_it(transactional_db: None) -> None:
+    prices.publish({"a/cheap": PRICE})
+    key = KeyFactory(organization__bonus="100").row
+    rounds = 40
+
+    def work(number: int) -> None:
+        for _ in range(rounds):
+            if number:
+                release(authorize(key))
+            else:
+                limits.remove_budget(budgets.set_budget(key, 100 * PRICE, Period.DAY), actor=None)
+
+    assert race(5, work) == [None] * 5
+    assert Hold.objects.filter(state=HoldState.RELEASED).count() == 4 * rounds
+    assert not Budget.objects.exists()
+    assert not BudgetPeriod.objects.exists()
+    assert money_of(key) == (100_000_000, 0, 0)

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from images.limits import Admission, Caller, Limiter, MemoryLimiter, RateLimited, RedisLimiter
+from images.limits import (
+    KEYS_REMEMBERED,
+    WINDOW_SECONDS,
+    Admission,
+    Caller,
+    Limiter,
+    MemoryLimiter,
+    RateLimited,
+    RedisLimiter,
+)
 from tests import services
 from tests.lib import dead_port
 
@@ -209,3 +218,17 @@ def test_when_redis_goes_away_requests_are_still_limited(caplog: Any) -> None:
     # Nobody waits for what is not there.
     assert time.monotonic() - began < 2
     assert "Redis does not answer" in caplog.text
+
+
+def test_keys_that_are_quiet_are_forgotten_also_one_whose_last_request_was_refused() -> None:
+    now = 0.0
+    limiter = MemoryLimiter(clock=lambda: now)
+    busy = caller(most=1, lease=1000)
+    limiter.enter(busy, "runs on")
+    now = WINDOW_SECONDS + 1
+    assert refusal(limiter, busy).which == "in_flight"
+    for number in range(KEYS_REMEMBERED + 1):
+        limiter.enter(caller(), f"one of many {number}")
+    now = 2 * (WINDOW_SECONDS + 1)
+    assert limiter.enter(caller(), "after all of them").remaining == 99
+    assert len(limiter._recent) == 1

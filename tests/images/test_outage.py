@@ -1,8 +1,10 @@
 """The store goes away under load: nothing charged that cannot be fetched, and it heals itself."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +15,9 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
-from images import gateway
+from images import gallery, gateway
 from images.models import Generation, Image
+from images.spool import Spool
 from tests.emulators.supabase import SupabaseEmulator, Trouble
 from tests.server import Api, AppServer
 
@@ -184,3 +187,38 @@ def test_ensure_bucket_creates_and_then_finds_nothing_to_do(
     with pytest.raises(CommandError, match="not as it should be"):
         call_command("ensure_bucket", stdout=out)
     assert out.getvalue().splitlines() == ["generated-images: public is False, should be True"]
+
+
+def test_a_picture_that_was_deleted_while_it_waited_is_in_no_store(
+    remote: Callable[[], AppServer],
+    supabase: SupabaseEmulator,
+    live_key: NewKey,
+    settings: Settings,
+) -> None:
+    settings.STORAGE_OUTAGE = "spool"
+    app = remote()
+    supabase.refuse_connections()
+    burst(app, live_key, 2)
+    gone, stays = Image.objects.order_by("pk")
+    # As another host does it, which finds nothing in the store and cannot see this spool.
+    gallery.mark_deleted(Generation.objects.get(images=gone))
+    Generation.objects.get(images=gone)
+    gallery.mark_purged([gone])
+
+    supabase.accept_connections()
+    call_command("worker", "--once")
+
+    assert list(supabase.objects) == [stays.name]
+    spool = gateway.spool()
+    assert spool is not None
+    assert list(spool.names()) == []
+
+
+def test_a_picture_that_leaves_the_spool_while_it_is_counted_counts_nothing(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=100)
+    asyncio.run(spool.put("a/stays.png", b"x" * 7, "image/png"))
+    # A file that is listed and not there any more.
+    Path(tmp_path, "a", "gone.png").symlink_to(tmp_path / "nowhere")
+    assert spool.size() == 7
+    assert list(spool.names()) == ["a/stays.png"]
+    asyncio.run(spool.put("a/fits.png", b"x" * 93, "image/png"))

@@ -20,6 +20,9 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from django.core.exceptions import ImproperlyConfigured, SuspiciousFileOperation
 from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.test import Client
+from pytest_django.fixtures import Settings
 from storages.backends.s3 import S3Storage
 
 from images.storage import (
@@ -801,3 +804,26 @@ def test_the_emulator_s_other_calls(emulator: SupabaseEmulator, store: SupabaseS
         call("DELETE", f"/bucket/{bucket}")
         assert call("GET", "/bucket") == []
         assert http.get("/status").status_code == 200
+
+
+def test_a_page_server_asks_whether_the_store_is_there_and_keeps_no_connection(
+    client: Client, settings: Settings, db: None
+) -> None:
+    with SupabaseEmulator() as supabase:
+        settings.STORAGES = {
+            **settings.STORAGES,
+            "images": {
+                "BACKEND": "images.storage.SupabaseStorage",
+                "OPTIONS": {
+                    "url": supabase.url,
+                    "key": supabase.secret_key,
+                    "bucket": supabase.bucket,
+                },
+            },
+        }
+        for _ in range(3):
+            assert client.get("/ready").json()["checks"]["storage"] == "ok"
+        store = storages["images"]
+        assert isinstance(store, SupabaseStorage)
+        assert len(store._aclients) == 0
+        store.close()

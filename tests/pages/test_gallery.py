@@ -1,5 +1,6 @@
 """The gallery: what is found, taken along, deleted and forgotten, and by whom."""
 
+import asyncio
 import hashlib
 import io
 import uuid
@@ -23,7 +24,7 @@ from geekhub.lib.ids import new_request_id
 from images import archive, gallery
 from images.models import Generation, GenerationStatus, Image
 from images.pages.gallery import PAGE
-from images.storage import SupabaseStorage
+from images.storage import ImageStore, SupabaseStorage
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
 from tests.pages import log_in, member_of, owner_of
@@ -263,6 +264,17 @@ def test_one_picture_that_is_not_ours_deletes_none(
     assert not AuditEvent.objects.filter(action="pictures.deleted").exists()
 
 
+def test_a_picture_of_a_request_that_still_draws_stays(alice: Client, key: ApiKey) -> None:
+    row = picture(key)
+    Generation.objects.filter(pk=row.pk).update(status=GenerationStatus.RUNNING)
+    answer = alice.post(
+        "/dashboard/gallery/delete", {"picture": f"{row.request_id}-0"}, follow=True
+    )
+    assert answer.status_code == 200
+    assert "is still drawing" in answer.text
+    assert Image.objects.get().deleted_at is None
+
+
 def test_a_viewer_sees_and_deletes_nothing(client: Client, key: ApiKey, acme: Organization) -> None:
     row = picture(key)
     log_in(client, member_of(acme, Role.VIEWER))
@@ -344,3 +356,29 @@ def test_the_worker_forgets_and_the_settings_page_says_when(
     assert "prompts past their retention: 1" in capsys.readouterr().out
     row.refresh_from_db()
     assert row.prompt == ""
+
+
+class Endless:
+    """A store in which every picture has the same megabytes."""
+
+    async def aread(self, name: str) -> bytes:
+        return b"x" * 20_000_000
+
+
+def test_who_leaves_in_the_middle_of_a_zip_file_ends_it_quietly(key: ApiKey) -> None:
+    row = picture(key, pictures=2)
+    images = list(Image.objects.select_related("generation").filter(generation=row))
+
+    async def leave(after: float) -> None:
+        async def take() -> None:
+            async for _ in archive.zipped(cast(ImageStore, Endless()), images):
+                pass
+
+        task = asyncio.create_task(take())
+        await asyncio.wait([task], timeout=after)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for step in range(10):
+        asyncio.run(leave(0.002 * step))

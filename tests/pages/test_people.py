@@ -24,6 +24,7 @@ from pytest_django.fixtures import Settings
 from accounts import members
 from accounts.models import AuditEvent, Invitation, Membership, Organization, Role, User
 from billing.models import LedgerEntry
+from tests.billing import race
 from tests.factories import OrganizationFactory, UserFactory
 from tests.pages import log_in, member_of, owner_of
 
@@ -94,6 +95,16 @@ def test_a_known_address_is_told_by_mail_and_not_on_the_page(
     assert Organization.objects.count() == 1
     assert User.objects.count() == 2
     assert {"nina@new.test", "other@new.test"} == {one for sent in mail.outbox for one in sent.to}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_form_that_is_sent_twice_at_once_signs_up_one_person(published: None) -> None:
+    browsers = [Client(), Client()]
+    answers = race(2, lambda number: browsers[number].post("/accounts/signup/", NEW))
+    statuses = [answer.status_code for answer in answers if not isinstance(answer, Exception)]
+    assert statuses in ([302, 302], [302, 200], [200, 302])
+    assert User.objects.get().email == "nina@new.test"
+    assert Organization.objects.get().name == "New Pictures"
 
 
 def test_an_address_must_answer_where_mail_is_sent(

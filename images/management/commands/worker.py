@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import close_old_connections
@@ -88,12 +89,13 @@ def upload_spooled() -> int:
     async def upload() -> int:
         store = gateway.bare_store()
         try:
-            return await spool.upload(waiting, store)
+            return await spool.upload(waiting, store, gallery.is_deleted)
         finally:
             await waiting.files.aclose()
             await store.aclose()
 
-    return asyncio.run(upload())
+    # So that the database is asked in this thread, on its connection.
+    return async_to_sync(upload)()
 
 
 def purge_deleted() -> int:

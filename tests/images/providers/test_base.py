@@ -2,8 +2,10 @@
 
 import asyncio
 import base64
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -233,6 +235,29 @@ def test_a_fault_of_ours_is_raised_and_leaves_the_circuit_usable() -> None:
     assert provider.circuit.state == "half-open"
     assert len(images(draw(provider))) == 1
     assert provider.circuit.state == "closed"
+
+
+def test_a_circuit_may_be_asked_by_other_threads_while_it_closes() -> None:
+    circuit = Circuit()
+    asked, found = 300_000, set()
+
+    def ask() -> None:
+        for _ in range(asked):
+            found.add(circuit.state)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as other:
+            asking = other.submit(ask)
+            while not asking.done():
+                circuit.failed(at_once=True)
+                circuit.probing = True
+                circuit.succeeded()
+            asking.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert found <= {"closed", "open"}
 
 
 # --- Retries ----------------------------------------------------------------------------------
