@@ -4,13 +4,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.contrib.contenttypes.management import create_contenttypes
+from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
+from django.db.models.signals import post_migrate
 from django.test import Client
 from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing import prices, stripe_client
+from billing import stripe_client
+from billing.models import PriceState, PriceVersion
 from billing.stripe_client import Stripe
 from images.catalog import CATALOG
 from tests.emulators.fal import FalEmulator
@@ -129,12 +133,29 @@ def _cheap_passwords(settings: Settings) -> None:
 def _empty_cache() -> None:
     # The limits on logins and sign-ups are counted there, for all tests of a process.
     cache.clear()
+    ContentType.objects.clear_cache()
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> None:
+    """Make the database, with the rows that Django itself adds.
+
+    Not again whenever a test has emptied it, which took a quarter of the suite's time: content
+    types come when they are asked for, and nothing here has permissions of Django's.
+    """
+    post_migrate.disconnect(create_contenttypes)
+    post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
 
 
 @pytest.fixture
 def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""
-    prices.publish({model.id: model.price_micro for model in CATALOG.values()})
+    PriceVersion.objects.bulk_create(
+        PriceVersion(
+            model=model.id, version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
+        )
+        for model in CATALOG.values()
+    )
 
 
 @pytest.fixture
@@ -145,7 +166,6 @@ def serve(
     settings.DATA_DIR = tmp_path
     settings.STATIC_ROOT = tmp_path / "static"
     settings.STATIC_ROOT.mkdir()
-    settings.WHITENOISE_USE_FINDERS = True
     settings.STORAGES = {
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},

@@ -75,6 +75,7 @@ def site(
 
     It starts before the browser's pages and stops after them.
     """
+    settings.WHITENOISE_USE_FINDERS = True
     settings.STORAGES = {
         **settings.STORAGES,
         **{
