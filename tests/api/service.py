@@ -143,7 +143,7 @@ def _answers(client: httpx.Client, origin: str) -> bool:
 
 def _listens(port: int) -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS).close()
     except OSError:
         return False
     return True

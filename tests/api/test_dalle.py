@@ -105,7 +105,7 @@ def test_a_picture_that_cannot_be_fetched_is_a_502_and_free(
 def test_a_picture_that_never_comes_ends_with_the_deadline(
     serve: Callable[[], AppServer], settings: Settings, live_key: NewKey, openai: OpenAIEmulator
 ) -> None:
-    settings.REQUEST_DEADLINE_SECONDS = 1
+    settings.REQUEST_DEADLINE_SECONDS = 3
     client = Api(serve().origin, live_key.secret)
     openai.always(Behaviour(picture="hang"))
     answer = client.draw(model=DALLE)
@@ -113,7 +113,7 @@ def test_a_picture_that_never_comes_ends_with_the_deadline(
 
     expect_error(answer, "provider_unavailable")
     assert answer.headers["x-should-retry"] == "false"
-    assert answer.elapsed.total_seconds() < 5
+    assert answer.elapsed.total_seconds() < 20
     assert len(openai.calls) == len(openai.downloads) == 1
     expect_nothing_charged()
 
@@ -121,7 +121,7 @@ def test_a_picture_that_never_comes_ends_with_the_deadline(
 def test_those_that_came_before_the_deadline_are_delivered(
     serve: Callable[[], AppServer], settings: Settings, live_key: NewKey, openai: OpenAIEmulator
 ) -> None:
-    settings.REQUEST_DEADLINE_SECONDS = 2
+    settings.REQUEST_DEADLINE_SECONDS = 3
     client = Api(serve().origin, live_key.secret)
     openai.queue(Behaviour(picture="hang"))
     answer = client.draw(model=DALLE, n=3)

@@ -243,12 +243,12 @@ def test_a_provider_that_cannot_be_reached_may_be_asked_again(
 def test_a_provider_that_is_too_slow_is_given_up_before_the_deadline(
     serve: Callable[[], AppServer], settings: Settings, live_key: NewKey, openai: OpenAIEmulator
 ) -> None:
-    settings.REQUEST_DEADLINE_SECONDS = 1
+    settings.REQUEST_DEADLINE_SECONDS = 3
     with _client(serve(), live_key) as client, _shut(openai):
         answer = client.draw()
         expect_error(answer, DOWN)
         assert answer.headers["x-should-retry"] == "false"
-        assert answer.elapsed.total_seconds() < 5
+        assert answer.elapsed.total_seconds() < 20
     assert len(openai.calls) == 1
     expect_nothing_charged()
 

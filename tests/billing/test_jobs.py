@@ -1,5 +1,6 @@
 """The background jobs: each as often as it should be, on one host at a time, whatever fails."""
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -103,11 +104,12 @@ def test_without_stripe_only_the_local_jobs_are_there(db: None, settings: Settin
 def test_with_stripe_all_of_them_run_and_find_nothing_to_do(
     stripe_account: StripeEmulator, db: None
 ) -> None:
-    done = jobs.run_due(now=timezone.now())
+    now = timezone.now()
+    done = jobs.run_due(now=now)
     assert list(done) == [job.name for job in jobs.JOBS]
     assert len(done) == len(jobs.JOBS) == 17
     assert set(done.values()) == {0}
-    assert jobs.run_due(now=timezone.now()) == {}
+    assert jobs.run_due(now=now) == {}
 
 
 def test_the_jobs_do_their_work(stripe: Stripe, stripe_account: StripeEmulator, db: None) -> None:
@@ -184,7 +186,8 @@ def test_the_worker_goes_on_until_it_is_told_to_stop(tmp_path: Path) -> None:
         def look() -> None:
             # A row tells that the first round has come as far as billing's jobs.
             while not begun.wait(0.05):
-                with sqlite3.connect(tmp_path / "db.sqlite3", timeout=20) as database:
+                opened = sqlite3.connect(tmp_path / "db.sqlite3", timeout=20)
+                with contextlib.closing(opened) as database:
                     found = database.execute("SELECT count(*) FROM billing_jobrun").fetchone()
                 if found > (0,):
                     begun.set()

@@ -52,7 +52,7 @@ from tests.factories import KeyFactory
 
 DAY, HOUR = 86_400, 3600
 # Later than any real time, since our rows have defaults in the database's own.
-START = datetime(2031, 1, 1, tzinfo=UTC)
+START = datetime(2099, 1, 1, tzinfo=UTC)
 JANUARY, FEBRUARY = (START + timedelta(days=n) for n in (31, 59))  # when they end
 GRACE = 24 * HOUR
 CENT = 10_000
@@ -66,7 +66,7 @@ NAMES = {model.id: model.name for model in CATALOG.values()} | {TINY: "Tiny"}
 
 def at(month: int, day: int, hour: int, minute: int = 0) -> datetime:
     """Return a time of the quarter."""
-    return datetime(2031, month, day, hour, minute, tzinfo=UTC)
+    return datetime(2099, month, day, hour, minute, tzinfo=UTC)
 
 
 class World:

@@ -41,7 +41,7 @@ from tests.emulators.stripe import Fault, StripeEmulator
 from tests.emulators.stripe.shop import Shop, Sold
 from tests.factories import KeyFactory, OrganizationFactory
 
-NOW = datetime(2031, 3, 10, 12, 30, tzinfo=UTC)
+NOW = datetime(2099, 3, 10, 12, 30, tzinfo=UTC)
 PRICE = 40_000
 
 
@@ -131,8 +131,8 @@ def test_a_total_that_left_the_ledger_is_found_and_closed_when_it_is_back(
     other = KeyFactory().row
     consume(key, at=NOW)
     consume(other, at=NOW)
-    authorize(key, quantity=2, lease=timedelta(days=9999))
-    authorize(other, quantity=3, lease=timedelta(days=9999))
+    authorize(key, quantity=2, lease=timedelta(days=99_999))
+    authorize(other, quantity=3, lease=timedelta(days=99_999))
     change, expected = ACCOUNT[kind]
     account = BillingAccount.objects.filter(pk=key.organization_id)
     before = account.values("balance_micro", "spent_micro", "held_micro").get()
@@ -243,7 +243,7 @@ def test_consumption_that_is_in_no_event_is_found_when_it_should_be(key: ApiKey)
     consume(key, 3, at=NOW - timedelta(minutes=76))
     assert internal() == {"unmetered": (3, 0)}
     row = Difference.objects.get()
-    assert row.hour == datetime(2031, 3, 10, 11, tzinfo=UTC)
+    assert row.hour == datetime(2099, 3, 10, 11, tzinfo=UTC)
     assert row.price_version == version()
 
     # A mark that passed them is as bad, however young they are.
@@ -495,7 +495,7 @@ def shop(stripe_account: StripeEmulator, settings: Any, committed_key: ApiKey) -
     settings.STRIPE_METER_RATE = 10_000
     BillingAccount.objects.update(credit_limit_micro=10**12)
     # The tenth of a month, so that periods are far away.
-    start = datetime(2031, 3, 10, 0, 10, tzinfo=UTC)
+    start = datetime(2099, 3, 10, 0, 10, tzinfo=UTC)
     stripe_account.clock.advance_to(start)
     made = Metered(stripe_account, committed_key)
     stripe_account.clock.advance(3 * 86_400)

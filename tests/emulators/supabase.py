@@ -37,6 +37,8 @@ from xml.sax.saxutils import escape
 
 PREFIX = "/storage/v1"
 HOLD_LIMIT = 120.0
+# Long: a test that passes does not wait.
+WAIT_SECONDS = 60.0
 PIECE = 1 << 16
 
 _KEY = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
@@ -257,7 +259,7 @@ class SupabaseEmulator:
         """Bind a port and serve until `stop`."""
         self._thread = threading.Thread(target=self._run, name="supabase-emulator", daemon=True)
         self._thread.start()
-        if not self._started.wait(10) or self._failure is not None:
+        if not self._started.wait(WAIT_SECONDS) or self._failure is not None:
             raise RuntimeError("the supabase emulator did not start") from self._failure
         return self
 
@@ -267,7 +269,7 @@ class SupabaseEmulator:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:
-            self._thread.join(10)
+            self._thread.join(WAIT_SECONDS)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -352,11 +354,11 @@ class SupabaseEmulator:
         with self._changed:
             return len(self._writers)
 
-    def wait_for_requests(self, count: int, timeout: float = 10) -> None:
+    def wait_for_requests(self, count: int, timeout: float = WAIT_SECONDS) -> None:
         """Block until `count` requests have arrived since the last reset."""
         self._wait(lambda: len(self._requests) >= count, timeout)
 
-    def wait_for_no_connection(self, timeout: float = 10) -> None:
+    def wait_for_no_connection(self, timeout: float = WAIT_SECONDS) -> None:
         """Block until the last client's connection has ended."""
         self._wait(lambda: not self._writers, timeout)
 
@@ -383,7 +385,7 @@ class SupabaseEmulator:
 
     def _do(self, work: Callable[[], Any]) -> None:
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(WAIT_SECONDS)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(

@@ -173,7 +173,7 @@ def test_the_first_that_delivers_anything_ends_the_list(
 def test_a_provider_that_hangs_leaves_time_for_the_next(
     begin: Begin, settings: Settings, openai: OpenAIEmulator, emulators: Emulators
 ) -> None:
-    settings.REQUEST_DEADLINE_SECONDS = 3
+    settings.REQUEST_DEADLINE_SECONDS = 5
     _, api = begin()
     never = threading.Event()
     openai.always(Behaviour(gate=never))
@@ -190,7 +190,7 @@ def test_a_provider_that_hangs_leaves_time_for_the_next(
 def test_a_read_timeout_is_never_tried_again_but_falls_through(
     api: Api, app: AppServer, openai: OpenAIEmulator, emulators: Emulators
 ) -> None:
-    provider_of(app, "openai").http.timeout = httpx.Timeout(0.2)
+    provider_of(app, "openai").http.timeout = httpx.Timeout(20, read=0.2)
     never = threading.Event()
     openai.always(Behaviour(gate=never))
 
@@ -553,8 +553,8 @@ def test_a_retry_waits_as_long_as_the_provider_says(api: Api, emulators: Emulato
     ("deadline", "wait", "count"),
     [
         (60, 21.0, 1),  # longer than anybody should wait
-        (2, 1.5, 1),  # leaves less than half of what is left to draw in
-        (2, 0.1, 3),
+        (20, 10.0, 1),  # leaves less than half of what is left to draw in
+        (20, 0.1, 3),
     ],
 )
 def test_a_retry_that_does_not_fit_is_not_made(
@@ -574,7 +574,7 @@ def test_a_retry_that_does_not_fit_is_not_made(
 
     expect_error(answer, DOWN)
     assert len(openai.calls) == count
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     expect_nothing_charged()
 
 

@@ -301,9 +301,9 @@ def test_a_list_ends_where_one_should_search(acme: Organization, client: Client)
         [AuditEvent(organization=acme, action="key.created") for _ in range(MOST + 5)]
     )
     log_in(client, staff())
-    text = client.get(reverse("admin:accounts_auditevent_changelist")).text
-    assert f"{MOST} " in text
-    assert str(MOST + 5) not in text
+    answer = client.get(reverse("admin:accounts_auditevent_changelist"))
+    assert f"{MOST} " in answer.text
+    assert answer.context["cl"].paginator.count == MOST
 
 
 @pytest.mark.parametrize("name", sorted(model._meta.model_name or "" for model, _ in PAGES))
@@ -780,19 +780,24 @@ def test_it_ends_after_an_hour(boss: User, acme: Organization, client: Client) -
 def test_it_ends_with_being_staff(
     undo: Callable[[User], object], boss: User, acme: Organization, client: Client
 ) -> None:
+    acme.name = "Acme Pictures"  # with a space, which no random token on a page can hold
+    acme.save()
+    assert "Acme Pictures" in client.get("/dashboard").text
     undo(boss)
-    assert "Acme" not in client.get("/dashboard", follow=True).text
+    assert "Acme Pictures" not in client.get("/dashboard", follow=True).text
     assert viewing.SESSION not in client.session
 
 
 def test_a_customer_cannot_look_at_another(
     acme: Organization, globex: Organization, client: Client
 ) -> None:
+    acme.name = "Acme Pictures"
+    acme.save()
     log_in(client, owner_of(globex))
     session = client.session
     session[viewing.SESSION] = {"organization": str(acme.pk), "until": 9e9}
     session.save()
-    assert "Acme" not in client.get("/dashboard").text
+    assert "Acme Pictures" not in client.get("/dashboard").text
 
 
 def test_a_suspended_account_is_told_by_whom(acme: Organization, client: Client) -> None:
