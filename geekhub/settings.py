@@ -355,6 +355,10 @@ CACHES = {
         else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     )
 }
+# Of their own, so that no picture pushes out what is counted against a login.
+CACHES["thumbnails"] = CACHES["default"] | (
+    {"KEY_PREFIX": "thumbnail"} if REDIS_URL else {"LOCATION": "thumbnails"}
+)
 
 # --- The gateway ----------------------------------------------------------------------------
 

@@ -16,12 +16,14 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
-from images import archive, gallery
+from images import archive, gallery, thumbnails
 from images.catalog import CATALOG
 from images.gallery import Filters, NoSuchPicture
 from images.gateway import image_store
 from images.models import Image
 from images.pages.privacy import hide_prompts
+from images.pictures import NotAPicture
+from images.storage import StorageError
 
 PAGE = 48
 MAX_WORDS = 8
@@ -102,18 +104,13 @@ def index(request: MemberRequest) -> HttpResponse:
     hide_prompts(request.access, images)
     context = {
         "form": form,
-        "tiles": _tiles(images),
+        "images": images,
         "after": after,
         "filtered": any(request.GET.get(name) for name in form.fields),
         "searched_days": SEARCHED.days if filters.words and not request.GET.get("since") else 0,
         "most": archive.MAX_PICTURES,
     }
     return render(request, "images/gallery/index.html", context)
-
-
-def _tiles(images: list[Image]) -> list[dict[str, Any]]:
-    links = gallery.links(images)
-    return [{"image": image, "url": links.get(image.name, "")} for image in images]
 
 
 def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
@@ -138,12 +135,35 @@ def picture(request: MemberRequest, reference: str) -> HttpResponse:
     hide_prompts(request.access, images)
     model = CATALOG.get(images[0].generation.model)
     context = {
-        **_tiles(images)[0],
+        "image": images[0],
+        "url": gallery.links(images).get(images[0].name, ""),
         "generation": images[0].generation,
         "name": model.name if model else images[0].generation.model,
         "file_name": archive.file_name(images[0]),
     }
     return render(request, "images/gallery/picture.html", context)
+
+
+@require_safe
+@member(Permission.VIEW)
+def thumbnail(request: MemberRequest, reference: str) -> HttpResponse:
+    """Return a picture small enough for a list."""
+    try:
+        images = gallery.pick(request.access.organization, [reference])
+    except NoSuchPicture as error:
+        raise Http404 from error
+    if not images:
+        raise Http404
+    gateway = getattr(request, "scope", {}).get("gateway")
+    try:
+        data = thumbnails.thumbnail(gateway, images[0].name)
+    except (FileNotFoundError, NotAPicture) as error:
+        raise Http404 from error
+    except (StorageError, thumbnails.Busy):
+        return HttpResponse(status=503, headers={"Retry-After": "5"})
+    # The picture of a name never changes.
+    kept = f"private, max-age={thumbnails.KEPT_SECONDS}, immutable"
+    return HttpResponse(data, content_type="image/webp", headers={"Cache-Control": kept})
 
 
 @require_safe
@@ -187,7 +207,7 @@ def delete(request: MemberRequest) -> HttpResponse:
         messages.warning(request, _now("Choose pictures first."))
         return redirect("gallery")
     if request.method != "POST":
-        return render(request, "images/gallery/delete.html", {"tiles": _tiles(images)})
+        return render(request, "images/gallery/delete.html", {"images": images})
     references = [image.reference for image in images]
     try:
         gone = gallery.delete(organization, references, actor=request.access.user)

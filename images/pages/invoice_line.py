@@ -16,7 +16,6 @@ from billing.downloads import csv_file
 from billing.models import LedgerEntry
 from billing.pages.invoices import file_name, find, find_line
 from billing.pages.movements import number
-from images import gallery
 from images.models import Image
 
 PAGE = 50
@@ -28,7 +27,7 @@ class Row:
     """A charge with the pictures it is for; `deleted` of them are no longer kept."""
 
     entry: LedgerEntry
-    urls: list[str]
+    images: list[Image]
     more: int
     deleted: int
     is_known: bool
@@ -84,11 +83,10 @@ def _rows(organization: Organization, entries: list[LedgerEntry]) -> list[Row]:
     for image in images.select_related("generation"):
         pictures[image.generation.request_id][image.index] = image
     mine = {entry.pk: _pictures(entry, pictures[entry.request_id]) for entry in entries}
-    links = gallery.links([image for images in mine.values() for image in images[:SHOWN]])
     return [
         Row(
             entry=entry,
-            urls=[links.get(image.name, "") for image in mine[entry.pk][:SHOWN]],
+            images=mine[entry.pk][:SHOWN],
             more=max(0, len(mine[entry.pk]) - SHOWN),
             deleted=entry.quantity - len(mine[entry.pk]),
             is_known=entry.request_id in known,

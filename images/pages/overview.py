@@ -18,7 +18,7 @@ from accounts.models import ApiKey, Organization
 from billing import ledger
 from billing.models import BillingAccount
 from geekhub.lib import money
-from images import gallery, usage
+from images import usage
 from images.models import Generation
 from images.pages.charts import Chart, daily, share
 from images.pages.privacy import hide_prompts
@@ -94,11 +94,10 @@ def overview(request: MemberRequest) -> HttpResponse:
     sandbox = asked == "sandbox" if asked in ("live", "sandbox") else not by_kind[False]
     images = usage.latest_images(organization, LATEST)
     hide_prompts(request.access, images)
-    links = gallery.links(images)
     context = {
         "balance": _balance(organization, by_kind[False]),
         "month": _month(organization, by_kind[sandbox], sandbox=sandbox),
-        "pictures": [(image, links.get(image.name, "")) for image in images],
+        "pictures": images,
         "zone": timezone.get_current_timezone_name(),
         "tabs": [
             {"label": _("Live keys"), "url": "?kind=live", "here": not sandbox},

@@ -25,6 +25,11 @@ urlpatterns = [
     path("dashboard/gallery/delete", gallery.delete, name="gallery_delete"),
     path("dashboard/gallery/<slug:reference>", gallery.picture, name="gallery_picture"),
     path(
+        "dashboard/gallery/<slug:reference>/small.webp",
+        gallery.thumbnail,
+        name="picture_thumbnail",
+    ),
+    path(
         "dashboard/billing/invoices/<slug:invoice_id>/lines/<slug:line_id>",
         invoice_line.index,
         name="billing_line",

@@ -116,7 +116,11 @@ class Row:
     """A request as the list shows it."""
 
     request: Generation
-    url: str
+
+    @property
+    def first(self) -> Image | None:
+        """Return the first picture that is not deleted, of those loaded."""
+        return next(iter(self.request.images.all()), None)
 
     @property
     def pictures(self) -> str:
@@ -157,10 +161,10 @@ class Row:
 
 
 def _rows(requests: list[Generation]) -> list[Row]:
-    first = {row.pk: row.images.all()[0] for row in requests if row.images.all()}
-    links = gallery.links(list(first.values()))
-    urls = {pk: links.get(image.name, "") for pk, image in first.items()}
-    return [Row(row, urls.get(row.pk, "")) for row in requests]
+    for row in requests:
+        for image in row.images.all():
+            image.generation = row  # whose name is part of the picture's
+    return [Row(row) for row in requests]
 
 
 def _form(request: MemberRequest) -> FilterForm:
@@ -237,7 +241,7 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
     hide_prompts(request.access, images, [found])
     links = gallery.links(images)
     context = {
-        "row": Row(found, ""),
+        "row": Row(found),
         "found": found,
         "pictures": [(image, links.get(image.name, "")) for image in images],
         "deleted": found.delivered - len(images),

@@ -823,8 +823,8 @@ def test_a_line_opens_to_the_pictures_in_it(buyer: Buyer, stripe: Stripe, owner:
     for absent in (other.request_id, later.request_id):
         assert absent not in answer.text
     # One of two is deleted; of six, four are shown.
-    names = Image.objects.filter(generation__hold__ledger_entries__in=entries)
-    pictured = [image.index for image in names if image.name in answer.text]
+    images = Image.objects.filter(generation__hold__ledger_entries__in=entries)
+    pictured = [image.index for image in images if f"{image.reference}/small" in answer.text]
     assert sorted(pictured) == [0, 0, 1, 2, 3]
     assert "1 deleted" in text
     assert "+2" in text
@@ -846,8 +846,8 @@ def test_streamed_pictures_are_each_beside_their_own_charge(
     buyer.meter(entry)
     invoice, line = billed(stripe, buyer)
     text = owner.get(f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}").text
-    assert f"{row.pk}/1.png" in text
-    assert f"{row.pk}/0.png" not in text
+    assert f"{row.request_id}-1/small.webp" in text
+    assert f"{row.request_id}-0/small.webp" not in text
 
 
 def test_a_long_line_has_pages_and_its_file_has_all(

@@ -7,6 +7,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -16,6 +17,7 @@ from django.core.files.storage import storages
 from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
+from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, AuditEvent, Organization, Role
@@ -24,9 +26,12 @@ from geekhub.lib.ids import new_request_id
 from images import archive, gallery
 from images.models import Generation, GenerationStatus, Image
 from images.pages.gallery import PAGE
+from images.pictures import inspect, shrink
 from images.storage import ImageStore, SupabaseStorage
+from tests.emulators.base import make_picture
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
+from tests.lib import dead_port
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.visitor import Visitor
 from tests.server import Api, AppServer
@@ -88,7 +93,7 @@ def alice(client: Client, acme: Organization) -> Client:
 
 
 def shown(page: Any) -> list[str]:
-    return [tile["image"].reference for tile in page.context["tiles"]]
+    return [image.reference for image in page.context["images"]]
 
 
 # --- Find -------------------------------------------------------------------------------------
@@ -317,6 +322,95 @@ def test_private_pictures_are_shown_by_signed_links_made_in_one_call(
         assert set(links) == {images[0].name, images[1].name, images[3].name}
         assert "/object/sign/private-images/private/" in links[images[0].name]
         assert httpx.get(links[images[0].name]).content == PNG
+
+
+# --- Thumbnails -------------------------------------------------------------------------------
+
+
+def small(reference: str) -> str:
+    return f"/dashboard/gallery/{reference}/small.webp"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_list_shows_small_pictures_and_reads_each_large_one_once(
+    client: Client, acme: Organization, settings: Settings, private: bool
+) -> None:
+    live = KeyFactory(organization=acme).row
+    row = picture(live, private=private)
+    (image,) = Image.objects.all()
+    with SupabaseEmulator(bucket="private-images" if private else "generated-images") as supabase:
+        alias = "private_images" if private else "images"
+        options = {"url": supabase.url, "key": supabase.secret_key, "bucket": supabase.bucket}
+        settings.STORAGES = {
+            **settings.STORAGES,
+            alias: {"BACKEND": "images.storage.SupabaseStorage", "OPTIONS": options},
+        }
+        if private:
+            supabase.make_private()
+        store = SupabaseStorage(**options)
+        store.save(image.name, ContentFile(make_picture(1600, 900, "jpeg")))
+        store.close()
+        log_in(client, member_of(acme, Role.VIEWER))
+        address = small(f"{row.request_id}-0")
+        for path in ("/dashboard/gallery", "/dashboard/usage", "/dashboard"):
+            page = client.get(path).text
+            assert page.count(f'src="{address}"') == 1
+            assert image.name not in page
+        before = len(supabase.requests)
+        answers = [client.get(address) for _ in range(2)]
+        assert len(supabase.requests) == before + 1
+        cast(SupabaseStorage, storages[alias]).close()
+    for answer in answers:
+        assert (answer.status_code, answer["content-type"]) == (200, "image/webp")
+        assert answer["cache-control"] == "private, max-age=604800, immutable"
+        assert Pillow.open(io.BytesIO(answer.content)).size == (384, 216)
+
+
+def test_a_thumbnail_that_cannot_be_is_not_found_and_none_outlives_its_picture(
+    alice: Client, key: ApiKey, globex: Organization, settings: Settings, tmp_path: Path
+) -> None:
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "images": {
+            "BACKEND": "images.storage.LocalStorage",
+            "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
+        },
+    }
+    row = picture(key, pictures=3)
+    good, broken, _missing = (image.name for image in Image.objects.order_by("index"))
+    storages["images"].save(good, ContentFile(make_picture(90, 60, "png", alpha=True)))
+    storages["images"].save(broken, ContentFile(PNG))
+    theirs = picture(KeyFactory(organization=globex, sandbox=True).row)
+    statuses = [alice.get(small(f"{row.request_id}-{index}")).status_code for index in range(4)]
+    assert statuses == [200, 404, 404, 404]
+    for reference in (f"{theirs.request_id}-0", "nothing", f"{row.request_id}-9"):
+        assert alice.get(small(reference)).status_code == 404
+
+    gallery.mark_deleted(row)
+    assert alice.get(small(f"{row.request_id}-0")).status_code == 404
+
+
+def test_while_the_store_is_away_a_thumbnail_may_be_asked_for_again(
+    alice: Client, key: ApiKey, settings: Settings
+) -> None:
+    row = picture(key)
+    options = {"url": f"http://127.0.0.1:{dead_port()}", "key": "sb_secret_x", "bucket": "b"}
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "images": {"BACKEND": "images.storage.SupabaseStorage", "OPTIONS": options},
+    }
+    answer = alice.get(small(f"{row.request_id}-0"))
+    cast(SupabaseStorage, storages["images"]).close()
+    assert (answer.status_code, answer["retry-after"]) == (503, "5")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_picture_of_any_mode_is_shrunk_and_a_small_one_is_not_stretched(mode: str) -> None:
+    out = io.BytesIO()
+    Pillow.new(mode, (700, 350)).save(out, "JPEG" if mode == "CMYK" else "PNG")
+    for edge, size in ((100, (100, 50)), (1000, (700, 350))):
+        made = Pillow.open(io.BytesIO(shrink(inspect(out.getvalue()), edge)))
+        assert (made.format, made.size) == ("WEBP", size)
 
 
 # --- Prompts are forgotten --------------------------------------------------------------------

@@ -131,8 +131,8 @@ def test_the_latest_pictures_are_shown_and_deleted_ones_are_not(
     row.images.filter(index=0).update(deleted_at=timezone.now())
     log_in(client, owner_of(acme))
     text = client.get(PATH).text
-    assert "/1.png" in text
-    assert "/0.png" not in text
+    assert "-1/small.webp" in text
+    assert "-0/small.webp" not in text
     assert f'href="/dashboard/usage/{row.request_id}"' in text
 
 

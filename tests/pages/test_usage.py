@@ -105,7 +105,7 @@ def test_a_request_is_shown_with_all_that_is_asked_for(page: Client, key: ApiKey
     text = page.get(PATH).text
     for told in (
         "asked: fal/flux-1.1-pro, google/imagen-4", "prod-web", "2 of 2", "1024x768", "0.08",
-        "2.35", "Succeeded", "+1", "/0.png", "&lt;b&gt;bold&lt;/b&gt;", "(UTC+0000)",
+        "2.35", "Succeeded", "+1", "-0/small.webp", "&lt;b&gt;bold&lt;/b&gt;", "(UTC+0000)",
     ):  # fmt: skip
         assert told in text, told
     assert "<b>bold" not in text

@@ -1,0 +1,54 @@
+"""Small views of pictures for lists, made when one is first asked for and then kept in a cache."""
+
+import threading
+
+from asgiref.sync import async_to_sync
+from django.core.cache import caches
+
+from images import pictures
+from images.gateway import Gateway, image_store
+
+EDGE = 384
+KEPT_SECONDS = 7 * 24 * 3600
+# Each has a whole picture in memory and keeps a core busy, beside the requests of the API.
+AT_ONCE = 2
+WAIT_SECONDS = 20.0
+
+_places = threading.BoundedSemaphore(AT_ONCE)
+
+
+class Busy(Exception):
+    """Too many are being made; ask again later."""
+
+
+def thumbnail(gateway: Gateway | None, name: str) -> bytes:
+    """Return a stored picture as WebP, within EDGE by EDGE pixels.
+
+    Give the process's gateway, if it has one. Raises FileNotFoundError, StorageError, NotAPicture,
+    and Busy.
+    """
+    cache = caches["thumbnails"]
+    if (kept := cache.get(name)) is not None:
+        return bytes(kept)
+    if not _places.acquire(timeout=WAIT_SECONDS):
+        raise Busy
+    try:
+        made = pictures.shrink(pictures.inspect(_read(gateway, name)), EDGE)
+    finally:
+        _places.release()
+    cache.set(name, made, KEPT_SECONDS)
+    return made
+
+
+def _read(gateway: Gateway | None, name: str) -> bytes:
+    async def read() -> bytes:
+        if gateway is not None:
+            return await gateway.store.aread(name)
+        store = image_store()
+        try:
+            return await store.aread(name)
+        finally:
+            # This event loop ends with the call, and its connections must.
+            await store.aclose()
+
+    return async_to_sync(read)()
