@@ -84,7 +84,8 @@ def create(
             allowed_ips=allowed_ips or [],
             tags=tags or [],
             on_refusal=rotated_from.on_refusal if rotated_from else "",
-            created_by=actor,
+            # Whoever rotates a key does not take it into a budget of their own.
+            created_by=rotated_from.created_by if rotated_from else actor,
             rotated_from=rotated_from,
             family=rotated_from.family if rotated_from else uuid.uuid4(),
         )
