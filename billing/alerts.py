@@ -28,6 +28,7 @@ from django.db import transaction
 from django.db.models import F, Min, OuterRef, Q, Subquery
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
+from django.utils.translation import gettext
 
 from accounts import audit
 from accounts.models import Organization, Role, User
@@ -307,16 +308,19 @@ def _client_for(url: str) -> Callable[[], httpx.AsyncClient]:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except (ValidationError, ValueError) as error:
-        raise EndpointRefused("This is not an address of the web.") from error
+        raise EndpointRefused(gettext("This is not an address of the web.")) from error
     if len(url) > URL_LENGTH:
-        raise EndpointRefused(f"The address is longer than {URL_LENGTH} characters.")
+        words = gettext("The address is longer than %d characters.")
+        raise EndpointRefused(words % URL_LENGTH)
     if f"{parts.scheme}://{parts.netloc}" in settings.ALERT_LOCAL_ORIGINS:
         return _exact_client
     if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc:
-        raise EndpointRefused("The address must begin with https:// and have no port or password.")
+        raise EndpointRefused(
+            gettext("The address must begin with https:// and have no port or password.")
+        )
     if is_address(host):
         # No resolver is asked for it, so none would refuse a private one.
-        raise EndpointRefused("The address must have a name, not a number.")
+        raise EndpointRefused(gettext("The address must have a name, not a number."))
     return _public_client
 
 

@@ -196,6 +196,10 @@ USERSESSIONS_TRACK_ACTIVITY = False
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "Geek Hub"
+MFA_FORMS = {
+    "add_webauthn": "accounts.mfa_forms.AddPasskeyForm",
+    "edit_webauthn": "accounts.mfa_forms.EditPasskeyForm",
+}
 # Otherwise only for proven addresses, and where no mail is sent, none can be.
 MFA_ALLOW_UNVERIFIED_EMAIL = not SENDS_MAIL
 # A browser gives passkeys to https and to localhost only.

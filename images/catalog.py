@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 
+from django.utils.translation import gettext_noop
+
 from geekhub.lib import money
 
 OWNERS = {"openai": "OpenAI", "google": "Google", "xai": "xAI", "fal": "fal.ai"}
@@ -37,6 +39,7 @@ class ImageModel:
     in the others it is done here. `per_call` is the most pictures one upstream call returns,
     `edits` the most an edit may start from: none means that the model cannot edit. `masks` and
     `fidelity` tell whether an edit may have a mask and an `input_fidelity`.
+    `good_for` is English, as the API says it; a page translates it.
     `cost_micro` is what the provider is known to charge us for a picture at the default size and at
     the quality that `auto` means here, the dearest where the provider itself decides; None: it is
     not known. Customers are not told.
@@ -186,7 +189,7 @@ IDEOGRAM_SIZES = _as_they_are(
 _ROWS = [
     ImageModel(
         id="openai/gpt-image-1", provider="openai", upstream_id="gpt-image-1",
-        name="GPT Image 1", good_for="newest, high quality",
+        name="GPT Image 1", good_for=gettext_noop("newest, high quality"),
         # OpenAI's guide, 1024x1024 high: `auto` may be that; medium is 0.042.
         cost_micro=_usd("0.167"),
         price_micro=_usd("0.19"), p50_seconds=15, p95_seconds=45, created=date(2025, 4, 23),
@@ -198,7 +201,7 @@ _ROWS = [
     ),
     ImageModel(
         id="openai/dall-e-3", provider="openai", upstream_id="dall-e-3",
-        name="DALL·E 3", good_for="classic",
+        name="DALL·E 3", good_for=gettext_noop("classic"),
         # OpenAI's page of the model, 1024x1024 standard; hd is 0.08.
         cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=20, created=date(2023, 11, 6),
@@ -207,7 +210,7 @@ _ROWS = [
     ),
     ImageModel(
         id="google/imagen-4", provider="google", upstream_id="imagen-4.0-generate-001",
-        name="Imagen 4", good_for="text in the image",
+        name="Imagen 4", good_for=gettext_noop("text in the image"),
         # Google's price list.
         cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=6, p95_seconds=18, created=date(2025, 5, 20),
@@ -217,7 +220,7 @@ _ROWS = [
     ),
     ImageModel(
         id="xai/grok-2-image", provider="xai", upstream_id="grok-2-image",
-        name="Grok 2 Image", good_for="photorealism",
+        name="Grok 2 Image", good_for=gettext_noop("photorealism"),
         # xAI's price list while it was served.
         cost_micro=_usd("0.07"),
         price_micro=_usd("0.07"), p50_seconds=10, p95_seconds=30, created=date(2025, 3, 19),
@@ -226,7 +229,7 @@ _ROWS = [
     ),
     ImageModel(
         id="fal/flux-1.1-pro", provider="fal", upstream_id="fal-ai/flux-pro/v1.1",
-        name="FLUX 1.1 [pro]", good_for="best open-weight",
+        name="FLUX 1.1 [pro]", good_for=gettext_noop("best open-weight"),
         # Quoted from fal.ai: by the megapixel. Whether a square counts as two is not known.
         cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=7, p95_seconds=25, created=date(2024, 10, 2),
@@ -234,7 +237,7 @@ _ROWS = [
     ),
     ImageModel(
         id="fal/flux-1.1-pro-ultra", provider="fal", upstream_id="fal-ai/flux-pro/v1.1-ultra",
-        name="FLUX 1.1 [pro] ultra", good_for="Flux 4K",
+        name="FLUX 1.1 [pro] ultra", good_for=gettext_noop("Flux 4K"),
         # Quoted from fal.ai: by the picture.
         cost_micro=_usd("0.06"),
         price_micro=_usd("0.06"), p50_seconds=12, p95_seconds=40, created=date(2024, 11, 6),
@@ -243,7 +246,7 @@ _ROWS = [
     ),
     ImageModel(
         id="fal/recraft-v3", provider="fal", upstream_id="fal-ai/recraft/v3/text-to-image",
-        name="Recraft V3", good_for="typography, brand style",
+        name="Recraft V3", good_for=gettext_noop("typography, brand style"),
         # Quoted from fal.ai: by the picture; vector styles are 0.08.
         cost_micro=_usd("0.04"),
         price_micro=_usd("0.04"), p50_seconds=8, p95_seconds=28, created=date(2024, 10, 30),
@@ -252,7 +255,7 @@ _ROWS = [
     ),
     ImageModel(
         id="fal/ideogram-v2", provider="fal", upstream_id="fal-ai/ideogram/v2",
-        name="Ideogram V2", good_for="professional typography",
+        name="Ideogram V2", good_for=gettext_noop("professional typography"),
         # Quoted from fal.ai: by the picture.
         cost_micro=_usd("0.08"),
         price_micro=_usd("0.08"), p50_seconds=12, p95_seconds=35, created=date(2024, 8, 21),
@@ -260,7 +263,7 @@ _ROWS = [
     ),
     ImageModel(
         id="fal/sd-3.5-large", provider="fal", upstream_id="fal-ai/stable-diffusion-v35-large",
-        name="Stable Diffusion 3.5 Large", good_for="Stable Diffusion 3.5",
+        name="Stable Diffusion 3.5 Large", good_for=gettext_noop("Stable Diffusion 3.5"),
         # Quoted from fal.ai: by the megapixel, as above.
         cost_micro=_usd("0.065"),
         price_micro=_usd("0.065"), p50_seconds=10, p95_seconds=30, created=date(2024, 10, 22),
@@ -269,7 +272,7 @@ _ROWS = [
     # Prices of the following cover the dearest quality and size that the row allows.
     ImageModel(
         id="openai/gpt-image-2", provider="openai", upstream_id="gpt-image-2",
-        name="GPT Image 2", good_for="highest quality",
+        name="GPT Image 2", good_for=gettext_noop("highest quality"),
         # OpenAI's guide, 1024x1024 high: `auto` may be that; medium is 0.053.
         cost_micro=_usd("0.211"),
         price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
@@ -280,7 +283,7 @@ _ROWS = [
     ImageModel(
         id="openai/gpt-image-2.5-sunburst", provider="openai",
         upstream_id="gpt-image-2.5-sunburst",
-        name="GPT Image 2.5 Sunburst", good_for="quality at a low price",
+        name="GPT Image 2.5 Sunburst", good_for=gettext_noop("quality at a low price"),
         # litellm's price table, 1024x1024 medium, to which `auto` is pinned; high is 0.053.
         cost_micro=_usd("0.013"),
         price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
@@ -291,7 +294,7 @@ _ROWS = [
     ImageModel(
         id="google/gemini-nano-banana-2.1", provider="google",
         upstream_id="gemini-nano-banana-2.1",
-        name="Nano Banana 2.1", good_for="text in the image",
+        name="Nano Banana 2.1", good_for=gettext_noop("text in the image"),
         # litellm's price table, at 1K.
         cost_micro=_usd("0.0336"),
         price_micro=_usd("0.05"), p50_seconds=15, p95_seconds=40, created=date(2026, 10, 7),
@@ -299,7 +302,7 @@ _ROWS = [
     ),
     ImageModel(
         id="google/gemini-3-pro-image", provider="google", upstream_id="gemini-3-pro-image",
-        name="Gemini 3 Pro Image", good_for="complex scenes, 2K",
+        name="Gemini 3 Pro Image", good_for=gettext_noop("complex scenes, 2K"),
         # litellm's price table, the same at 1K and 2K.
         cost_micro=_usd("0.134"),
         price_micro=_usd("0.16"), p50_seconds=20, p95_seconds=50, created=date(2025, 11, 20),
@@ -308,7 +311,7 @@ _ROWS = [
     ),
     ImageModel(
         id="xai/grok-imagine-image", provider="xai", upstream_id="grok-imagine-image",
-        name="Grok Imagine", good_for="photorealism",
+        name="Grok Imagine", good_for=gettext_noop("photorealism"),
         # xAI's price list.
         cost_micro=_usd("0.02"),
         price_micro=_usd("0.02"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
@@ -316,7 +319,7 @@ _ROWS = [
     ),
     ImageModel(
         id="xai/grok-imagine-image-2.0", provider="xai", upstream_id="grok-imagine-image-2.0",
-        name="Grok Imagine 2.0", good_for="photorealism, fine detail",
+        name="Grok Imagine 2.0", good_for=gettext_noop("photorealism, fine detail"),
         # litellm's price table, medium at 1K, to which `auto` is pinned; low is 0.04.
         cost_micro=_usd("0.06"),
         price_micro=_usd("0.06"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),

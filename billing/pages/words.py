@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import gettext_noop
 
 from billing.models import (
     AccountStatus,
@@ -29,6 +30,16 @@ INVOICE_STATES: Mapping[str, tuple["StrPromise", str]] = {
     "void": (_("Void"), ""),
     "uncollectible": (_("Uncollectible"), "wrong"),
 }
+# What our own movements say of themselves, in the ledger's English; of others staff say why.
+NOTES = frozenset(
+    {
+        gettext_noop("Sign-up bonus"),
+        gettext_noop("Opening credit"),
+        gettext_noop("Recharge by card"),
+        gettext_noop("Automatic recharge"),
+    }
+)
+OF_INVOICE = "Payment of invoice "
 BRANDS = {
     "visa": "Visa",
     "mastercard": "Mastercard",
@@ -118,7 +129,11 @@ class MovementRow:
     def note(self) -> str:
         """Return why, without the ids of Stripe's that staff look for."""
         note, _comma, name = self.entry.note.rpartition(", ")
-        return note if name.startswith(("pi_", "cs_")) else self.entry.note
+        if not name.startswith(("pi_", "cs_")):
+            note = self.entry.note
+        if note.startswith(OF_INVOICE):
+            return _now("Payment of invoice %s") % note.removeprefix(OF_INVOICE)
+        return _now(note) if note in NOTES else note
 
 
 # --- Alerts ---------------------------------------------------------------------------------------

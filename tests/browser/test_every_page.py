@@ -75,7 +75,7 @@ MAIN = {
 # Answers to forms, files, and addresses that lead on to one of the pages.
 NO_PAGES = {
     *("key_revoke", "key_resume", "playground_draw", "playground_results", "playground_code"),
-    *("usage_export", "gallery_zip", "organization_switch", "settings_leave"),
+    *("usage_export", "gallery_zip", "picture_thumbnail", "organization_switch", "settings_leave"),
     *("settings_member_role", "settings_member_remove", "settings_member_owner"),
     *("settings_invitation_revoke", "billing_card", "billing_portal", "billing_recharge"),
     *("billing_automatic", "billing_return", "billing_movements_csv", "billing_invoice_csv"),

@@ -1,12 +1,32 @@
-"""No text is without Spanish, and the compiled catalogue is the written one. Needs no gettext."""
+"""No text is without Spanish, and the compiled catalogue is the written one. Needs no gettext.
+
+Pages in Spanish say tú, also where allauth and Django speak; the API speaks English.
+"""
 
 import ast
 import gettext
 import re
 from pathlib import Path
 
+import allauth
+import django
 import pytest
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+from django.conf import settings
+from django.contrib import auth
+from django.test import Client
+from django.urls import reverse
 from django.utils.translation.template import templatize
+from pytest_django.fixtures import Settings
+
+from accounts.models import Organization, User
+from billing import ledger
+from billing.models import EntryKind
+from billing.pages.words import NOTES, OF_INVOICE
+from images.catalog import CATALOG as MODELS
+from tests.pages import log_in, owner_of
+from tests.server import Api
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CATALOG = ROOT / "locale" / "es" / "LC_MESSAGES" / "django.po"
@@ -67,10 +87,10 @@ def marked() -> dict[str, Path]:
     return found
 
 
-def written() -> dict[str, list[str]]:
-    """Return the catalogue as written: each text and its translations, one for each plural."""
+def written(catalog: Path = CATALOG) -> dict[str, list[str]]:
+    """Return a catalogue as written: each text and its translations, one for each plural."""
     found = {}
-    for block in re.split(r"\n\s*\n", CATALOG.read_text()):
+    for block in re.split(r"\n\s*\n", catalog.read_text()):
         parts: dict[str, str] = {}
         current = ""
         for line in block.splitlines():
@@ -158,3 +178,179 @@ def test_the_compiled_catalogue_is_the_written_one() -> None:
         else:
             assert compiled.ngettext(text, text, 1) == translations[0], text
             assert compiled.ngettext(text, text, 2) == translations[-1], text
+
+
+# --- What allauth and Django say ----------------------------------------------------------------
+
+WORDING = texts(ast.parse((ROOT / "accounts" / "wording.py").read_text()))
+# Words that only who says usted uses, on these pages.
+USTED = re.compile(
+    r"\b(usted|sus?|les?|ha|haya|está seguro|asegúrese|complete|compruebe|confirme|contáctenos|"
+    r"corrija|desea|escoja|escriba|haga|ingrese|inicie|introduzca|inténtelo|póngase|regístrese|"
+    r"seleccione|solicite|tome|utilice|vuelva)\b",
+    re.IGNORECASE,
+)
+ENTRANCE = (
+    *("account_login", "account_signup", "account_reset_password", "account_reset_password_done"),
+    *("account_reset_password_from_key_done", "account_inactive"),
+    *("socialaccount_login_cancelled", "socialaccount_login_error"),
+)
+ACCOUNT = (
+    *("account_email", "account_change_password", "account_reauthenticate", "account_logout"),
+    *("mfa_index", "mfa_activate_totp", "mfa_list_webauthn", "mfa_add_webauthn"),
+    *("usersessions_list", "socialaccount_connections"),
+)
+FACTORS = ("mfa_deactivate_totp", "mfa_generate_recovery_codes", "mfa_view_recovery_codes")
+
+
+def theirs() -> dict[str, list[str]]:
+    """Return what Django and allauth have in Spanish."""
+    found: dict[str, list[str]] = {}
+    for module, folder in ((django, "conf/locale"), (auth, "locale"), (allauth, "locale")):
+        assert module.__file__
+        place = Path(module.__file__).parent / folder
+        found |= written(place / "es" / "LC_MESSAGES" / "django.po")
+    return found
+
+
+def words(html: str) -> str:
+    """Return what a page shows, without its tags and scripts."""
+    return " ".join(re.sub(r"<script.*?</script>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+
+
+@pytest.fixture
+def spanish(client: Client, settings: Settings) -> Client:
+    """Somebody who reads the pages in Spanish."""
+    settings.OPEN_FOR_SIGNUP = True
+    settings.MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = True
+    client.cookies[settings.LANGUAGE_COOKIE_NAME] = "es"
+    return client
+
+
+def test_what_is_said_otherwise_is_still_said() -> None:
+    assert len(WORDING) > 50
+    assert WORDING - set(theirs()) == set()
+
+
+def test_what_is_said_otherwise_says_tu() -> None:
+    usted = {
+        one: found[0] for text in WORDING for one in WRITTEN[text] if (found := USTED.search(one))
+    }
+    assert usted == {}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("name", ENTRANCE)
+def test_the_entrance_says_tu(name: str, spanish: Client) -> None:
+    says_tu(spanish, name)
+
+
+@pytest.mark.parametrize("name", [*ACCOUNT, *FACTORS])
+def test_the_pages_of_ones_account_say_tu(name: str, spanish: Client, acme: Organization) -> None:
+    owner = owner_of(acme)
+    prove(spanish, owner)
+    if name in FACTORS:
+        TOTP.activate(owner, generate_totp_secret())
+        RecoveryCodes.activate(owner)
+    says_tu(spanish, name)
+
+
+def prove(client: Client, user: User) -> None:
+    """Log in by the page, and give the password once more, which the pages of factors ask for."""
+    password = "correct horse battery"
+    client.post(reverse("account_login"), {"login": user.email, "password": password})
+    client.post(reverse("account_reauthenticate"), {"password": password})
+
+
+def says_tu(client: Client, name: str) -> None:
+    """Check that a page is there, in Spanish, and says tú."""
+    answer = client.get(reverse(name))
+    assert answer.status_code == (401 if name == "socialaccount_login_error" else 200)
+    assert answer["content-language"] == "es"
+    found = USTED.search(words(answer.content.decode()))
+    assert found is None, found
+
+
+@pytest.mark.django_db
+def test_errors_of_a_form_say_tu(spanish: Client) -> None:
+    form = {"email": "nina", "password1": "12345678", "organization": "x" * 101}
+    text = words(spanish.post(reverse("account_signup"), form).content.decode())
+    assert "Escribe un correo electrónico válido." in text
+    assert "Este valor debe tener como máximo 100 caracteres (tiene 101)." in text
+    assert USTED.search(text) is None
+
+
+def test_a_passkeys_name_has_a_label(spanish: Client, acme: Organization) -> None:
+    owner = owner_of(acme)
+    prove(spanish, owner)
+    text = words(spanish.get(reverse("mfa_add_webauthn")).content.decode())
+    assert "Nombre" in text
+    assert "Sin contraseña" in text
+    assert re.search(r"\bName\b", text) is None
+
+
+# --- What is kept, or told, in English ------------------------------------------------------------
+
+
+def test_the_playground_says_in_spanish_what_a_model_is_good_for(
+    spanish: Client, acme: Organization
+) -> None:
+    log_in(spanish, owner_of(acme))
+    text = words(spanish.get(reverse("playground")).content.decode())
+    for model in MODELS.values():
+        (translation,) = WRITTEN[model.good_for]
+        assert translation in text
+    assert "fotorrealismo, detalle fino" in text
+    assert "photorealism" not in text
+
+
+def test_the_api_says_it_in_english(api: Api) -> None:
+    headers = {"Accept-Language": "es-MX,es", "Cookie": f"{settings.LANGUAGE_COOKIE_NAME}=es"}
+    told = api.get("models", headers=headers).json()["data"]
+    described = {one["id"]: one["description"] for one in told if one["id"] in MODELS}
+    assert len(described) > 10
+    assert described == {one: MODELS[one].good_for for one in described}
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("nothing", "Esta no es una dirección web."),
+        ("https://hooks.test:99/", "La dirección debe empezar con https://"),
+        ("https://10.0.0.1/", "La dirección debe llevar un nombre, no un número."),
+    ],
+)
+def test_why_alerts_cannot_be_sent_there_is_told_in_spanish(
+    url: str, why: str, spanish: Client, acme: Organization
+) -> None:
+    log_in(spanish, owner_of(acme))
+    answer = spanish.post(reverse("billing_alerts_endpoint"), {"url": url})
+    assert answer.status_code == 400
+    assert why in words(answer.content.decode())
+
+
+def test_our_own_notes_of_movements_are_shown_in_spanish(
+    spanish: Client, acme: Organization
+) -> None:
+    notes = {
+        "Opening credit": "Crédito inicial",
+        "Recharge by card, pi_1": "Recarga con tarjeta",
+        "Automatic recharge, pi_2": "Recarga automática",
+        "Payment of invoice AB-1": "Pago de la factura AB-1",
+        "Open": "Open",  # the words of a person are nobody's to translate
+    }
+    for note in notes:
+        ledger.record(acme, EntryKind.BONUS, 1, entry_key=note, note=note)
+    log_in(spanish, owner_of(acme))
+    for page in ("billing", "billing_movements"):
+        html = spanish.get(reverse(page)).content.decode()
+        for shown in ("Bono de registro", *notes.values()):
+            assert f'<small class="soft">{shown}</small>' in html
+
+
+def test_the_notes_that_are_translated_are_those_that_are_written() -> None:
+    code = "".join(
+        path.read_text() for path in (ROOT / "billing").rglob("*.py") if path.name != "words.py"
+    )
+    assert [note for note in NOTES if f'"{note}"' not in code] == []
+    assert f'f"{OF_INVOICE}{{' in code
