@@ -82,6 +82,15 @@ def raise_alert(organization: Organization, kind: str, key: str, **details: Any)
     return new
 
 
+def send_test(organization: Organization, actor: User, *, now: datetime) -> bool:
+    """Tell everybody who is told of money, and the endpoint, that alerts arrive.
+
+    False when one was sent in this minute already.
+    """
+    minute = int(now.timestamp()) // 60
+    return raise_alert(organization, "test", f"test:{organization.pk}:{minute}", by=actor.email)
+
+
 # What is looked for
 
 

@@ -99,6 +99,18 @@ def endpoint(request: MemberRequest) -> HttpResponse:
 
 @require_POST
 @member(Permission.MANAGE_BILLING)
+def test(request: MemberRequest) -> HttpResponse:
+    """Send an alert that says that alerts arrive."""
+    access = request.access
+    if alerts.send_test(access.organization, access.user, now=timezone.now()):
+        messages.success(request, _("A test alert is on its way."))
+    else:
+        messages.warning(request, _("One was sent in this minute. Try again in the next."))
+    return redirect("billing_alerts")
+
+
+@require_POST
+@member(Permission.MANAGE_BILLING)
 def endpoint_remove(request: MemberRequest) -> HttpResponse:
     """Send alerts by e-mail only."""
     alerts.remove_endpoint(request.access.organization, request.access.user)

@@ -30,6 +30,7 @@ urlpatterns = [
     path("dashboard/billing/alerts", alerts.index, name="billing_alerts"),
     path("dashboard/billing/alerts/warning", alerts.warning, name="billing_alerts_warning"),
     path("dashboard/billing/alerts/endpoint", alerts.endpoint, name="billing_alerts_endpoint"),
+    path("dashboard/billing/alerts/test", alerts.test, name="billing_alerts_test"),
     path(
         "dashboard/billing/alerts/endpoint/remove",
         alerts.endpoint_remove,

@@ -161,6 +161,8 @@ def alert(row: Notification, budget: str) -> str:
             return _now("The organization was suspended.")
         case "resumed":
             return _now("The organization was resumed.")
+        case "test":
+            return _now("A test that %(by)s asked for.") % {"by": told["by"]}
     return row.kind
 
 

@@ -235,6 +235,7 @@ DETAILS = {
     "payment_failed": {"invoice": "A-0001"},
     "suspended": {"reason": "invoice A-0001 could not be collected"},
     "resumed": {},
+    "test": {"by": "ana@acme.test"},
 }
 
 

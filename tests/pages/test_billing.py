@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.core import mail
 from django.db import connection, connections
 from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
@@ -37,6 +38,7 @@ from billing.models import (
 )
 from billing.pages.urls import urlpatterns
 from billing.stripe_client import Stripe
+from geekhub.lib.moments import from_epoch
 from images.models import Image
 from tests.billing import authorize
 from tests.billing.buyer import Buyer, deliver, sell
@@ -50,7 +52,10 @@ from tests.pages.test_people import SHOW, start
 PATH = "/dashboard/billing"
 USD = 1_000_000
 SEEN = ["", "/movements", "/movements.csv", "/invoices", "/budgets", "/alerts"]
-CHANGED = ["/card", "/portal", "/recharge", "/automatic", "/alerts/warning", "/alerts/endpoint"]
+CHANGED = [
+    *("/card", "/portal", "/recharge", "/automatic"),
+    *("/alerts/warning", "/alerts/endpoint", "/alerts/test"),
+]
 
 
 @pytest.fixture
@@ -1131,6 +1136,29 @@ def test_an_address_that_cannot_be_is_told(url: str, acme: Organization, owner: 
     assert answer.status_code == 400
     assert 'class="errors"' in answer.text
     assert not AlertEndpoint.objects.exists()
+
+
+def test_a_test_is_told_like_any_alert_and_once_a_minute(acme: Organization, owner: Client) -> None:
+    viewer = log_in(Client(), member_of(acme, Role.VIEWER))
+    assert viewer.post(f"{PATH}/alerts/test").status_code == 403
+    assert not Notification.objects.exists()
+
+    for _ in range(3):
+        assert owner.post(f"{PATH}/alerts/test")["location"] == f"{PATH}/alerts"
+    # The minute may end in between.
+    assert Notification.objects.count() in (1, 2)
+    page = owner.get(f"{PATH}/alerts").text
+    assert f"A test that {owner_of(acme).email} asked for." in page
+    row = Notification.objects.earliest("created_at")
+    minute = int(row.key.rpartition(":")[2])
+    assert not alerts.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 + 59))
+    assert alerts.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 - 1))
+
+    alerts.deliver_due(now=timezone.now())
+    message = mail.outbox[0]
+    assert message.to == [owner_of(acme).email]
+    assert message.subject == "A test alert of Acme"
+    assert "Nothing is wrong" in str(message.body)
 
 
 def test_who_is_told(acme: Organization, owner: Client) -> None:
