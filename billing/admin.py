@@ -230,7 +230,7 @@ class OrganizationAdmin(StaffAdmin):
     def available(self, row: Organization) -> str:
         """Return what is left."""
         account = row.billing_account
-        return usd(account.balance_micro + account.credit_limit_micro - account.held_micro)
+        return usd(account.available_micro)
 
     @display(description=_("Spent in all"))
     def spent(self, row: Organization) -> str:

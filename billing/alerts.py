@@ -197,7 +197,7 @@ def _balances() -> Iterator[_Alert]:
         balance_micro__lt=F("alert_below_micro") - F("credit_limit_micro") + F("held_micro"),
     ).annotate(recharge=Subquery(recharges.order_by("-pk").values("pk")[:1]))
     for account in low.select_related("organization").order_by("pk"):
-        left = account.balance_micro + account.credit_limit_micro - account.held_micro
+        left = account.available_micro
         details = {
             "available_usd": money.to_usd(left),
             "below_usd": money.to_usd(account.alert_below_micro),

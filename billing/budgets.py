@@ -50,13 +50,19 @@ def set_member_budget(
     return budget
 
 
-def remove(budget: Budget) -> None:
-    """End a budget. Its periods go with it; what was spent stays in the ledger."""
+def remove(budget: Budget) -> bool:
+    """End a budget; False if it was ended before.
+
+    Its periods go with it; what was spent stays in the ledger.
+    """
     with transaction.atomic():
         # A request that begins a period has this row until it is committed.
-        Budget.objects.select_for_update().filter(pk=budget.pk).first()
-        BudgetPeriod.objects.filter(budget=budget).delete()
-        budget.delete()
+        row = Budget.objects.select_for_update().filter(pk=budget.pk).first()
+        if row is None:
+            return False
+        BudgetPeriod.objects.filter(budget=row).delete()
+        row.delete()
+    return True
 
 
 def current(key: ApiKey) -> list[tuple[Budget, BudgetPeriod]]:

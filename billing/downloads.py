@@ -1,6 +1,8 @@
 """Files that are written while they are sent, so that any length needs little memory."""
 
-from collections.abc import AsyncIterator, Iterator
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
@@ -14,6 +16,21 @@ def csv_file(request: HttpRequest, name: str, parts: Iterator[str]) -> Streaming
         content_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
     )
+
+
+def csv_text(columns: Sequence[str], pages: Iterable[Iterable[Iterable[object]]]) -> Iterator[str]:
+    """Yield rows as CSV, a part for each page of them; the columns stand before the first."""
+    text = io.StringIO(newline="")
+    write = csv.writer(text).writerow
+    write(columns)
+    for page in pages:
+        for row in page:
+            write(row)
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    if left := text.getvalue():
+        yield left
 
 
 def safe(text: str) -> str:

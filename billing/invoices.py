@@ -4,12 +4,11 @@ A copy is always made of the invoice as it is fetched now, never of what an even
 may come twice, late, or in any order. What is final (paid, void) stays so.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import batched
 from typing import Any, TypedDict
 
 from django.db import transaction
@@ -18,6 +17,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 from accounts.models import Organization
 from billing import ledger, standing
 from billing.budgets import period_start
+from billing.downloads import csv_text
 from billing.ledger import ModelSpend
 from billing.metering import COUNTED
 from billing.models import (
@@ -144,8 +144,8 @@ def entries_of_line(invoice: Invoice, line: Line) -> QuerySet[LedgerEntry]:
         return LedgerEntry.objects.none()
     counted = Q(
         state__in=COUNTED,
-        timestamp__gte=datetime.fromtimestamp(line["start"], UTC),
-        timestamp__lt=datetime.fromtimestamp(line["end"], UTC),
+        timestamp__gte=from_epoch(line["start"]),
+        timestamp__lt=from_epoch(line["end"]),
     )
     instead = MeterEvent.objects.filter(counted, reissue_of=OuterRef("pk"))
     events = MeterEvent.objects.filter(
@@ -165,21 +165,12 @@ def line_total(invoice: Invoice, line: Line) -> LineTotal:
 
 
 def all_csv(entries: QuerySet[LedgerEntry]) -> Iterator[str]:
-    """Yield consumption as CSV in chunks of some thousand rows, CSV_COLUMNS first.
+    """Return consumption as CSV in chunks of some thousand rows, CSV_COLUMNS first.
 
     It is read from the database as it is written, so any number of entries needs little memory.
     """
     rows = entries.select_related("api_key").iterator(chunk_size=CSV_CHUNK)
-    text = io.StringIO(newline="")
-    write = csv.writer(text).writerow
-    write(CSV_COLUMNS)
-    for number, entry in enumerate(rows, 1):
-        write(_cells(entry))
-        if number % CSV_CHUNK == 0:
-            yield text.getvalue()
-            text.seek(0)
-            text.truncate()
-    yield text.getvalue()
+    return csv_text(CSV_COLUMNS, batched(map(_cells, rows), CSV_CHUNK))
 
 
 def _cells(entry: LedgerEntry) -> tuple[str | int, ...]:

@@ -57,10 +57,8 @@ def remove_budget(budget: Budget, *, actor: User | None) -> None:
     """End a budget; what was spent stays in the ledger. Twice is once."""
     subject = name_of(budget)
     with transaction.atomic():
-        if (row := Budget.objects.select_for_update().filter(pk=budget.pk).first()) is None:
-            return
-        budgets.remove(row)
-        _record("budget.removed", budget, actor, subject)
+        if budgets.remove(budget):
+            _record("budget.removed", budget, actor, subject)
 
 
 def _record(action: str, budget: Budget, actor: User | None, subject: str = "") -> None:

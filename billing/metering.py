@@ -40,7 +40,7 @@ from billing.models import (
     Subscription,
 )
 from billing.stripe_client import Stripe, StripeBusy, StripeFailure, StripeRefused, StripeUnknown
-from geekhub.lib.moments import hour_of
+from geekhub.lib.moments import from_epoch, hour_of
 
 __all__ = [
     "COUNTED",
@@ -494,7 +494,7 @@ def _carried_timestamp(event: MeterEvent, now: datetime) -> datetime:
         if running:
             raise NotYet("the subscription has no item for this price")
         raise NoInvoice("the subscription ended without an item for this price")
-    added = datetime.fromtimestamp(item[1], UTC)
+    added = from_epoch(item[1])
     sent = event.timestamp.replace(microsecond=0)  # Stripe knows whole seconds
     start, end = subscription.period_start, subscription.period_end
     in_period = running and start <= now < end

@@ -4,8 +4,6 @@
 the first page of ten million rows costs what the first of ten costs.
 """
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC
@@ -13,7 +11,7 @@ from datetime import UTC
 from django.db.models import Sum
 
 from accounts.models import Organization
-from billing.downloads import safe
+from billing.downloads import csv_text, safe
 from billing.models import EntryKind, LedgerEntry, LedgerTotal
 from geekhub.lib import money
 
@@ -56,18 +54,15 @@ def page(
 
 
 def all_csv(organization: Organization, kind: EntryKind | None = None) -> Iterator[str]:
-    """Yield all movements as CSV, newest first, in chunks of a thousand rows; times are UTC."""
-    text = io.StringIO(newline="")
-    write = csv.writer(text).writerow
-    write(CSV_COLUMNS)
+    """Return all movements as CSV, newest first, in chunks of a thousand rows; times are UTC."""
+    return csv_text(CSV_COLUMNS, (map(_cells, rows) for rows in _pages(organization, kind)))
+
+
+def _pages(organization: Organization, kind: EntryKind | None) -> Iterator[list[Movement]]:
     before: int | None = None
     while True:
         rows = page(organization, kind=kind, before=before, size=CSV_PAGE)
-        for row in rows:
-            write(_cells(row))
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
+        yield rows
         if len(rows) < CSV_PAGE:
             return
         before = rows[-1].entry.pk

@@ -9,7 +9,7 @@ changed: another price is another version with objects of its own.
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -36,6 +36,7 @@ from billing.models import (
 from billing.operations import KINDS, Kind
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, is_connected, plain
 from geekhub.lib import money
+from geekhub.lib.moments import from_epoch
 from geekhub.lib.money import MICRO_PER_CENT
 
 # The longest that Stripe can hold back the last invoice of a subscription, and a day.
@@ -227,7 +228,7 @@ def _has_billed(
         return False
     if subscription.ended_at is not None:
         return subscription.ended_at + LAST_INVOICE < now
-    added = datetime.fromtimestamp(subscription.items[version.stripe_price][1], UTC)
+    added = from_epoch(subscription.items[version.stripe_price][1])
     return added > last or invoices.filter(period_start__lte=last, period_end__gt=last).exists()
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -40,6 +40,7 @@ from billing.stripe_client import (
     plain,
     verify,
 )
+from geekhub.lib.moments import from_epoch
 
 log = logging.getLogger("geekhub.billing")
 
@@ -136,7 +137,7 @@ def _name(value: Any) -> str:
 def _created(value: Any) -> datetime:
     """Return when it happened: v1 writes epoch seconds, v2 RFC 3339."""
     if not isinstance(value, str):
-        return datetime.fromtimestamp(value, UTC)
+        return from_epoch(value)
     moment = parse_datetime(value)
     if moment is None or moment.tzinfo is None:
         raise ValueError("not a time")

@@ -9,7 +9,7 @@ from django.core.cache import cache
 from django.db import connection
 from django.http import HttpRequest, JsonResponse
 
-from images.gateway import image_store
+from images.gateway import gateway_of, store_of
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +24,13 @@ def health(request: HttpRequest) -> JsonResponse:
 async def ready(request: HttpRequest) -> JsonResponse:
     """Answer 200 only when database, cache and storage answer; `?verbose` adds the circuits."""
     names = ("database", "cache", "storage")
-    gateway, store = getattr(request, "scope", {}).get("gateway"), image_store()
-    results = await asyncio.gather(
-        _check("database", sync_to_async(_database)()),
-        _check("cache", sync_to_async(_cache)()),
-        _check("storage", store.probe()),
-    )
-    if gateway is None:
-        # Under WSGI this event loop ends with the request, and its connections must.
-        await store.aclose()
+    gateway = gateway_of(request)
+    async with store_of(gateway) as store:
+        results = await asyncio.gather(
+            _check("database", sync_to_async(_database)()),
+            _check("cache", sync_to_async(_cache)()),
+            _check("storage", store.probe()),
+        )
     body: dict[str, object] = {
         "status": "ok" if all(results) else "unavailable",
         "checks": {

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from images import metrics as images
+from images.gateway import gateway_of
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
@@ -17,8 +18,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     expected = settings.METRICS_TOKEN.encode()
     if not expected or not hmac.compare_digest(sent, expected):
         raise Http404
-    gateway = getattr(request, "scope", {}).get("gateway")
-    if gateway is not None:
+    if (gateway := gateway_of(request)) is not None:
         images.note_circuits(gateway.providers)
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:

@@ -49,6 +49,7 @@ from geekhub.lib import money
 from images import admin as images
 from images import platform
 from images.catalog import CATALOG, OWNERS
+from images.gateway import gateway_of
 from images.models import Generation
 from images.pages.charts import daily
 from images.rollups import closed_until
@@ -201,7 +202,7 @@ def figures(request: HttpRequest) -> dict[str, Any]:
     """Return what the first page shows."""
     month = platform.month()
     days = [(day, earned) for day, earned in month.days.items()]
-    gateway = getattr(request, "scope", {}).get("gateway")
+    gateway = gateway_of(request)
     return {
         "total": Line(_now("All"), month.total),
         "today": Line(_now("Today"), days[-1][1]),

@@ -4,7 +4,7 @@ import asyncio
 import io
 import logging
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import PurePosixPath
 
 from django.utils.text import slugify
@@ -48,7 +48,7 @@ def check(images: Sequence[Image]) -> None:
         raise TooLarge
 
 
-async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncIterator[bytes]:
+async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncGenerator[bytes]:
     """Yield the bytes of a zip file with the pictures, their generations loaded.
 
     One that cannot be read is left out and named in `missing.txt`. Nothing is compressed:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import httpx
 from django.conf import settings
 from django.core.files.storage import storages
+from django.http import HttpRequest
 
 from billing.prices import PriceBook
 from geekhub.lib import http
@@ -121,6 +122,25 @@ def image_store() -> ImageStore:
     waiting = spool()
     public = SpoolingStore(bare_store(), waiting) if waiting else bare_store()
     return PublicAndPrivate(public, cast(ImageStore, storages["private_images"]))
+
+
+@asynccontextmanager
+async def store_of(gateway: Gateway | None) -> AsyncIterator[ImageStore]:
+    """Lend the process's store, or one of its own to an event loop that ends with the work."""
+    if gateway is not None:
+        yield gateway.store
+        return
+    store = image_store()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+def gateway_of(request: HttpRequest) -> Gateway | None:
+    """Return the gateway of the process that answers; None where no ASGI server runs it."""
+    found: Gateway | None = getattr(request, "scope", {}).get("gateway")
+    return found
 
 
 def bare_store() -> ImageStore:

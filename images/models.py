@@ -154,28 +154,44 @@ class Image(models.Model):
         return f"{self.generation.request_id}-{self.index}"
 
 
-class HourOfUse(models.Model):
-    """What one key did with one model in one hour, with one outcome; see `images.rollups`."""
+class Counted(models.Model):
+    """How many requests of an organization came in in some time; see `images.rollups`."""
 
     organization = models.ForeignKey(
         Organization, on_delete=models.PROTECT, related_name="+", db_index=False
     )
     hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
-    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
     sandbox = models.BooleanField()
-    model = models.CharField(
-        max_length=100, help_text="Who drew; of a failed request the first that was asked."
-    )
-    error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
     requests = models.PositiveIntegerField()
-    images = models.PositiveIntegerField()
-    cost_micro = models.PositiveBigIntegerField()
 
     class Meta:
         abstract = True
 
     def __str__(self) -> str:
         return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
+
+
+class Outcome(Counted):
+    """What came of them: those that ended alike, what they delivered and cost."""
+
+    error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
+    images = models.PositiveIntegerField()
+    cost_micro = models.PositiveBigIntegerField()
+
+    class Meta:
+        abstract = True
+
+
+class HourOfUse(Outcome):
+    """What one key did with one model in one hour, with one outcome."""
+
+    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
+    model = models.CharField(
+        max_length=100, help_text="Who drew; of a failed request the first that was asked."
+    )
+
+    class Meta:
+        abstract = True
 
 
 class HourlyUsage(HourOfUse):
@@ -222,18 +238,8 @@ class DailyUsage(HourOfUse):
         ]
 
 
-class HourlyTotal(models.Model):
+class HourlyTotal(Outcome):
     """HourlyUsage, summed over keys and models."""
-
-    organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="+", db_index=False
-    )
-    hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
-    sandbox = models.BooleanField()
-    error_code = models.CharField(max_length=40, blank=True, help_text="Empty: it succeeded.")
-    requests = models.PositiveIntegerField()
-    images = models.PositiveIntegerField()
-    cost_micro = models.PositiveBigIntegerField()
 
     class Meta:
         constraints = [
@@ -243,27 +249,15 @@ class HourlyTotal(models.Model):
             )
         ]
 
-    def __str__(self) -> str:
-        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
 
-
-class Bar(models.Model):
+class Bar(Counted):
     """How many delivered requests of some time took how long: one bar of a histogram."""
 
-    organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="+", db_index=False
-    )
-    hour = models.DateTimeField(help_text="The hour the requests came in; UTC.")
-    sandbox = models.BooleanField()
     model = models.CharField(max_length=100)
     bucket = models.PositiveSmallIntegerField(help_text="See images.rollups.WIDTH.")
-    requests = models.PositiveIntegerField()
 
     class Meta:
         abstract = True
-
-    def __str__(self) -> str:
-        return f"{self.requests} requests at {self.hour:%Y-%m-%d %H:%M}"
 
 
 class HourlyLatency(Bar):

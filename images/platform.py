@@ -18,9 +18,9 @@ from accounts.models import Organization
 from images.catalog import CATALOG
 from images.models import Generation, HourlyUsage
 from images.rollups import ERROR, MODEL, closed_until
+from images.usage import EVER
 
 DAYS = 30
-EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)

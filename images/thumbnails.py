@@ -6,7 +6,7 @@ from asgiref.sync import async_to_sync
 from django.core.cache import caches
 
 from images import pictures
-from images.gateway import Gateway, image_store
+from images.gateway import Gateway, store_of
 
 EDGE = 384
 KEPT_SECONDS = 7 * 24 * 3600
@@ -42,13 +42,7 @@ def thumbnail(gateway: Gateway | None, name: str) -> bytes:
 
 def _read(gateway: Gateway | None, name: str) -> bytes:
     async def read() -> bytes:
-        if gateway is not None:
-            return await gateway.store.aread(name)
-        store = image_store()
-        try:
+        async with store_of(gateway) as store:
             return await store.aread(name)
-        finally:
-            # This event loop ends with the call, and its connections must.
-            await store.aclose()
 
     return async_to_sync(read)()

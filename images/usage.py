@@ -544,11 +544,7 @@ def latest_images(organization: Organization, count: int, *, among: int = 60) ->
         .defer("skipped", "attempts")
         .prefetch_related(Prefetch("images", Image.objects.filter(deleted_at=None)))[:among]
     )
-    found: list[Image] = []
-    for generation in newest:
-        for image in generation.images.all():
-            image.generation = generation
-            found.append(image)
+    found = [image for generation in newest for image in generation.images.all()]
     return found[:count]
 
 

@@ -1,12 +1,10 @@
 """The requests as CSV, of any number: written page by page while it is sent."""
 
-import csv
-import io
 from collections.abc import Iterator
 from datetime import tzinfo
 
 from accounts.models import Organization
-from billing.downloads import safe
+from billing.downloads import csv_text, safe
 from geekhub.lib import money
 from images import usage
 from images.models import Generation
@@ -20,18 +18,16 @@ PAGE = 1000
 
 
 def lines(organization: Organization, wanted: Wanted, zone: tzinfo) -> Iterator[str]:
-    """Yield the file: its head, then the requests from new to old; times are of `zone`."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
+    """Return the file: its head, then the requests from new to old; times are of `zone`."""
+    pages = _pages(organization, wanted)
+    return csv_text(COLUMNS, ((_fields(row, zone) for row in page) for page in pages))
+
+
+def _pages(organization: Organization, wanted: Wanted) -> Iterator[list[Generation]]:
     before: Place | None = None
     while True:
         page = usage.page(organization, wanted, before=before, size=PAGE)
-        for row in page:
-            writer.writerow(_fields(row, zone))
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
+        yield page
         if len(page) < PAGE:
             return
         before = Place(page[-1].created_at, page[-1].request_id)

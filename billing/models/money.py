@@ -171,6 +171,11 @@ class BillingAccount(models.Model):
             ),
         ]
 
+    @property
+    def available_micro(self) -> int:
+        """Return what may still be spent."""
+        return self.balance_micro + self.credit_limit_micro - self.held_micro
+
     def __str__(self) -> str:
         return f"account of {self.organization_id}"
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 from django.contrib import messages
@@ -23,6 +23,7 @@ from billing.invoices import Line, Links
 from billing.models import Invoice, LedgerEntry, PriceVersion
 from billing.pages.words import InvoiceState
 from billing.stripe_client import NotConnected, StripeFailure, connect, is_connected
+from geekhub.lib.moments import from_epoch
 from geekhub.lib.money import MICRO_PER_CENT
 
 log = logging.getLogger("geekhub.billing")
@@ -46,12 +47,12 @@ class Row:
     @property
     def start(self) -> datetime:
         """Return when its period begins."""
-        return datetime.fromtimestamp(self.line["start"], UTC)
+        return from_epoch(self.line["start"])
 
     @property
     def end(self) -> datetime:
         """Return when its period is over."""
-        return datetime.fromtimestamp(self.line["end"], UTC)
+        return from_epoch(self.line["end"])
 
 
 def rows(invoice: Invoice) -> list[Row]:

@@ -51,12 +51,6 @@ class Money:
     standing: Standing | None
 
     @property
-    def available_micro(self) -> int:
-        """Return what may still be spent."""
-        account = self.account
-        return account.balance_micro + account.credit_limit_micro - account.held_micro
-
-    @property
     def card(self) -> str:
         """Return the card on file for people; empty if there is none."""
         return card(self.account.card)

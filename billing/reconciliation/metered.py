@@ -4,7 +4,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import chain
 
 from django.db import transaction
@@ -24,7 +24,7 @@ from billing.models import (
 from billing.reconciliation.differences import Finding, finish, lane_hour, note
 from billing.stripe_client import Stripe, StripeFailure, StripeRefused, StripeUnknown
 from geekhub.lib import money
-from geekhub.lib.moments import hour_of
+from geekhub.lib.moments import from_epoch, hour_of
 
 HOUR = timedelta(hours=1)
 # Stripe's sums come late; and what is older than three days is on an invoice.
@@ -128,9 +128,7 @@ def _counted_by_stripe(
         end_time=int(end.timestamp()),
         value_grouping_window="hour",
     )
-    return {
-        datetime.fromtimestamp(row.start_time, UTC): round(row.aggregated_value) for row in rows
-    }
+    return {from_epoch(row.start_time): round(row.aggregated_value) for row in rows}
 
 
 def _compare_usage(

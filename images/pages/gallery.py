@@ -1,5 +1,7 @@
 """The gallery: find pictures, look at one, take several along, delete."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import datetime, time, timedelta
 from typing import Any, cast
@@ -19,7 +21,7 @@ from accounts.models import Organization
 from images import archive, gallery, thumbnails
 from images.catalog import CATALOG
 from images.gallery import Filters, NoSuchPicture
-from images.gateway import image_store
+from images.gateway import Gateway, gateway_of, store_of
 from images.models import Image
 from images.pages.privacy import hide_prompts
 from images.pictures import NotAPicture
@@ -122,24 +124,30 @@ def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
         raise Http404 from error
 
 
-@require_safe
-@member(Permission.VIEW)
-def picture(request: MemberRequest, reference: str) -> HttpResponse:
-    """Show one picture with all that is known of it."""
+def _one(request: MemberRequest, reference: str) -> Image:
+    """Return the organization's picture of that name; 404 when there is none, or not any more."""
     try:
         images = gallery.pick(request.access.organization, [reference])
     except NoSuchPicture as error:
         raise Http404 from error
     if not images:
         raise Http404
-    hide_prompts(request.access, images)
-    model = CATALOG.get(images[0].generation.model)
+    return images[0]
+
+
+@require_safe
+@member(Permission.VIEW)
+def picture(request: MemberRequest, reference: str) -> HttpResponse:
+    """Show one picture with all that is known of it."""
+    image = _one(request, reference)
+    hide_prompts(request.access, [image])
+    model = CATALOG.get(image.generation.model)
     context = {
-        "image": images[0],
-        "url": gallery.links(images).get(images[0].name, ""),
-        "generation": images[0].generation,
-        "name": model.name if model else images[0].generation.model,
-        "file_name": archive.file_name(images[0]),
+        "image": image,
+        "url": gallery.links([image]).get(image.name, ""),
+        "generation": image.generation,
+        "name": model.name if model else image.generation.model,
+        "file_name": archive.file_name(image),
     }
     return render(request, "images/gallery/picture.html", context)
 
@@ -148,15 +156,9 @@ def picture(request: MemberRequest, reference: str) -> HttpResponse:
 @member(Permission.VIEW)
 def thumbnail(request: MemberRequest, reference: str) -> HttpResponse:
     """Return a picture small enough for a list."""
+    name = _one(request, reference).name
     try:
-        images = gallery.pick(request.access.organization, [reference])
-    except NoSuchPicture as error:
-        raise Http404 from error
-    if not images:
-        raise Http404
-    gateway = getattr(request, "scope", {}).get("gateway")
-    try:
-        data = thumbnails.thumbnail(gateway, images[0].name)
+        data = thumbnails.thumbnail(gateway_of(request), name)
     except (FileNotFoundError, NotAPicture) as error:
         raise Http404 from error
     except (StorageError, thumbnails.Busy):
@@ -186,15 +188,19 @@ def zipped(request: MemberRequest) -> HttpResponse:
     if not images:
         messages.warning(request, _now("Choose pictures first."))
         return redirect("gallery")
-    gateway = getattr(request, "scope", {}).get("gateway")
-    store = gateway.store if gateway is not None else image_store()
     name = f"pictures-{timezone.localdate():%Y-%m-%d}.zip"
     response = StreamingHttpResponse(
-        archive.zipped(store, images),
+        _zip_file(gateway_of(request), images),
         content_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
     return cast(HttpResponse, response)
+
+
+async def _zip_file(gateway: Gateway | None, images: list[Image]) -> AsyncIterator[bytes]:
+    async with store_of(gateway) as store, aclosing(archive.zipped(store, images)) as parts:
+        async for part in parts:
+            yield part
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

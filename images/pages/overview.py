@@ -39,13 +39,14 @@ class Balance:
     """What may still be spent, and how long it lasts; `days` is None while nothing is spent."""
 
     account: BillingAccount
-    available_micro: int
     days: int | None
 
     @property
     def is_low(self) -> bool:
         """Tell whether it should be recharged now."""
-        return self.available_micro < LOW_MICRO or (self.days is not None and self.days < LOW_DAYS)
+        if self.account.available_micro < LOW_MICRO:
+            return True
+        return self.days is not None and self.days < LOW_DAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +158,10 @@ def _sum(values: Iterable[Used]) -> Used:
 
 def _balance(organization: Organization, days_used: Days) -> Balance:
     account = ledger.balance(organization)
-    available = account.balance_micro + account.credit_limit_micro - account.held_micro
     recent = set(_days()[-PACE_DAYS:])
     spent = sum(used.cost_micro for day, used in days_used.items() if day in recent)
-    days = max(0, available) * PACE_DAYS // spent if spent else None
-    return Balance(account, available, days)
+    days = max(0, account.available_micro) * PACE_DAYS // spent if spent else None
+    return Balance(account, days)
 
 
 def _month(organization: Organization, days_used: Days, *, sandbox: bool) -> Month:

@@ -22,7 +22,7 @@ from images import playground
 from images.api.errors import ApiError, internal, translate
 from images.api.serializers import MAX_SEED
 from images.catalog import CATALOG, MAX_N, MAX_PROMPT
-from images.gateway import Gateway
+from images.gateway import gateway_of
 from images.models import Generation
 from images.pages.snippets import snippets
 from images.pages.words import explain
@@ -111,17 +111,11 @@ class PlaygroundForm(forms.Form):
         )
 
 
-def _gateway(request: HttpRequest) -> Gateway | None:
-    """Return what this process draws with; None where no ASGI server runs it."""
-    gateway: Gateway | None = getattr(request, "scope", {}).get("gateway")
-    return gateway
-
-
 @require_http_methods(["GET", "HEAD", "POST"])
 @member(Permission.DRAW)
 def index(request: MemberRequest) -> HttpResponse:
     """Show the form and what was drawn last; a POST, of a browser without scripts, draws."""
-    offers = playground.offers(_gateway(request))
+    offers = playground.offers(gateway_of(request))
     form = PlaygroundForm(request.POST or None, initial=_initial(request, offers), offers=offers)
     if request.method == "POST" and form.is_valid():
         for model in form.cleaned_data["models"]:
@@ -174,7 +168,7 @@ def _total(form: PlaygroundForm, offers: list[Offer], chosen: list[str]) -> int:
 @member(Permission.DRAW)
 def draw(request: MemberRequest) -> HttpResponse:
     """Start one model; return its part of the page, which says that it is running."""
-    form = PlaygroundForm(request.POST, offers=playground.offers(_gateway(request)))
+    form = PlaygroundForm(request.POST, offers=playground.offers(gateway_of(request)))
     if not form.is_valid():
         return render(request, "images/playground/errors.html", {"form": form}, status=422)
     model = form.cleaned_data["models"][0]
@@ -188,7 +182,7 @@ def draw(request: MemberRequest) -> HttpResponse:
 
 def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generation | ApiError:
     """Start one model; return its row, or why it was not let in."""
-    gateway = _gateway(request)
+    gateway = gateway_of(request)
     if gateway is None:
         return internal()
     try:
@@ -247,7 +241,7 @@ def _told(row: Generation) -> dict[str, Any]:
 @member(Permission.DRAW)
 def code(request: MemberRequest) -> HttpResponse:
     """Return the form as code; nothing while it is not complete."""
-    form = PlaygroundForm(request.POST, offers=playground.offers(_gateway(request)))
+    form = PlaygroundForm(request.POST, offers=playground.offers(gateway_of(request)))
     if not form.is_valid():
         return HttpResponse(status=204)
     models = form.cleaned_data["models"]

@@ -160,13 +160,6 @@ class Row:
         return explain(self.request.error_code) if self.request.error_code else ""
 
 
-def _rows(requests: list[Generation]) -> list[Row]:
-    for row in requests:
-        for image in row.images.all():
-            image.generation = row  # whose name is part of the picture's
-    return [Row(row) for row in requests]
-
-
 def _form(request: MemberRequest) -> FilterForm:
     """Return the checked filters; 404 for a key of somebody else."""
     form = FilterForm(request.GET, organization=request.access.organization)
@@ -203,12 +196,12 @@ def _found(request: MemberRequest, form: FilterForm, before: Place | None) -> di
     organization = request.access.organization
     if wanted_id := form.cleaned_data["q"].strip():
         one = usage.find(organization, wanted_id)
-        return {"rows": _rows([one] if one else [])}
+        return {"rows": [Row(one)] if one else []}
     wanted = form.wanted()
     rows = usage.page(organization, wanted, before=before, size=PAGE + 1)
     last = rows[PAGE - 1] if len(rows) > PAGE else None
     return {
-        "rows": _rows(rows[:PAGE]),
+        "rows": [Row(row) for row in rows[:PAGE]],
         "older": str(Place(last.created_at, last.request_id)) if last else "",
         "total": usage.total(organization, wanted),
         "first_day": timezone.localdate(wanted.start),
@@ -236,8 +229,6 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
     if found is None:
         raise Http404
     images: list[Image] = list(found.images.all())
-    for image in images:
-        image.generation = found
     hide_prompts(request.access, images, [found])
     links = gallery.links(images)
     context = {
