@@ -387,7 +387,7 @@ def test_giving_back_that_the_database_refuses_leaves_the_hold_as_it_was(
     hold = authorize(committed_key)
     # Books that do not add up are refused rather than driven below zero.
     BudgetPeriod.objects.update(held_micro=0)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(HoldLost):
         settle(hold)
     assert money_of(committed_key) == (TEN, 40_000, 0)
     hold.refresh_from_db()
