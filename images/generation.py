@@ -23,7 +23,7 @@ from typing import Protocol
 
 from django.conf import settings
 from django.db import Error as DatabaseTrouble
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -266,6 +266,7 @@ def _let_in(generation: Generation, authorize: Callable[[], Hold] | None) -> Gen
         return write()
     except BROKEN:
         log.warning("a request is let in again", exc_info=True)
+        connection.close_if_unusable_or_obsolete()
         earlier = Generation.objects.select_related("hold").filter(pk=generation.pk).first()
         return earlier or write()
 

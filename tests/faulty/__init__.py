@@ -8,7 +8,7 @@ COMMIT included.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from django.db import connection
@@ -31,10 +31,10 @@ class Break:
 
 @dataclass(slots=True)
 class Happened:
-    """The statements that were executed or broken under a script, and how many broke."""
+    """The statements that came under a script, and those that broke, with their numbers."""
 
-    statements: list[str]
-    broken: int = 0
+    statements: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
 
 
 class _Stage:
@@ -43,7 +43,7 @@ class _Stage:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._script: Script | None = None
-        self._happened = Happened([])
+        self._happened = Happened()
 
     def next(self, statement: str) -> Break | None:
         """Return what is to happen to the next statement."""
@@ -51,14 +51,16 @@ class _Stage:
             if self._script is None:
                 return None
             self._happened.statements.append(statement)
-            found = self._script(len(self._happened.statements), statement)
-            self._happened.broken += found is not None
+            number = len(self._happened.statements)
+            found = self._script(number, statement)
+            if found is not None:
+                self._happened.broken.append(f"{number}: {' '.join(statement.split())[:60]}")
             return found
 
     def set(self, script: Script | None) -> Happened:
         """Begin a script, or end it."""
         with self._lock:
-            self._script, self._happened = script, Happened([])
+            self._script, self._happened = script, Happened()
             return self._happened
 
 
