@@ -30,6 +30,7 @@ from billing.models import (
 )
 from images import generation, rollups
 from images.models import Generation, GenerationStatus, HourlyUsage, Image
+from images.reconciliation import requests
 from tests import faulty
 from tests.api.test_streaming import events
 from tests.emulators.base import Behaviour
@@ -198,6 +199,7 @@ def broken(serve: Callable[[], AppServer], openai: OpenAIEmulator) -> Iterator[B
     )
     assert rolled == ledger
     reconciliation.internal(now=now)
+    requests(now=now)
     assert list(Difference.objects.values_list("key", "expected", "found")) == []
 
 
