@@ -27,7 +27,7 @@ from django.db import IntegrityError, InterfaceError, OperationalError, connecti
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from accounts.models import ApiKey
+from accounts.models import MAX_TAG, ApiKey
 from billing import holds
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
@@ -208,7 +208,7 @@ def begin(
         requested=list(request.models),
         parameters=request.parameters(),
         prompt=request.prompt if key.organization.keeps_prompts else "",
-        tags=list(request.tags),
+        tags=_tags(key, request),
         n=request.n,
         idempotency_key=idempotency_key,
         fingerprint=request.fingerprint(),
@@ -247,6 +247,13 @@ def begin(
         started=started,
         deadline=started + seconds,
     )
+
+
+def _tags(key: ApiKey, request: GenerationRequest) -> list[str]:
+    """Return the key's own tags and then the request's, each once; at most twice MAX_TAGS."""
+    # Keys had longer ones once, and the rollups have room for these only.
+    own = (tag[:MAX_TAG] for tag in key.tags)
+    return list(dict.fromkeys([*own, *request.tags]))
 
 
 def _let_in(generation: Generation, authorize: Callable[[], Hold] | None) -> Generation:
