@@ -8,6 +8,9 @@ from django.db import models
 from django.db.models.functions import Lower, Now
 from django.utils.translation import gettext_lazy as _
 
+# Of a key, and of a request; the rollups have room for a tag of this length.
+MAX_TAGS, MAX_TAG = 8, 40
+
 
 class UserManager(BaseUserManager["User"]):
     """Makes users whose name is their e-mail address."""

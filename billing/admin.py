@@ -36,6 +36,7 @@ from billing import corrections, reconciliation, standing
 from billing.models import (
     AccountStatus,
     BillingAccount,
+    Comparison,
     Difference,
     DifferenceState,
     Hold,
@@ -871,6 +872,5 @@ class ReconciliationAdmin(StaffAdmin):
 
 def last_runs() -> list[Reconciliation]:
     """Return the last comparison of each kind."""
-    kinds = ("internal", "usage", "draft", "final")
-    runs = [Reconciliation.objects.filter(kind=kind).order_by("-pk").first() for kind in kinds]
+    runs = [Reconciliation.objects.filter(kind=kind).order_by("-pk").first() for kind in Comparison]
     return [run for run in runs if run is not None]

@@ -119,15 +119,23 @@ def settle(
     spent_micro: int,
     held_images: int,
     spent_images: int,
-) -> None:
-    """Turn what was held in each period into what was spent."""
+) -> bool:
+    """Turn what was held in each period into what was spent.
+
+    False when a period holds less, so that it was settled before: the caller must roll back.
+    """
     for period_id in periods:
-        BudgetPeriod.objects.filter(pk=period_id).update(
+        period = BudgetPeriod.objects.filter(pk=period_id)
+        settled = period.filter(held_micro__gte=held_micro, held_images__gte=held_images).update(
             held_micro=F("held_micro") - held_micro,
             spent_micro=F("spent_micro") + spent_micro,
             held_images=F("held_images") - held_images,
             spent_images=F("spent_images") + spent_images,
         )
+        # Of a budget that was removed there is no period, and nothing to settle.
+        if not settled and period.exists():
+            return False
+    return True
 
 
 def period_start(period: Period, at: datetime) -> datetime:

@@ -3,7 +3,9 @@
     held --capture--> captured      held --release--> released      held --expire--> expired
 
 Every step is one guarded UPDATE per row in one short transaction, always in the order account,
-then budget. Whoever finds the hold no longer `held` has lost it and must not deliver.
+budget, hold: two that meet wait for each other at the account and never in a circle. If the hold is
+no longer `held`, or there is less held than it set aside, somebody else has settled it: HoldLost,
+all of the transaction is rolled back, and the caller must not deliver.
 """
 
 import uuid
@@ -61,7 +63,7 @@ MOVE = """
     SET held_micro = held_micro - %s,
         balance_micro = balance_micro - %s,
         spent_micro = spent_micro + %s
-    WHERE organization_id = %s
+    WHERE organization_id = %s AND held_micro >= %s
 """
 
 
@@ -127,15 +129,17 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
     """
     if not 0 < delivered <= hold.quantity - hold.captured:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
+    _, unit_micro = hold.quotes[model]
     with transaction.atomic(savepoint=False):
-        _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)
-        return _charge(
+        _move(
             hold,
-            model,
-            delivered,
             held_micro=_still_held(hold),
+            spent_micro=delivered * unit_micro,
             held_images=hold.quantity - hold.captured,
+            spent_images=delivered,
         )
+        _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)
+        return _charge(hold, model, delivered)
 
 
 def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
@@ -144,11 +148,19 @@ def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
     Raises HoldLost as capture() does. Afterwards, once it is committed, `hold.captured` must be
     counted up by the caller, who alone knows; release() then gives back what is left.
     """
+    _, unit_micro = hold.quotes[model]
     with transaction.atomic(savepoint=False):
+        _move(
+            hold,
+            held_micro=_unit_held(hold),
+            spent_micro=unit_micro,
+            held_images=1,
+            spent_images=1,
+        )
         held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
         if hold.captured >= hold.quantity or not held.update(captured=F("captured") + 1):
             raise HoldLost(hold.request_id)
-        return _charge(hold, model, 1, held_micro=_unit_held(hold), held_images=1)
+        return _charge(hold, model, 1)
 
 
 def release(hold: Hold) -> None:
@@ -178,7 +190,6 @@ def _still_held(hold: Hold) -> int:
 
 def _give_back(hold: Hold, state: HoldState) -> None:
     with transaction.atomic(savepoint=False):
-        _end(hold, HoldState.CAPTURED if hold.captured else state, captured=hold.captured)
         _move(
             hold,
             held_micro=_still_held(hold),
@@ -186,6 +197,7 @@ def _give_back(hold: Hold, state: HoldState) -> None:
             held_images=hold.quantity - hold.captured,
             spent_images=0,
         )
+        _end(hold, HoldState.CAPTURED if hold.captured else state, captured=hold.captured)
 
 
 def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
@@ -194,24 +206,15 @@ def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
         raise HoldLost(hold.request_id)
 
 
-def _charge(
-    hold: Hold, model: str, delivered: int, *, held_micro: int, held_images: int
-) -> LedgerEntry:
+def _charge(hold: Hold, model: str, delivered: int) -> LedgerEntry:
+    """Write the ledger's entry for pictures that were moved from held to spent."""
     price_version_id, unit_micro = hold.quotes[model]
-    amount = delivered * unit_micro
-    _move(
-        hold,
-        held_micro=held_micro,
-        spent_micro=amount,
-        held_images=held_images,
-        spent_images=delivered,
-    )
     entry = LedgerEntry(
         organization_id=hold.organization_id,
         # A part of a hold is named by the first image it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
         kind=EntryKind.CONSUMPTION,
-        amount_micro=-amount,
+        amount_micro=-delivered * unit_micro,
         price_version_id=price_version_id,
         model=model,
         quantity=delivered,
@@ -226,15 +229,19 @@ def _charge(
 def _move(
     hold: Hold, *, held_micro: int, spent_micro: int, held_images: int, spent_images: int
 ) -> None:
+    """Turn what was held into what was spent; raises HoldLost when less is held."""
     # The account is always first: whoever holds its row sees every entry that is in its balance.
-    db.execute(MOVE, held_micro, spent_micro, spent_micro, hold.organization_id)
-    budgets.settle(
+    moved = db.execute(
+        MOVE, held_micro, spent_micro, spent_micro, hold.organization_id, held_micro
+    ) and budgets.settle(
         hold.budget_periods,
         held_micro=held_micro,
         spent_micro=spent_micro,
         held_images=held_images,
         spent_images=spent_images,
     )
+    if not moved:
+        raise HoldLost(hold.request_id)
 
 
 def _refusal(key: ApiKey) -> InsufficientBalance:

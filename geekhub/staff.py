@@ -50,6 +50,7 @@ from images import admin as images
 from images import platform
 from images.catalog import CATALOG, OWNERS
 from images.gateway import gateway_of
+from images.jobs import current
 from images.models import Generation
 from images.pages.charts import daily
 from images.rollups import closed_until
@@ -243,7 +244,7 @@ def job_health(now: datetime) -> list[JobHealth]:
     """Return how each job that should run here does."""
     begun = dict(JobRun.objects.values_list("name", "started_at"))
     found = []
-    for job in jobs.current():
+    for job in current():
         at = begun.get(job.name)
         late = at is None or at < now - job.every - PATIENCE
         found.append(JobHealth(job.name, job.every, at if at != jobs.LONG_AGO else None, late))

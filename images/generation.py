@@ -3,6 +3,9 @@
 begin()      one short transaction: the Generation row and the hold exist before anybody draws
 complete()   draw and keep, nothing open meanwhile; then one short transaction: pictures,
              charge and result together, or the hold released and the error written down
+
+What a row says is put there only by the transaction that commits it: each works on a copy, and
+`Started` gets the copy when it is committed. Where that broke, the database is asked what it has.
 """
 
 import asyncio
@@ -11,6 +14,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -18,11 +22,12 @@ from itertools import zip_longest
 from typing import Protocol
 
 from django.conf import settings
-from django.db import IntegrityError, InterfaceError, OperationalError, transaction
-from django.db.models import F, QuerySet
+from django.db import Error as DatabaseTrouble
+from django.db import IntegrityError, InterfaceError, OperationalError, connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
-from accounts.models import ApiKey
+from accounts.models import MAX_TAG, ApiKey
 from billing import holds
 from billing.budgets import BudgetExceeded
 from billing.holds import InsufficientBalance
@@ -50,15 +55,16 @@ log = logging.getLogger(__name__)
 RESERVE = 0.1
 SMALL_BYTES = 64 * 1024
 LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
+# The connection broke: what was under way may have been committed or not.
+BROKEN = (OperationalError, InterfaceError)
 
-
+# Written with each charge, and with nothing else.
+NUMBERS = ("delivered", "cost_micro")
 RESULT_FIELDS = (
     "status",
     "model",
     "provider",
-    "delivered",
     "filtered",
-    "cost_micro",
     "attempts",
     "adjusted",
     "error_code",
@@ -90,7 +96,14 @@ class AllCandidatesFailed(Exception):
 
 
 class StoreFailed(Exception):
-    """The pictures came but could not be kept; nothing is charged."""
+    """The pictures came but could not be kept, or not be charged; nothing is charged."""
+
+
+class OutcomeUnknown(Exception):
+    """The database broke while a result was written, and cannot say yet which.
+
+    The request is settled when its lease is over, as one of a dead process is.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,7 @@ class _Drawn:
     candidate: Candidate
     images: list[ProviderImage]
     filtered: int
+    ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,37 +199,34 @@ def begin(
         return Priced(first, quotes[first.model.id].unit_micro, dearest * request.n, skipped)
     seconds = settings.REQUEST_DEADLINE_SECONDS
     now = timezone.now()
+    generation = Generation(
+        request_id=request_id,
+        organization_id=key.organization_id,
+        api_key=key,
+        sandbox=key.sandbox,
+        owner=gateway.presence.owner,
+        requested=list(request.models),
+        parameters=request.parameters(),
+        prompt=request.prompt if key.organization.keeps_prompts else "",
+        tags=_tags(key, request),
+        n=request.n,
+        idempotency_key=idempotency_key,
+        fingerprint=request.fingerprint(),
+        skipped=[asdict(one) for one in skipped],
+        created_at=now,
+        deadline_at=now + timedelta(seconds=seconds),
+    )
+    authorize = partial(
+        holds.authorize,
+        key=key,
+        request_id=request_id,
+        quotes=[quotes[one.model.id] for one in candidates],
+        quantity=request.n,
+        owner=gateway.presence.owner,
+        lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
+    )
     try:
-        with transaction.atomic():
-            hold = None
-            if not key.sandbox:
-                hold = holds.authorize(
-                    key=key,
-                    request_id=request_id,
-                    quotes=[quotes[one.model.id] for one in candidates],
-                    quantity=request.n,
-                    owner=gateway.presence.owner,
-                    lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
-                )
-            generation = Generation(
-                request_id=request_id,
-                organization_id=key.organization_id,
-                api_key=key,
-                sandbox=key.sandbox,
-                hold=hold,
-                owner=gateway.presence.owner,
-                requested=list(request.models),
-                parameters=request.parameters(),
-                prompt=request.prompt if key.organization.keeps_prompts else "",
-                tags=list(request.tags),
-                n=request.n,
-                idempotency_key=idempotency_key,
-                fingerprint=request.fingerprint(),
-                skipped=[asdict(one) for one in skipped],
-                created_at=now,
-                deadline_at=now + timedelta(seconds=seconds),
-            )
-            db.insert(generation)
+        generation = _let_in(generation, None if key.sandbox else authorize)
     except (IntegrityError, InsufficientBalance, BudgetExceeded):
         # The same Idempotency-Key may have come in beside us and hold the money, or the row.
         if idempotency_key is not None:
@@ -226,7 +237,7 @@ def begin(
     started = time.monotonic()
     return Started(
         generation=generation,
-        hold=hold,
+        hold=generation.hold,
         candidates=candidates,
         skipped=skipped,
         sandbox=key.sandbox,
@@ -236,6 +247,35 @@ def begin(
         started=started,
         deadline=started + seconds,
     )
+
+
+def _tags(key: ApiKey, request: GenerationRequest) -> list[str]:
+    """Return the key's own tags and then the request's, each once; at most twice MAX_TAGS."""
+    # Keys had longer ones once, and the rollups have room for these only.
+    own = (tag[:MAX_TAG] for tag in key.tags)
+    return list(dict.fromkeys([*own, *request.tags]))
+
+
+def _let_in(generation: Generation, authorize: Callable[[], Hold] | None) -> Generation:
+    """Write the request and its hold in one transaction; return the row, with the hold on it.
+
+    When the connection breaks it is tried a second time, unless the first was committed after all.
+    """
+
+    def write() -> Generation:
+        row = copy(generation)
+        with transaction.atomic():
+            row.hold = authorize() if authorize is not None else None
+            db.insert(row)
+        return row
+
+    try:
+        return write()
+    except BROKEN:
+        log.warning("a request is let in again", exc_info=True)
+        connection.close_if_unusable_or_obsolete()
+        earlier = Generation.objects.select_related("hold").filter(pk=generation.pk).first()
+        return earlier or write()
 
 
 class Listener(Protocol):
@@ -248,44 +288,87 @@ class Listener(Protocol):
         """A picture that is kept and charged."""
 
 
+@dataclass(slots=True)
+class _Stream:
+    """The pictures of a stream, kept in order; of the first `told` the listener has heard."""
+
+    listener: Listener
+    kept: list[_Kept] = field(default_factory=list)
+    told: int = 0
+
+    async def tell(self, row: Generation) -> None:
+        """Let the listener hear of each picture that the row counts."""
+        for one in self.kept[self.told : row.delivered]:
+            self.told += 1
+            try:
+                await self.listener.completed(one.row, one.picture, row.model)
+            except Exception:
+                # It is charged, whether or not its listener could be told.
+                log.exception("a picture of %s was not told", row.request_id)
+
+
 async def complete(
     gateway: Gateway, started: Started, listener: Listener | None = None
 ) -> Finished:
     """Draw, keep and charge; with a listener, picture by picture as they come.
 
-    Raises ProviderError, AllCandidatesFailed or StoreFailed; nothing is charged then. The caller
+    Raises ProviderError, AllCandidatesFailed, StoreFailed or HoldLost, and nothing is charged then,
+    or OutcomeUnknown. Whatever broke: what the database has as delivered is returned. The caller
     must not be cancelled: it runs this to the end whether or not anybody still listens.
     """
+    stream = None if listener is None else _Stream(listener)
+    kept = [] if stream is None else stream.kept
     try:
-        if listener is None:
+        if stream is None:
             drawn = await _draw(gateway, started, _listen_to_none)
-            kept = await _keep(gateway, started, drawn)
+            kept += await _keep(gateway, started, drawn)
             row = await _committed(gateway, _capture, started, drawn, kept)
         else:
-            kept = []
-            deliver = partial(_deliver, gateway, started, listener, kept)
-            drawn = await _draw(gateway, started, deliver)
+            drawn = await _draw(gateway, started, partial(_deliver, gateway, started, stream))
             if not kept:
                 raise StoreFailed
             row = await _committed(gateway, _close, started, drawn, kept)
     except Exception as error:
-        if not isinstance(error, (ProviderError, AllCandidatesFailed, StoreFailed)):
-            log.exception("request %s failed", started.generation.request_id)
-        await gateway.db.run(_fail, started, error)
-        raise
+        row = started.generation = await _ended(gateway, started, error)
+        if row.status != GenerationStatus.SUCCEEDED:
+            if isinstance(error, DatabaseTrouble):
+                raise StoreFailed from error
+            raise
+        if stream is not None:
+            await stream.tell(row)
+    started.generation = row
+    del kept[row.delivered :]
     return Finished(row, [one.row for one in kept], [one.picture.data for one in kept])
+
+
+async def _ended(gateway: Gateway, started: Started, error: Exception) -> Generation:
+    """Return the row of a request that broke, ended; raises OutcomeUnknown, or what it broke on.
+
+    The latter if the database cannot be asked, but there was nothing to charge.
+    """
+    request_id = started.generation.request_id
+    before_charging = isinstance(error, (ProviderError, AllCandidatesFailed, StoreFailed))
+    if not before_charging:
+        log.error("request %s failed", request_id, exc_info=error)
+    try:
+        return await _committed(gateway, _fail, started, error)
+    except (DatabaseTrouble, holds.HoldLost) as trouble:
+        log.exception("request %s is settled when its lease is over", request_id)
+        if before_charging:
+            raise error from trouble
+        raise OutcomeUnknown(request_id) from error
 
 
 async def _committed[**P](
     gateway: Gateway, work: Callable[P, Generation], *args: P.args, **kwargs: P.kwargs
 ) -> Generation:
-    """Return what `work` wrote, trying a second time when the connection broke.
+    """Return the row as `work` wrote it, trying a second time when the connection broke.
 
     The first transaction may or may not have been committed; the guard of the second finds out.
     """
     try:
         return await gateway.db.run(work, *args, **kwargs)
-    except (OperationalError, InterfaceError):
+    except BROKEN:
         log.warning("a result is written again", exc_info=True)
         return await gateway.db.run(work, *args, **kwargs)
 
@@ -305,7 +388,7 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
     for candidate, after in zip_longest(started.candidates, started.candidates[1:]):
         if asyncio.get_running_loop().time() >= deadline:
             break
-        until, began = _until(deadline, after), time.monotonic()
+        until = _until(deadline, after)
         try:
             drawn = await _draw_with(gateway, candidate, started.sandbox, until, on_item)
         except ProviderError as error:
@@ -318,7 +401,6 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
                 raise
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
-        started.generation.draw_ms = round((time.monotonic() - began) * 1000)
         return drawn
     raise AllCandidatesFailed(started.attempts, started.skipped, charged=charged)
 
@@ -343,6 +425,7 @@ async def _draw_with(
         raise unavailable(detail="not configured")
     images: list[ProviderImage] = []
     missing: list[Shortfall] = []
+    began = time.monotonic()
     items = provider.generate(candidate.for_provider(deadline=deadline, sandbox=sandbox))
     try:
         async with asyncio.timeout_at(deadline):
@@ -362,7 +445,8 @@ async def _draw_with(
     if not images:
         raise _most_telling(missing)
     filtered = sum(one.count for one in missing if one.error.refused)
-    return _Drawn(candidate, sorted(images, key=lambda image: image.index), filtered)
+    ms = round((time.monotonic() - began) * 1000)
+    return _Drawn(candidate, sorted(images, key=lambda image: image.index), filtered, ms)
 
 
 def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
@@ -425,25 +509,24 @@ async def _keep_one(
 async def _deliver(
     gateway: Gateway,
     started: Started,
-    listener: Listener,
-    kept: list[_Kept],
+    stream: _Stream,
     candidate: Candidate,
     item: ProviderImage | PartialImage,
 ) -> None:
     """Keep and charge one picture, then tell the listener of it."""
     if isinstance(item, PartialImage):
-        await listener.partial(item.picture, item.index)
+        await stream.listener.partial(item.picture, item.index)
         return
     try:
-        one = await _keep_one(gateway, started, candidate, len(kept), item)
+        one = await _keep_one(gateway, started, candidate, len(stream.kept), item)
     except Exception:
         log.exception("a picture of %s was not kept", started.generation.request_id)
         return
 
     async def charge() -> None:
-        await gateway.db.run(_capture_one, started, candidate, one)
-        kept.append(one)
-        await listener.completed(one.row, one.picture, candidate.model.id)
+        stream.kept.append(one)
+        started.generation = await _committed(gateway, _capture_one, started, candidate, one)
+        await stream.tell(started.generation)
 
     # The deadline may come while the database is at it: what is charged must be told.
     await to_its_end(charge())
@@ -451,74 +534,86 @@ async def _deliver(
 
 def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
     """Write pictures, charge and result in one transaction; raises HoldLost and writes nothing."""
-    generation, candidate = started.generation, drawn.candidate
-    _describe(generation, drawn, kept)
-    generation.delivered = len(kept)
+    row = _described(started.generation, drawn, kept)
+    row.delivered = len(kept)
     try:
         with transaction.atomic():
             if started.hold is not None:
-                entry = holds.capture(started.hold, model=candidate.model.id, delivered=len(kept))
-                generation.cost_micro = -entry.amount_micro
-            _finish(started, GenerationStatus.SUCCEEDED)
+                model = drawn.candidate.model.id
+                entry = holds.capture(started.hold, model=model, delivered=row.delivered)
+                row.cost_micro = -entry.amount_micro
+            _finish(started, row, GenerationStatus.SUCCEEDED, *NUMBERS)
             for one in kept:
                 _insert(started, one.row)
     except holds.HoldLost:
-        generation.refresh_from_db()
-        if generation.status != GenerationStatus.SUCCEEDED:
-            raise
-    return generation
+        return _succeeded(started)
+    return row
 
 
-def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> None:
+def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> Generation:
     """Write one picture and its charge in one transaction; raises HoldLost and writes nothing."""
-    generation, hold, cost = started.generation, started.hold, 0
-    with transaction.atomic():
-        if hold is not None:
-            cost = -holds.capture_one(hold, model=candidate.model.id).amount_micro
-        running = Generation.objects.filter(
-            pk=generation.pk, status=GenerationStatus.RUNNING, delivered=one.row.index
-        )
-        if not running.update(
-            model=candidate.model.id,
-            provider=candidate.model.provider,
-            delivered=F("delivered") + 1,
-            cost_micro=F("cost_micro") + cost,
-        ):
-            raise holds.HoldLost(generation.request_id)
-        _insert(started, one.row)
+    row, hold = copy(started.generation), started.hold
+    row.model, row.provider = candidate.model.id, candidate.model.provider
+    try:
+        with transaction.atomic():
+            if hold is not None:
+                row.cost_micro -= holds.capture_one(hold, model=row.model).amount_micro
+            running = Generation.objects.filter(
+                pk=row.pk, status=GenerationStatus.RUNNING, delivered=row.delivered
+            )
+            row.delivered += 1
+            if not running.update(
+                model=row.model,
+                provider=row.provider,
+                delivered=row.delivered,
+                cost_micro=row.cost_micro,
+            ):
+                raise holds.HoldLost(row.request_id)
+            _insert(started, one.row)
+    except holds.HoldLost:
+        row = Generation.objects.get(pk=row.pk)
+        if row.delivered != one.row.index + 1:
+            raise
     if hold is not None:
-        hold.captured += 1
-    generation.delivered += 1
-    generation.cost_micro += cost
+        hold.captured = row.delivered
+    return row
 
 
 def _insert(started: Started, row: Image) -> None:
-    """Insert a picture; the words that its model made of a prompt are kept only if prompts are."""
-    told = row.revised_prompt
-    row.revised_prompt = told if started.keeps_prompts else ""
+    """Insert a picture; the words that its model made of a prompt are kept only if prompts are.
+
+    Who asked is told them all the same.
+    """
+    if not started.keeps_prompts:
+        row = copy(row)
+        row.revised_prompt = ""
     db.insert(row)
-    # Who asked is told them all the same.
-    row.revised_prompt = told
 
 
 def _close(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
     """Give back what was not captured and write the result, after pictures came one by one."""
-    generation = started.generation
-    _describe(generation, drawn, kept)
+    row = _described(started.generation, drawn, kept)
     try:
         with transaction.atomic():
             if started.hold is not None:
                 holds.release(started.hold)
-            _finish(started, GenerationStatus.SUCCEEDED)
+            _finish(started, row, GenerationStatus.SUCCEEDED)
     except holds.HoldLost:
-        generation.refresh_from_db()
-        if generation.status != GenerationStatus.SUCCEEDED:
-            raise
-    return generation
+        return _succeeded(started)
+    return row
 
 
-def _describe(generation: Generation, drawn: _Drawn, kept: list[_Kept]) -> None:
-    """Put who drew, and what came out differently, on the row; nothing is saved."""
+def _succeeded(started: Started) -> Generation:
+    """Return the row that somebody ended, maybe we a moment ago; raises HoldLost if it failed."""
+    row = Generation.objects.get(pk=started.generation.pk)
+    if row.status != GenerationStatus.SUCCEEDED:
+        raise holds.HoldLost(row.request_id)
+    return row
+
+
+def _described(generation: Generation, drawn: _Drawn, kept: list[_Kept]) -> Generation:
+    """Return a copy of the row with who drew, and what came out differently; nothing is saved."""
+    row = copy(generation)
     model, asked = drawn.candidate.model, drawn.candidate.request.size
     adjusted = [asdict(one) for one in drawn.candidate.adjusted]
     sizes = sorted({f"{one.row.width}x{one.row.height}" for one in kept})
@@ -528,40 +623,55 @@ def _describe(generation: Generation, drawn: _Drawn, kept: list[_Kept]) -> None:
     elif asked not in (None, AUTO) and sizes != [asked]:
         why = f"{model.id} drew another size than it was asked for."
         adjusted.append({"param": "size", "asked": asked, "used": ", ".join(sizes), "why": why})
-    generation.model = model.id
-    generation.provider = model.provider
-    generation.filtered = drawn.filtered
-    generation.adjusted = adjusted
+    row.model = model.id
+    row.provider = model.provider
+    row.filtered = drawn.filtered
+    row.adjusted = adjusted
+    row.draw_ms = drawn.ms
+    return row
 
 
-def _fail(started: Started, error: Exception) -> None:
-    """Release the hold and write the error down; what was delivered before it stays."""
-    generation = started.generation
-    code = error.code if isinstance(error, ProviderError) else "internal_error"
-    if isinstance(error, AllCandidatesFailed):
-        code = "provider_unavailable"
-    delivered = generation.delivered > 0
-    generation.error_code = "" if delivered else code
-    generation.error_message = "" if delivered or code == "internal_error" else _told(error)[:500]
-    with transaction.atomic():
-        if started.hold is not None:
-            holds.release(started.hold)
-        _finish(started, GenerationStatus.SUCCEEDED if delivered else GenerationStatus.FAILED)
+def _fail(started: Started, error: Exception) -> Generation:
+    """Release the hold and write the error down; what the database has as delivered stays.
+
+    Returns the row, which may have been ended before. Raises HoldLost if it changes meanwhile and
+    runs on.
+    """
+    row = Generation.objects.select_related("hold").get(pk=started.generation.pk)
+    if row.status != GenerationStatus.RUNNING:
+        return row
+    status = GenerationStatus.SUCCEEDED
+    if not row.delivered:
+        status = GenerationStatus.FAILED
+        row.error_code = error.code if isinstance(error, ProviderError) else "internal_error"
+        if isinstance(error, AllCandidatesFailed):
+            row.error_code = "provider_unavailable"
+        if row.error_code != "internal_error":
+            row.error_message = _told(error)[:500]
+    try:
+        with transaction.atomic():
+            if row.hold is not None:
+                holds.release(row.hold)
+            _finish(started, row, status)
+    except holds.HoldLost:
+        row.refresh_from_db()
+        if row.status == GenerationStatus.RUNNING:
+            raise
+    return row
 
 
 def _told(error: Exception) -> str:
     return error.message if isinstance(error, ProviderError) else str(error)
 
 
-def _finish(started: Started, status: GenerationStatus) -> None:
+def _finish(started: Started, row: Generation, status: GenerationStatus, *numbers: str) -> None:
     """Write the end of a request; raises HoldLost when somebody else has ended it."""
-    generation = started.generation
-    generation.status = status
-    generation.attempts = [asdict(one) for one in started.attempts]
-    generation.finished_at = timezone.now()
-    generation.latency_ms = round((time.monotonic() - started.started) * 1000)
-    if not db.update(generation, RESULT_FIELDS, where="status = 'running'"):
-        raise holds.HoldLost(generation.request_id)
+    row.status = status
+    row.attempts = [asdict(one) for one in started.attempts]
+    row.finished_at = timezone.now()
+    row.latency_ms = round((time.monotonic() - started.started) * 1000)
+    if not db.update(row, (*RESULT_FIELDS, *numbers), where="status = 'running'"):
+        raise holds.HoldLost(row.request_id)
 
 
 def expire_abandoned(owners: Sequence[uuid.UUID]) -> int:

@@ -6,7 +6,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
-from accounts.models import ApiKey, Organization
+from accounts.models import MAX_TAG, ApiKey, Organization
 from billing.models import Hold
 
 
@@ -211,7 +211,7 @@ class HourlyUsage(HourOfUse):
 class HourlyTagUsage(HourOfUse):
     """Every closed hour's requests by tag; one with three tags is counted under each of them."""
 
-    tag = models.CharField(max_length=40, blank=True, help_text="Empty: without tags.")
+    tag = models.CharField(max_length=MAX_TAG, blank=True, help_text="Empty: without tags.")
 
     class Meta:
         constraints = [

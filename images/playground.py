@@ -104,15 +104,15 @@ def start(
 
 
 async def _draw(gateway: Gateway, started: Started, admission: Admission) -> None:
-    row = started.generation
     try:
-        await generation.complete(gateway, started)
+        row = (await generation.complete(gateway, started)).generation
     except Exception:
         # complete() has written it into the row, where the page finds it.
         pass
     else:
         metrics.IMAGES.labels(row.model).inc(row.delivered)
     finally:
+        row = started.generation
         await gateway.leave(admission)
         log.info(
             "drawn",

@@ -83,13 +83,15 @@ class Candidate:
         """Return the provider's request; `deadline` is the event loop's time."""
         asked, model = self.request, self.model
         ignored = {one.param for one in self.adjusted if one.used is None}
+        partial_images = asked.partial_images if model.partial_images else 0
         return ImageRequest(
             model=model.id,
             upstream_id=model.upstream_id,
             prompt=asked.prompt,
             deadline=deadline,
             n=asked.n,
-            per_call=MAX_N if sandbox else model.per_call,
+            # Whoever sends early views draws one picture a call.
+            per_call=MAX_N if sandbox else 1 if partial_images else model.per_call,
             size=_drawn_size(asked, model),
             quality=model.qualities.get(asked.quality) if asked.quality else None,
             style=asked.style if model.style else None,
@@ -102,7 +104,7 @@ class Candidate:
             seed=asked.seed if model.seed or sandbox else None,
             # Providers get a name for the end user that means nothing outside.
             user=hashlib.sha256(asked.user.encode()).hexdigest()[:32] if asked.user else None,
-            partial_images=asked.partial_images if model.partial_images else 0,
+            partial_images=partial_images,
             images=asked.inputs.images if asked.inputs else (),
             mask=asked.inputs.mask if asked.inputs else None,
             input_fidelity=asked.input_fidelity if model.fidelity else None,

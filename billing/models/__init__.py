@@ -16,6 +16,7 @@ from billing.models.money import (
     PriceVersion,
 )
 from billing.models.reconciliation import (
+    Comparison,
     Difference,
     DifferenceState,
     LedgerTotal,
@@ -39,6 +40,7 @@ __all__ = [
     "BillingAccount",
     "Budget",
     "BudgetPeriod",
+    "Comparison",
     "Difference",
     "DifferenceState",
     "EntryKind",

@@ -25,10 +25,20 @@ class LedgerTotal(models.Model):
         return f"{self.balance_micro} µUSD through {self.through}"
 
 
+class Comparison(models.TextChoices):
+    """What is compared: the books with each other, or with what lies outside them."""
+
+    INTERNAL = "internal"
+    REQUESTS = "requests"
+    USAGE = "usage"
+    INVOICE_DRAFT = "invoice_draft"
+    INVOICE_FINAL = "invoice_final"
+
+
 class Reconciliation(models.Model):
     """One comparison that was made."""
 
-    kind = models.CharField(max_length=20)
+    kind = models.CharField(max_length=20, choices=Comparison)
     subject = models.CharField(
         max_length=100, blank=True, help_text="The invoice it was of, by Stripe's id."
     )
@@ -38,6 +48,11 @@ class Reconciliation(models.Model):
     differences = models.PositiveIntegerField(default=0)
 
     class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind__in=Comparison.values), name="comparison_is_known"
+            )
+        ]
         indexes = [models.Index(fields=["subject", "kind"], name="reconciliations_of_one")]
 
     def __str__(self) -> str:

@@ -23,6 +23,7 @@ from billing import metering
 from billing.models import (
     BillingAccount,
     BudgetPeriod,
+    Comparison,
     EntryKind,
     Hold,
     HoldState,
@@ -53,17 +54,25 @@ KEPT = timedelta(days=30)
 def internal(*, now: datetime, since: datetime | None = None) -> Reconciliation:
     """Compare our tables with each other, single rows from `since` (three days ago) on."""
     since = since or now - RECENT
-    run = Reconciliation.objects.create(kind="internal", started_at=now)
+    run = compare(Comparison.INTERNAL, CHECKS, _looked_at(since), now=now, since=since)
+    Reconciliation.objects.filter(differences=0, started_at__lt=now - KEPT).delete()
+    return run
+
+
+def compare(
+    kind: Comparison, checks: "Iterable[Check]", looked_at: int, *, now: datetime, since: datetime
+) -> Reconciliation:
+    """Note what the checks find; close what they compare from `since` on and find no more."""
+    run = Reconciliation.objects.create(kind=kind, started_at=now)
     opened = 0
-    for check in CHECKS:
+    for check in checks:
         findings = list(check.find(now, since))
         # A list that was cut says nothing about what is not on it.
         whole = len(findings) < MOST_FINDINGS
         recent = Q(hour=None) | Q(hour__gte=since)
         compared = Q(kind__in=check.kinds) & recent if whole else Q(pk=None)
         opened += len(note(findings, compared, now))
-    Reconciliation.objects.filter(differences=0, started_at__lt=now - KEPT).delete()
-    return finish(run, _looked_at(since), opened, now)
+    return finish(run, looked_at, opened, now)
 
 
 def recount() -> None:

@@ -14,6 +14,7 @@ from django.db.models import (
 
 from billing import invoices, metering
 from billing.models import (
+    Comparison,
     Invoice,
     MeterEvent,
     PriceVersion,
@@ -24,6 +25,7 @@ from billing.stripe_client import Stripe, StripeFailure, StripeUnknown
 from geekhub.lib.money import MICRO_PER_CENT
 
 # The events of the period's last hour are frozen and sent in the first minutes of a draft.
+DRAFT, FINAL = Comparison.INVOICE_DRAFT, Comparison.INVOICE_FINAL
 DRAFT_SETTLES = timedelta(minutes=10)
 FINAL_FOR = timedelta(days=35)
 
@@ -35,30 +37,26 @@ def draft(stripe: Stripe, invoice: Invoice, *, now: datetime) -> Reconciliation:
     """
     fresh = invoices.mirror(stripe, invoice.stripe_id, now=now)
     if fresh is None:
-        run = Reconciliation.objects.create(
-            kind="invoice_draft", subject=invoice.stripe_id, started_at=now
-        )
-        note([], Q(key__startswith=f"invoice_draft:{invoice.stripe_id}:"), now)
+        run = Reconciliation.objects.create(kind=DRAFT, subject=invoice.stripe_id, started_at=now)
+        note([], Q(key__startswith=f"{DRAFT}:{invoice.stripe_id}:"), now)
         return finish(run, 0, 0, now)
-    return _compare_invoice(
-        "invoice_draft" if fresh.status == "draft" else "invoice_final", fresh, now
-    )
+    return _compare_invoice(DRAFT if fresh.status == "draft" else FINAL, fresh, now)
 
 
 def final(invoice: Invoice, *, now: datetime) -> Reconciliation:
     """Compare an invoice that no usage is added to any more; a person decides what follows."""
-    return _compare_invoice("invoice_final", invoice, now)
+    return _compare_invoice(FINAL, invoice, now)
 
 
 def invoices_due(stripe: Stripe, *, now: datetime) -> int:
     """Compare drafts every half hour, and final invoices once, or until they agree."""
     done = Reconciliation.objects.filter(subject=OuterRef("stripe_id"))
     drafts = _drafts(now).exclude(
-        Exists(done.filter(kind="invoice_draft", started_at__gt=now - BETWEEN_READS))
+        Exists(done.filter(kind=DRAFT, started_at__gt=now - BETWEEN_READS))
     )
     finals = _finals(now - FINAL_FOR).exclude(
-        Exists(done.filter(kind="invoice_final", differences=0))
-        | Exists(done.filter(kind="invoice_final", started_at__gt=now - BETWEEN_READS))
+        Exists(done.filter(kind=FINAL, differences=0))
+        | Exists(done.filter(kind=FINAL, started_at__gt=now - BETWEEN_READS))
     )
     return _compare_invoices(stripe, drafts, finals, now)
 
@@ -97,7 +95,7 @@ def _compare_invoices(
     return compared
 
 
-def _compare_invoice(kind: str, invoice: Invoice, now: datetime) -> Reconciliation:
+def _compare_invoice(kind: Comparison, invoice: Invoice, now: datetime) -> Reconciliation:
     run = Reconciliation.objects.create(kind=kind, subject=invoice.stripe_id, started_at=now)
     versions = {
         version.stripe_price: version
@@ -112,8 +110,8 @@ def _compare_invoice(kind: str, invoice: Invoice, now: datetime) -> Reconciliati
     ]
     # What the draft showed is on the final invoice, or it is gone.
     about = Q(key__startswith=f"{kind}:{invoice.stripe_id}:")
-    if kind == "invoice_final":
-        about |= Q(key__startswith=f"invoice_draft:{invoice.stripe_id}:")
+    if kind == FINAL:
+        about |= Q(key__startswith=f"{DRAFT}:{invoice.stripe_id}:")
     opened = note(findings, about, now)
     return finish(run, len(lines), len(opened), now)
 

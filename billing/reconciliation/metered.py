@@ -14,6 +14,7 @@ from django.db.models import (
 
 from billing import budgets, ledger, metering
 from billing.models import (
+    Comparison,
     Difference,
     DifferenceState,
     MeterEvent,
@@ -58,7 +59,7 @@ def usage(stripe: Stripe, *, now: datetime, since: datetime | None = None) -> Re
     What is equal is confirmed. A lane that Stripe cannot tell about now is left for the next run.
     """
     first, end = hour_of(since or now - PAST), hour_of(now - SETTLED)
-    run = Reconciliation.objects.create(kind="usage", started_at=now)
+    run = Reconciliation.objects.create(kind=Comparison.USAGE, started_at=now)
     checked = opened = 0
     for lane in _lanes(first, end):
         expected = _expected(lane, first, end)

@@ -32,7 +32,8 @@ class DatabaseThreads:
 
         def unit() -> T:
             self._opened.add(connections["default"])
-            if _has_news(connection):
+            # One that failed may even be left within a transaction that is never committed.
+            if connection.errors_occurred or _has_news(connection):
                 connection.close_if_unusable_or_obsolete()
             return work(*args, **kwargs)
 

@@ -163,6 +163,14 @@ def translate(error: Exception) -> ApiError | None:
                 # The provider has been paid: a blind repeat would pay it again.
                 retry=False,
             )
+        case generation.OutcomeUnknown():
+            return ApiError(
+                "internal_error",
+                "The pictures were drawn, but it could not be written down yet whether they are "
+                "delivered and charged. GET /v1/generation?id= with the request_id tells it within "
+                "a few minutes; so does the same Idempotency-Key.",
+                retry=False,
+            )
         case RateLimited():
             return _rate_limited(error)
         case ProviderError():

@@ -8,6 +8,7 @@ from django.core.validators import ProhibitNullCharactersValidator
 from rest_framework import serializers
 from rest_framework.validators import ProhibitSurrogateCharactersValidator
 
+from accounts.models import MAX_TAG, MAX_TAGS
 from geekhub.lib import money
 from images.api.errors import ApiError
 from images.catalog import MAX_N, MAX_PROMPT
@@ -15,8 +16,6 @@ from images.requests import AUTO, GenerationRequest
 
 MAX_MODELS = 8
 MAX_SEED = 2**31 - 1
-MAX_TAGS = 8
-MAX_TAG = 40
 MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
 UNKNOWN = "is not a field of this endpoint."

@@ -49,8 +49,9 @@ def _body(row: Generation) -> dict[str, Any]:
         body["routing"] = told
     if (most := asked.get("max_cost_micro")) is not None:
         body["max_cost"] = float(money.to_decimal(most))
-    if row.tags:
-        body["tags"] = row.tags
+    # The key adds its own.
+    if tags := [tag for tag in row.tags if tag not in row.api_key.tags]:
+        body["tags"] = tags
     return body
 
 

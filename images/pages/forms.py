@@ -9,12 +9,10 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from accounts.models import MAX_TAG, MAX_TAGS
 from billing.models import Period
 from geekhub.lib import addresses, money
 from images.catalog import CATALOG
-
-MAX_TAGS = 8
-TAG_LENGTH = 64
 
 
 class KeyForm(forms.Form):
@@ -123,8 +121,11 @@ class KeyForm(forms.Form):
     def clean_tags(self) -> list[str]:
         """Return the labels."""
         found = [tag.strip() for tag in self.cleaned_data["tags"].split(",") if tag.strip()]
-        if len(found) > MAX_TAGS or any(len(tag) > TAG_LENGTH for tag in found):
-            raise forms.ValidationError(gettext("Up to 8 tags of up to 64 characters each."))
+        if len(found) > MAX_TAGS or any(len(tag) > MAX_TAG for tag in found):
+            most = {"many": MAX_TAGS, "long": MAX_TAG}
+            raise forms.ValidationError(
+                gettext("Up to %(many)s tags of up to %(long)s characters each.") % most
+            )
         return list(dict.fromkeys(found))
 
 

@@ -315,7 +315,8 @@ class Provider(ABC):
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(patience.told.wait(), HEAD_START_SECONDS)
                     async for item in self._insist(part, patience):
-                        if not isinstance(item, Shortfall):
+                        # An early view is numbered within its picture.
+                        if isinstance(item, ProviderImage):
                             item = replace(item, index=offset + item.index)
                         arrived.put_nowait(item)
             finally:

@@ -64,7 +64,7 @@ class OpenAI(HttpProvider):
             yield item
 
     async def _streamed(self, request: ImageRequest) -> AsyncIterator[Item]:
-        """Yield early views and pictures; with n > 1 each picture has a `completed` event."""
+        """Yield early views and the picture: a stream is of one, more are refused."""
         drawn = 0
         try:
             async for event in self.events(self._request(request), error=error):

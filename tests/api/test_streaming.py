@@ -44,7 +44,8 @@ def test_pictures_come_one_by_one_each_charged_before_it_is_sent(
     assert answer.headers["content-type"] == "text/event-stream"
     told = events(answer.text)
     kinds = [kind.removeprefix("image_generation.") for kind, _ in told]
-    assert kinds.count("partial_image") == 4
+    views = [data["partial_image_index"] for kind, data in told if kind.endswith("partial_image")]
+    assert sorted(views) == [0, 0, 1, 1]
     assert kinds.count("completed") == 2
     assert kinds[-1] == "completed"
     for kind, data in told:
@@ -65,8 +66,10 @@ def test_pictures_come_one_by_one_each_charged_before_it_is_sent(
     assert (hold.state, hold.captured) == (HoldState.CAPTURED, 2)
     account = BillingAccount.objects.get(organization=acme)
     assert (account.balance_micro, account.held_micro) == (9_620_000, 0)
-    assert len(openai.calls) == 1
-    assert openai.calls[0].body["partial_images"] == 2
+    # OpenAI streams one picture a call.
+    asked = [(call.body["stream"], call.body["partial_images"]) for call in openai.calls]
+    assert asked == [(True, 2), (True, 2)]
+    assert [call.body.get("n", 1) for call in openai.calls] == [1, 1]
 
 
 def test_a_model_without_early_views_streams_finished_pictures_only(

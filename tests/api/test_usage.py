@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,9 +11,11 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from accounts.keys import NewKey
-from accounts.models import ApiKey, Organization
+from accounts.models import MAX_TAG, ApiKey, Organization
 from billing.models import EntryKind, LedgerEntry
 from geekhub.lib import money
+from images import rollups
+from images.models import HourlyTagUsage
 from tests.api.checks import expect_error
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory
@@ -187,3 +190,32 @@ def test_the_time_is_bounded(api: Api) -> None:
 def test_only_get_with_a_key(api: Api, connect: Any) -> None:
     expect_error(connect(None).get("usage"), "missing_api_key")
     expect_error(api.http.post("usage"), "method_not_allowed", says="GET")
+
+
+def test_a_keys_own_tags_are_on_its_requests(
+    connect: Callable[[str | None], Api], acme: Organization
+) -> None:
+    # Keys had longer ones once.
+    old, cut = "a" * 64, "a" * MAX_TAG
+    key = KeyFactory(organization=acme, tags=["web", "prod", old])
+    client = connect(key.secret)
+
+    told = [
+        client.draw({"Idempotency-Key": f"order-{number}"}, **body).json()["id"]
+        for number, body in enumerate([{}, {"tags": ["summer", "prod"]}])
+    ]
+    ApiKey.objects.filter(pk=key.row.pk).update(tags=["other"])
+    again = client.draw({"Idempotency-Key": "order-1"}, tags=["summer", "prod"])
+
+    # Its tags are none of what was asked, so the same order is still the same.
+    assert again.headers["idempotent-replayed"] == "true"
+    rows = [client.get("generation", params={"id": one}).json()["data"]["tags"] for one in told]
+    assert rows == [["web", "prod", cut], ["web", "prod", cut, "summer"]]
+    expected = [
+        {"tag": tag} | numbers(count, count, f"{count * 0.19:.2f}")
+        for tag, count in ((cut, 2), ("prod", 2), ("summer", 1), ("web", 2))
+    ]
+    assert client.get("usage", params={"group_by": "tag"}).json()["data"] == expected
+    assert rollups.close_hours(now=timezone.now() + timedelta(hours=2))
+    closed = HourlyTagUsage.objects.values_list("tag", "images").order_by("tag")
+    assert list(closed) == [(cut, 2), ("prod", 2), ("summer", 1), ("web", 2)]

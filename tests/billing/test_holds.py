@@ -387,7 +387,7 @@ def test_giving_back_that_the_database_refuses_leaves_the_hold_as_it_was(
     hold = authorize(committed_key)
     # Books that do not add up are refused rather than driven below zero.
     BudgetPeriod.objects.update(held_micro=0)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(HoldLost):
         settle(hold)
     assert money_of(committed_key) == (TEN, 40_000, 0)
     hold.refresh_from_db()
@@ -450,6 +450,29 @@ def test_a_new_period_is_a_new_row_and_an_old_hold_is_settled_in_its_own(key: Ap
 
     rows = BudgetPeriod.objects.order_by("starts_at").values_list("held_micro", "spent_micro")
     assert list(rows) == [(0, 40_000), (40_000, 0)]
+
+
+def test_a_members_budget_counts_the_keys_of_its_organization_only(key: ApiKey) -> None:
+    """Alice is in two organizations, and has keys and a budget in both."""
+    alice = UserFactory()
+    here, there = KeyFactory(organization=key.organization, actor=alice).row, KeyFactory().row
+    there = KeyFactory(organization=there.organization, actor=alice).row
+    budget = budgets.set_member_budget(here.organization, alice, 40_000, Period.DAY)
+    other = budgets.set_member_budget(there.organization, alice, None, Period.DAY, limit_images=9)
+
+    assert [rule for rule, _ in budgets.current(there)] == [other]
+    held = authorize(there, quantity=2)
+    assert [row.budget for row in BudgetPeriod.objects.filter(pk__in=held.budget_periods)] == [
+        other
+    ]
+    capture(held, delivered=2)
+    assert not BudgetPeriod.objects.filter(budget=budget).exists()
+    # Here it is whole still, and a wall; a key that somebody else made passes it.
+    capture(authorize(here))
+    with pytest.raises(BudgetExceeded, match="member"):
+        authorize(here)
+    assert authorize(key).budget_periods == []
+    assert authorize(there).budget_periods == held.budget_periods
 
 
 def test_the_running_period_is_told_before_anything_was_spent_in_it(key: ApiKey) -> None:

@@ -86,7 +86,7 @@ def test_a_failing_job_stops_no_other(
 ) -> None:
     stripe_account.faults.add(Fault("500_before", "*", times=1000))
     BillingAccount.objects.update(alert_below_micro=20_000_000, spent_micro=1)
-    done = jobs.run_due(now=timezone.now())
+    done = jobs.run_due(jobs.current(), now=timezone.now())
     assert "the job 'changes swept' failed" in caplog.text
     assert "changes swept" not in done
     assert done["alerts noticed"] == 1
@@ -96,8 +96,8 @@ def test_a_failing_job_stops_no_other(
 def test_without_stripe_only_the_local_jobs_are_there(db: None, settings: Settings) -> None:
     assert settings.STRIPE_SECRET_KEY == ""
     local = {job.name for job in jobs.LOCAL}
-    assert set(jobs.run_due(now=NOW)) == local
-    assert jobs.run_due(now=NOW) == {}
+    assert set(jobs.run_due(jobs.current(), now=NOW)) == local
+    assert jobs.run_due(jobs.current(), now=NOW) == {}
     assert {row.name for row in JobRun.objects.all()} == local
 
 
@@ -105,11 +105,11 @@ def test_with_stripe_all_of_them_run_and_find_nothing_to_do(
     stripe_account: StripeEmulator, db: None
 ) -> None:
     now = timezone.now()
-    done = jobs.run_due(now=now)
+    done = jobs.run_due(jobs.current(), now=now)
     assert list(done) == [job.name for job in jobs.JOBS]
     assert len(done) == len(jobs.JOBS) == 17
     assert set(done.values()) == {0}
-    assert jobs.run_due(now=now) == {}
+    assert jobs.run_due(jobs.current(), now=now) == {}
 
 
 def test_the_jobs_do_their_work(stripe: Stripe, stripe_account: StripeEmulator, db: None) -> None:
@@ -121,11 +121,11 @@ def test_the_jobs_do_their_work(stripe: Stripe, stripe_account: StripeEmulator, 
     alerts.raise_alert(organization, "resumed", "r")
 
     now = timezone.now() + timedelta(seconds=1)
-    done = jobs.run_due(now=now)
+    done = jobs.run_due(jobs.current(), now=now)
 
     assert (done["automatic recharges"], done["alerts delivered"]) == (1, 1)
     assert StripeOperation.objects.filter(kind="credit_grant", state="pending").count() == 1
-    later = jobs.run_due(now=now + timedelta(seconds=5))
+    later = jobs.run_due(jobs.current(), now=now + timedelta(seconds=5))
     assert later["writes to Stripe"] == 1
     assert "automatic recharges" not in later
     assert BillingAccount.objects.get().balance_micro == 11_000_000

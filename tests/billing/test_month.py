@@ -49,6 +49,7 @@ from tests.billing.buyer import deliver
 from tests.emulators.stripe import Fault, StripeEmulator
 from tests.emulators.stripe.shop import Shop
 from tests.factories import KeyFactory
+from tests.images.requests import give_requests
 
 DAY, HOUR = 86_400, 3600
 # Later than any real time, since our rows have defaults in the database's own.
@@ -109,7 +110,7 @@ class World:
         """Let the worker do all that is due, and a minute later what that brought about."""
         for wait in (61, 0):
             self._deliver()
-            jobs.run_due(now=self.now)
+            jobs.run_due(jobs.current(), now=self.now)
             self.emulator.clock.advance(wait)
 
     def _deliver(self) -> None:
@@ -255,6 +256,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     assert list(reconciliation.open_differences()) == []
     assert not Difference.objects.filter(state=DifferenceState.FIXED).exists()
     assert set(MeterEvent.objects.values_list("state", flat=True)) == {MeterState.CONFIRMED}
+    give_requests()
     call_command("reconcile")  # exits 1 if there were any
     lines = sum(len(invoice.lines) for invoice in Invoice.objects.all())
     print(

@@ -1,9 +1,12 @@
 """Money under many hands at once: threads with their own connections, on a real database."""
 
+import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import IntegrityError
+from django.db import IntegrityError, connection, transaction
 from django.db.models import Sum
 
 from accounts.models import ApiKey
@@ -21,7 +24,7 @@ from billing.models import (
     Period,
     PriceVersion,
 )
-from tests.billing import SETTLE, authorize, budget_of, money_of, race, release
+from tests.billing import SETTLE, authorize, budget_of, capture, money_of, race, release
 from tests.factories import KeyFactory, UserFactory
 
 THREADS = 40
@@ -178,6 +181,80 @@ def test_a_hold_is_settled_by_exactly_one(committed_key: ApiKey, ways: list[str]
     assert LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION).count() == len(
         [way for way in won if way == "captured"]
     )
+
+
+@pytest.mark.parametrize("budget", [False, True])
+@pytest.mark.parametrize("way", SETTLE)
+def test_a_hold_that_is_the_only_one_is_settled_by_exactly_one(
+    committed_key: ApiKey, way: str, budget: bool
+) -> None:
+    """Nothing else is held, so whoever comes second finds too little, not a hold that is over."""
+    if budget:
+        budgets.set_budget(committed_key, 1_000_000, Period.DAY)
+        # Held beside it, but not in the budget: there the second finds too little only there.
+        authorize(KeyFactory(organization=committed_key.organization).row)
+    hold = authorize(committed_key)
+
+    settled = race(8, lambda _: SETTLE[way](Hold.objects.get(pk=hold.pk)), losing=HoldLost)
+
+    assert len([one for one in settled if not isinstance(one, HoldLost)]) == 1
+    spent = PRICE if way == "captured" else 0
+    assert money_of(committed_key) == (10_000_000 - spent, PRICE if budget else 0, spent)
+    assert not budget or budget_of(committed_key) == (0, spent)
+
+
+def _waiting(pid: int) -> bool:
+    """Return whether the session waits for another's lock."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [pid])
+        return bool(cursor.fetchone()[0])
+
+
+@pytest.mark.postgresql
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
+@pytest.mark.parametrize(
+    "settle",
+    [capture, release, lambda hold: holds.capture_one(hold, model="a/cheap")],
+    ids=["capture", "release", "capture_one"],
+)
+def test_a_request_that_comes_again_while_its_hold_is_settled_waits_in_no_circle(
+    committed_key: ApiKey, settle: Callable[[Hold], object]
+) -> None:
+    """The second asks for the account, then for the hold that is there already; so must the first.
+
+    Both stand in line for the account, the second before the first.
+    """
+    hold = authorize(committed_key, request_id="req_1")
+    pids: list[int] = []
+    came = threading.Semaphore(0)
+
+    def work[T](do: Callable[[], T]) -> T | Exception:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                pids.append(cursor.fetchone()[0])
+            came.release()
+            return do()
+        except Exception as error:
+            return error
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as threads:
+        with transaction.atomic():
+            BillingAccount.objects.select_for_update().get(pk=committed_key.organization_id)
+            both = []
+            for do in (lambda: authorize(committed_key, request_id="req_1"), lambda: settle(hold)):
+                both.append(threads.submit(work, do))
+                assert came.acquire(timeout=30)
+                while not _waiting(pids[-1]):
+                    pass
+        again, settled = (one.result(timeout=30) for one in both)
+
+    assert isinstance(again, IntegrityError)
+    assert not isinstance(settled, Exception), settled
+    spent = 0 if settle is release else PRICE
+    assert money_of(committed_key) == (10_000_000 - spent, 0, spent)
 
 
 def test_of_a_part_charged_by_many_at_once_one_wins(committed_key: ApiKey) -> None:

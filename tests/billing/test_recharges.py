@@ -297,6 +297,19 @@ def test_a_day_has_a_cap_and_the_next_day_its_own(
     ]
 
 
+@pytest.mark.parametrize(("cap", "times"), [(10, 1), (29, 2), (30, 3), (31, 3)])
+def test_a_cap_is_never_passed_also_when_it_is_no_multiple(
+    stripe: Stripe, stripe_account: StripeEmulator, low: Organization, cap: int, times: int
+) -> None:
+    recharges.set_automatic(low, 100 * USD, 10 * USD, cap * USD, None)
+    assert [recharges.automatic(stripe, now=NOON) for _ in range(4)] == [
+        *([1] * times),
+        *([0] * (4 - times)),
+    ]
+    assert balance(low) == USD + times * 10 * USD
+    assert len(intents(stripe_account)) == StripeOperation.objects.count() == times
+
+
 def test_a_declined_card_is_told_of_and_rests_until_tomorrow(
     stripe: Stripe, stripe_account: StripeEmulator, low: Organization
 ) -> None:

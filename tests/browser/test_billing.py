@@ -62,7 +62,7 @@ def invoice_of_the_month(stripe: Stripe, emulator: StripeEmulator) -> Invoice:
 def _work(now: datetime) -> None:
     # With the running hour, which the worker lets end first: the month may end with it.
     metering.freeze(now=now, running_hour=True)
-    jobs.run_due(now=now)
+    jobs.run_due(jobs.current(), now=now)
     connections.close_all()
 
 

@@ -11,8 +11,7 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
 * `auto` quality may cost the most, so it is `high` here; `auto` size is 1024x1024.
 * Usage is what is billed: image output tokens by model, quality and shape, 100 more per partial
   image. The counts of gpt-image-1 are published; later ones follow from the published prices.
-* A stream ends without `[DONE]`, with one `completed` event per picture; the usage of the events
-  adds up to the usage of the same call without streaming.
+* A stream is of one picture: `n` above 1 is refused. It ends without `[DONE]`.
 * Whether a refusal of the finished picture is charged is unknown; it is billed here.
 """
 
@@ -380,6 +379,8 @@ class OpenAIEmulator(Emulator):
         stream = body.get("stream", False)
         if not isinstance(stream, bool):
             raise _bad("Invalid type for 'stream': expected a boolean.", "stream", "invalid_type")
+        if stream and n > 1:
+            raise _bad("Streaming is only supported when n is 1.", "n")
         if "partial_images" in body and not stream:
             raise _bad("'partial_images' is only allowed when streaming.", "partial_images")
         fmt, background = self._look(body, model)

@@ -80,18 +80,49 @@ def make_request(
             **fields,
         },
     )
-    for index in range(delivered if pictures else 0):
+    if pictures:
+        _give_pictures(row)
+    return row
+
+
+def give_requests() -> None:
+    """Give each hold that a test made by itself the request that it would have been made for."""
+    for hold in Hold.objects.filter(generation=None).prefetch_related("ledger_entries"):
+        assert hold.api_key is not None
+        charges = list(hold.ledger_entries.all())
+        ended = GenerationStatus.SUCCEEDED if hold.captured else GenerationStatus.FAILED
+        row = Generation.objects.create(
+            request_id=hold.request_id,
+            organization_id=hold.organization_id,
+            api_key=hold.api_key,
+            sandbox=False,
+            hold=hold,
+            owner=hold.owner,
+            status=ended if hold.settled_at else GenerationStatus.RUNNING,
+            requested=list(hold.quotes),
+            parameters={},
+            n=hold.quantity,
+            fingerprint="f" * 64,
+            delivered=hold.captured,
+            cost_micro=-sum(entry.amount_micro for entry in charges),
+            created_at=hold.created_at,
+            deadline_at=hold.lease_until,
+        )
+        _give_pictures(row)
+
+
+def _give_pictures(row: Generation) -> None:
+    for index in range(row.delivered):
         Image.objects.create(
             generation=row,
             index=index,
-            name=f"{key.organization_id}/{row.pk}/{index}.png",
+            name=f"{row.organization_id}/{row.pk}/{index}.png",
             mime_type="image/png",
             width=1024,
             height=768,
             bytes=1000,
             sha256="0" * 64,
         )
-    return row
 
 
 def finish(row: Generation, key: ApiKey, *, model: str = FLUX, delivered: int = 1) -> LedgerEntry:

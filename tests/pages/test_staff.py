@@ -10,7 +10,7 @@ import pytest
 from allauth.mfa.models import Authenticator
 from django.contrib.admin.utils import quote
 from django.core.management import call_command
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.http import HttpResponse
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -26,6 +26,7 @@ from billing import jobs, ledger, standing
 from billing.models import (
     AccountStatus,
     BillingAccount,
+    Comparison,
     Difference,
     DifferenceState,
     EntryKind,
@@ -41,6 +42,7 @@ from billing.models import (
 from geekhub.staff import PAGES, site
 from images import platform
 from images.catalog import CATALOG
+from images.jobs import current
 from images.models import Generation
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
@@ -624,10 +626,32 @@ def test_a_cost_is_internal(client: Client, acme: Organization, key: ApiKey) -> 
     assert "cost_micro" not in client.get("/dashboard").text
 
 
+@pytest.mark.parametrize("kind", Comparison)
+def test_the_last_comparison_of_each_kind_is_shown(
+    client: Client, acme: Organization, kind: Comparison
+) -> None:
+    """Whatever is compared, an invoice too: the page and the code that writes share one list."""
+    for checked in (3, 4):
+        Reconciliation.objects.create(
+            kind=kind, subject="in_7", started_at=NOW, finished_at=NOW, checked=checked
+        )
+    log_in(client, staff())
+    page = client.get(reverse("admin:billing_difference_changelist")).text
+    runs = re.findall(r"\?kind=(\w+)\">(\w+)</a> in_7</th>.*?number\">(\d+)<", page)
+    assert runs == [(kind, kind, "4")]
+    listed = client.get(reverse("admin:billing_reconciliation_changelist") + f"?kind={kind}")
+    assert listed.text.count(">in_7<") == 2
+
+
+def test_a_kind_of_comparison_that_no_page_knows_cannot_be_written(db: None) -> None:
+    with pytest.raises(IntegrityError, match="comparison_is_known"):
+        Reconciliation.objects.create(kind="draft", started_at=NOW)
+
+
 def test_the_worker_s_health_is_told(client: Client, acme: Organization) -> None:
     log_in(client, staff())
     assert "late" in client.get("/staff/").text
-    jobs.run_due(now=timezone.now())
+    jobs.run_due(current(), now=timezone.now())
     assert ">late<" not in client.get("/staff/").text
     JobRun.objects.filter(name="accounts moved").update(
         started_at=timezone.now() - timedelta(minutes=13)

@@ -240,6 +240,7 @@ def test_a_time_zone_that_is_none_is_utc(zone: str, page: Client, key: ApiKey) -
 
 
 def test_a_request_in_detail(page: Client, key: ApiKey) -> None:
+    ApiKey.objects.filter(pk=key.pk).update(tags=["web"])
     row = make_request(
         key,
         ago(hours=1),
@@ -247,7 +248,7 @@ def test_a_request_in_detail(page: Client, key: ApiKey) -> None:
         delivered=2,
         pictures=True,
         requested=[FLUX, IMAGEN],
-        tags=["summer"],
+        tags=["web", "summer"],
         prompt="it's a <kite>",
         parameters={"listed": True, "n": 2, "size": "1024x1024", "on_refusal": "stop",
                     "max_cost_micro": 500_000, "strict": True},
@@ -270,6 +271,8 @@ def test_a_request_in_detail(page: Client, key: ApiKey) -> None:
         "&quot;model&quot;: [&quot;fal/flux-1.1-pro&quot;, &quot;google/imagen-4&quot;]",
         "&quot;routing&quot;: {&quot;on_refusal&quot;: &quot;stop&quot;}",
         "&quot;max_cost&quot;: 0.5", "&quot;strict&quot;: true",
+        # Without the key's own tag, which comes again by itself.
+        "&quot;tags&quot;: [&quot;summer&quot;]",
     ):  # fmt: skip
         assert told in code[1], told
     assert LedgerEntry.objects.filter(request_id=row.request_id).count() == 1

@@ -30,6 +30,7 @@ PROOFS = (
     Proof("kill-matrix", (f"{BILLING}/kill",)),
     Proof("lossy-soak", (f"{BILLING}/test_metering_soak.py",)),
     Proof("races", (f"{BILLING}/test_races.py",)),
+    Proof("broken-database", ("tests/api/test_broken_database.py",)),
     Proof("month", (f"{BILLING}/test_month.py",)),
     Proof("stateful-model", (f"{BILLING}/test_model.py",)),
     Proof("webhooks", (f"{BILLING}/test_webhooks.py",)),

@@ -16,6 +16,7 @@ from billing import jobs
 from billing.stripe_catalog import check_mode
 from geekhub.lib.liveness import departed
 from images import fuse, gallery, gateway, generation, rollups, spool
+from images.jobs import current
 from images.models import Image
 
 log = logging.getLogger("geekhub.worker")
@@ -39,7 +40,7 @@ class Command(BaseCommand):
         if options["once"]:
             for name, work in JOBS.items():
                 self.stdout.write(f"{name}: {work()}")
-            for name, count in jobs.run_due(now=timezone.now()).items():
+            for name, count in jobs.run_due(current(), now=timezone.now()).items():
                 self.stdout.write(f"{name}: {count}")
             return
         stop = threading.Event()
@@ -62,9 +63,9 @@ class Command(BaseCommand):
 
 
 def _all_jobs() -> Iterator[tuple[str, Callable[[], int | None]]]:
-    """Yield every job; billing's look for themselves whether they are due, and where they run."""
+    """Yield every job; those with an interval look whether they are due, and where they run."""
     yield from JOBS.items()
-    for job in jobs.current():
+    for job in current():
         yield job.name, partial(_run, job)
 
 

@@ -9,6 +9,7 @@ from django.utils import timezone
 from billing import reconciliation
 from billing.models import Difference
 from billing.stripe_client import connect, is_connected
+from images.reconciliation import requests
 
 # A month and the longest grace of its invoice.
 USUAL = timedelta(days=35)
@@ -17,8 +18,9 @@ COLUMNS = ("organization", "model", "hour", "kind", "expected", "found", "subjec
 
 class Command(BaseCommand):
     help = (
-        "Compare the books with each other, with Stripe's usage and with its invoices, now. Prints "
-        "what does not agree and is not accepted; exits 1 if there is any."
+        "Compare the books with each other, with the requests and their pictures, with Stripe's "
+        "usage and with its invoices, now. Prints what does not agree and is not accepted; exits 1 "
+        "if there is any."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -30,6 +32,7 @@ class Command(BaseCommand):
         since = _since(options["since"], now)
         reconciliation.recount()
         checked = reconciliation.internal(now=now, since=since).checked
+        checked += requests(now=now, since=since).checked
         if is_connected():
             stripe = connect()
             checked += reconciliation.usage(stripe, now=now, since=since).checked

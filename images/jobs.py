@@ -1,0 +1,23 @@
+"""Every job that is done at its interval, by one host at a time: billing's, and the product's."""
+
+from billing import jobs
+from billing.jobs import DAY, MINUTE, WHOLE_MONTH, Job
+from images import reconciliation
+
+OURS = (
+    Job(
+        "differences in requests",
+        10 * MINUTE,
+        lambda now: reconciliation.requests(now=now).differences,
+    ),
+    Job(
+        "differences in older requests",
+        DAY,
+        lambda now: reconciliation.requests(now=now, since=now - WHOLE_MONTH).differences,
+    ),
+)
+
+
+def current() -> tuple[Job, ...]:
+    """Return the jobs there are; without Stripe only those that need none."""
+    return (*jobs.current(), *OURS)

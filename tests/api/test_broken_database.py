@@ -1,0 +1,320 @@
+"""The database breaks at every statement of a request: all that is said of the request agrees.
+
+What the client was answered, the request, the ledger, the hold, the account, the budget, the
+pictures, the rollups, the reconciliation, and the same Idempotency-Key sent again.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import httpx
+import pytest
+from django.db import connection
+from django.db.models import Sum
+from django.utils import timezone
+
+from accounts.keys import NewKey
+from accounts.models import Organization
+from billing import budgets, reconciliation
+from billing.models import (
+    BillingAccount,
+    BudgetPeriod,
+    Difference,
+    Hold,
+    HoldState,
+    LedgerEntry,
+    Period,
+)
+from images import generation, rollups
+from images.models import Generation, GenerationStatus, HourlyUsage, Image
+from images.reconciliation import requests
+from tests import faulty
+from tests.api.test_streaming import events
+from tests.emulators.base import Behaviour
+from tests.emulators.openai import OpenAIEmulator
+from tests.factories import KeyFactory, OrganizationFactory
+from tests.faulty import Break, Happened, Script
+from tests.server import Api, AppServer
+
+PRICE = 190_000
+BONUS = 10_000_000
+PICTURES = 2
+DOWN = Break("OperationalError")
+prove = pytest.mark.skipif(not os.environ.get("PROVE"), reason="takes long; PROVE=1 runs it")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a request is made."""
+
+    stream: bool
+    sandbox: bool
+
+    def __str__(self) -> str:
+        return f"{'streamed' if self.stream else 'plain'}-{'sandbox' if self.sandbox else 'live'}"
+
+
+PLAIN, STREAMED = Way(stream=False, sandbox=False), Way(stream=True, sandbox=False)
+FREE, FREE_STREAMED = Way(stream=False, sandbox=True), Way(stream=True, sandbox=True)
+WAYS = (PLAIN, STREAMED, FREE, FREE_STREAMED)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer says: the digests of pictures in their order, or the message of an error."""
+
+    pictures: tuple[str, ...]
+    error: str
+    replayed: bool
+
+    @classmethod
+    def by(cls, answer: httpx.Response) -> "Told":
+        """Return what it says, as JSON or as events."""
+        replayed = answer.headers.get("idempotent-replayed") == "true"
+        if answer.headers["content-type"] == "text/event-stream":
+            told = events(answer.text)
+            done = [data for kind, data in told if kind == "image_generation.completed"]
+            failed = [data["error"] for kind, data in told if kind == "error"]
+            assert len(told) == len(done) + len(failed)
+            message = failed[0]["message"] if failed else ""  # type: ignore[index]
+            return cls(tuple(str(data["sha256"]) for data in done), message, replayed)
+        body = answer.json()
+        if answer.status_code != 200:
+            return cls((), body["error"]["message"], replayed)
+        return cls(tuple(data["sha256"] for data in body["data"]), "", replayed)
+
+    @property
+    def unknown(self) -> bool:
+        """Return whether it says that nobody knows yet."""
+        return "could not be written down yet" in self.error
+
+
+class Broken:
+    """The application on a database that breaks; each request is a new organization's."""
+
+    def __init__(self, app: AppServer, openai: OpenAIEmulator) -> None:
+        self._app = app
+        self._openai = openai
+        self.said: list[Told] = []
+
+    def request(self, way: Way, script: Script) -> Happened:
+        """Make one request under a script, check that all agrees, and return what happened."""
+        organization = OrganizationFactory()
+        key = KeyFactory(organization=organization, sandbox=way.sandbox)
+        budgets.set_budget(key.row, BONUS, Period.DAY, limit_images=100)
+        with faulty.breaking(script) as happened:
+            told = self._ask(key, way)
+        self.said.append(told)
+        where = f"{way}, broken at {happened.broken}"
+        # What delivered is no error; of a stream the next picture may be the one nobody knows of.
+        assert bool(told.pictures) != bool(told.error) or (way.stream and told.unknown), where
+        assert not told.replayed
+        self._settle(organization)
+        row = Generation.objects.filter(organization=organization).first()
+        delivered = row.delivered if row is not None else 0
+        if told.unknown:
+            one_more = len(told.pictures) + 1 if way.stream else PICTURES
+            assert delivered in (len(told.pictures), one_more), where
+        else:
+            assert delivered == len(told.pictures), (where, told)
+        _expect_agreement(organization, way, delivered)
+
+        calls = len(self._openai.calls)
+        again = self._ask(key, way)
+        assert not again.error, (where, again)
+        assert again.replayed == bool(delivered), where
+        if delivered:
+            assert row is not None
+            stored = row.images.values_list("sha256", flat=True)
+            assert again.pictures == tuple(stored), where
+            assert again.pictures[: len(told.pictures)] == told.pictures
+            assert len(self._openai.calls) == calls
+        else:
+            assert len(again.pictures) == PICTURES
+        _expect_agreement(organization, way, len(again.pictures))
+        return happened
+
+    def _ask(self, key: NewKey, way: Way) -> Told:
+        client = Api(self._app.origin, key.secret)
+        try:
+            body = {"stream": True} if way.stream else {}
+            return Told.by(client.draw({"Idempotency-Key": "order-1"}, n=PICTURES, **body))
+        finally:
+            client.http.close()
+
+    def _settle(self, organization: Organization) -> None:
+        """Settle what the broken database left, as the worker does when its lease is over."""
+        running = Generation.objects.filter(
+            organization=organization, status=GenerationStatus.RUNNING
+        )
+        owners = list(running.values_list("owner", flat=True))
+        assert generation.expire_abandoned(owners) == len(owners)
+
+
+def _expect_agreement(organization: Organization, way: Way, pictures: int) -> None:
+    charged = 0 if way.sandbox else pictures
+    cost = charged * PRICE
+    requests = Generation.objects.filter(organization=organization)
+    assert not requests.filter(status=GenerationStatus.RUNNING).exists()
+    sums = requests.aggregate(images=Sum("delivered", default=0), cost=Sum("cost_micro", default=0))
+    assert sums == {"images": pictures, "cost": cost}
+    assert Image.objects.filter(generation__organization=organization).count() == pictures
+    entries = LedgerEntry.objects.filter(organization=organization, kind="consumption")
+    sums = entries.aggregate(images=Sum("quantity", default=0), cost=Sum("amount_micro", default=0))
+    assert sums == {"images": charged, "cost": -cost}
+    holds = Hold.objects.filter(organization=organization)
+    assert not holds.filter(state=HoldState.HELD).exists()
+    assert holds.aggregate(images=Sum("captured", default=0))["images"] == charged
+    account = BillingAccount.objects.get(organization=organization)
+    money = (account.balance_micro, account.held_micro, account.spent_micro)
+    assert money == (BONUS - cost, 0, cost)
+    periods = BudgetPeriod.objects.filter(budget__organization=organization)
+    assert periods.aggregate(
+        held=Sum("held_micro", default=0),
+        held_images=Sum("held_images", default=0),
+        spent=Sum("spent_micro", default=0),
+        images=Sum("spent_images", default=0),
+    ) == {"held": 0, "held_images": 0, "spent": cost, "images": charged}
+
+
+@pytest.fixture
+def broken(serve: Callable[[], AppServer], openai: OpenAIEmulator) -> Iterator[Broken]:
+    """The application; in the end rollups and reconciliation agree with all that was done."""
+    openai.tiny = True
+    with faulty.engine():
+        yield Broken(serve(), openai)
+    openai.tiny = False
+    now = timezone.now() + timedelta(hours=2)
+    assert rollups.close_hours(now=now)
+    assert list(rollups.prove()) == []
+    rolled = HourlyUsage.objects.filter(sandbox=False).aggregate(
+        images=Sum("images", default=0), cost=Sum("cost_micro", default=0)
+    )
+    entries = LedgerEntry.objects.filter(kind="consumption")
+    ledger = entries.aggregate(
+        images=Sum("quantity", default=0), cost=-Sum("amount_micro", default=0)
+    )
+    assert rolled == ledger
+    reconciliation.internal(now=now)
+    requests(now=now)
+    assert list(Difference.objects.values_list("key", "expected", "found")) == []
+
+
+# On PostgreSQL the server really ends the session.
+GONE = Break(hang_up=connection.vendor == "postgresql")
+
+
+def everywhere(broken: Broken, way: Way, script: Callable[[int], Script]) -> None:
+    """Make a request for each statement, until a script begins after the last one."""
+    for number in itertools.count(1):
+        if not broken.request(way, script(number)).broken:
+            assert number > 12
+            return
+
+
+def drawing(way: Way, broken: Broken) -> range:
+    """Return the numbers of the statements that come after a request was let in."""
+    statements = broken.request(way, lambda *_: None).statements
+    return range(statements.index("COMMIT") + 2, len(statements) + 1)
+
+
+def commits(how: Break) -> Callable[[int], Script]:
+    """Return the script that breaks at the n-th COMMIT."""
+
+    def nth(number: int) -> Script:
+        seen = itertools.count(1)
+        return lambda _, sql: how if sql == "COMMIT" and next(seen) == number else None
+
+    return nth
+
+
+@pytest.mark.parametrize("way", [PLAIN, STREAMED], ids=str)
+def test_a_database_that_breaks_at_any_statement(broken: Broken, way: Way) -> None:
+    everywhere(broken, way, lambda number: faulty.at(number, how=GONE))
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_commit_whose_answer_is_lost_is_found_and_counts_once(broken: Broken, way: Way) -> None:
+    lost = commits(replace(GONE, after=True))
+    many = 4 if way.stream else 2
+    broke = [len(broken.request(way, lost(number)).broken) for number in range(1, many + 2)]
+    assert broke == [*([1] * many), 0]
+    # Whichever of them it was, the request went on.
+    assert {len(told.pictures) for told in broken.said} == {PICTURES}
+
+
+@pytest.mark.parametrize("way", [PLAIN, STREAMED], ids=str)
+def test_a_database_that_is_away_from_any_statement_on(broken: Broken, way: Way) -> None:
+    for number in drawing(way, broken):
+        broken.request(way, faulty.since(number, DOWN))
+
+
+@pytest.mark.parametrize(("after", "delivered"), [(False, 0), (True, PICTURES)])
+def test_nobody_is_told_that_nothing_was_charged_when_nobody_knows(
+    broken: Broken, after: bool, delivered: int
+) -> None:
+    last = drawing(PLAIN, broken)[-1]
+    lost = Break(after=after)
+    broken.request(PLAIN, lambda n, _: None if n < last else lost if n == last else DOWN)
+    assert broken.said[-1].unknown
+    assert "Nothing was charged" not in broken.said[-1].error
+    row = Generation.objects.order_by("created_at")[1]
+    assert row.delivered == delivered
+
+
+def test_a_refusal_is_told_while_the_database_is_away(
+    broken: Broken, openai: OpenAIEmulator
+) -> None:
+    for number in drawing(PLAIN, broken):
+        openai.queue(Behaviour(error="moderation_blocked"))
+        broken.request(PLAIN, faulty.since(number, DOWN))
+        assert "content policy" in broken.said[-1].error
+
+
+@prove
+@pytest.mark.prove
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "error", ["OperationalError", "InterfaceError", "DataError", "IntegrityError"]
+)
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_every_error_at_every_statement(
+    broken: Broken, way: Way, error: faulty.Error, after: bool
+) -> None:
+    everywhere(broken, way, lambda number: faulty.at(number, how=Break(error, after=after)))
+
+
+@prove
+@pytest.mark.prove
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", ["OperationalError", "DataError"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_both_tries_break_at_every_two_statements(
+    broken: Broken, way: Way, error: faulty.Error, after: bool
+) -> None:
+    how = Break(error, after=after)
+    numbers = drawing(way, broken)
+    for first in numbers:
+        for more in itertools.count(1):
+
+            def script(number: int, sql: str, first: int = first, more: int = more) -> Break | None:
+                return DOWN if number == first else how if number == first + more else None
+
+            if len(broken.request(way, script).broken) < 2:
+                break
+
+
+@prove
+@pytest.mark.prove
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_away_from_every_statement_on(broken: Broken, way: Way, after: bool) -> None:
+    def first_after(first: int) -> Script:
+        return lambda number, _: (
+            Break(after=after) if number == first else DOWN if number > first else None
+        )
+
+    everywhere(broken, way, first_after)
