@@ -21,9 +21,10 @@ from images import generation, metrics, routing
 from images.api import throttling
 from images.catalog import ImageModel, Status
 from images.gateway import Gateway
-from images.generation import Finished, IdempotencyKeyInUse, Started
+from images.generation import Started
 from images.limits import Admission
 from images.models import Generation, Image
+from images.repeats import Finished, IdempotencyKeyInUse, Sent
 from images.requests import GenerationRequest
 
 log = structlog.get_logger("geekhub.playground")
@@ -86,7 +87,8 @@ def start(
     once = f"playground:{person.pk}:{run}:{request.models[0]}"
     admission = throttling.enter(gateway.limiter, key, request_id)
     try:
-        begun = generation.begin(gateway, key, request, request_id=request_id, idempotency_key=once)
+        sent = Sent(idempotency_key=once)
+        begun = generation.begin(gateway, key, request, request_id=request_id, sent=sent)
     except IdempotencyKeyInUse:
         gateway.limiter.leave(admission)
         # The newest: it may have failed since.

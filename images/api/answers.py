@@ -12,9 +12,10 @@ from billing.models import Budget, BudgetPeriod
 from geekhub.lib import money
 from images.catalog import MAX_N, OWNERS, ImageModel
 from images.gateway import Gateway
-from images.generation import Finished, Priced
+from images.generation import Priced
 from images.models import Generation, GenerationStatus, Image
 from images.pictures import FORMATS
+from images.repeats import Finished
 from images.status import Credits
 from images.storage import ImageStore
 
@@ -46,6 +47,8 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
         "model": row.model,
         "data": data,
     }
+    if finished.deleted:
+        body["deleted"] = list(finished.deleted)
     if row.filtered:
         body["filtered_count"] = row.filtered
     if row.adjusted:
