@@ -110,7 +110,7 @@ def _has_proved(person: User) -> bool:
     """Return whether an address of theirs answered; where no mail is sent, none can."""
     if settings.ACCOUNT_EMAIL_VERIFICATION != "mandatory":
         return True
-    return EmailAddress.objects.filter(user=person, verified=True).exists()
+    return bool(EmailAddress.objects.filter(user=person, verified=True).exists())
 
 
 def _digests(person: User) -> list[str]:

@@ -69,7 +69,7 @@ def mirror(stripe: Stripe, stripe_id: str, *, now: datetime) -> Subscription | N
     StripeFailure.
     """
     seen = fetch(stripe, stripe_id, now=now)
-    return seen and seen.copy
+    return None if seen is None else seen.copy
 
 
 def fetch(stripe: Stripe, stripe_id: str, *, now: datetime) -> Fetched | None:

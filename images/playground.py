@@ -14,8 +14,7 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import Organization, User
-from billing import prices
-from billing.prices import UnknownPrice
+from billing.prices import PriceBook
 from geekhub.lib.ids import new_request_id
 from images import generation, metrics, routing
 from images.api import throttling
@@ -42,16 +41,14 @@ class Offer:
     off: str | None
 
 
-def offers(gateway: Gateway | None) -> list[Offer]:
-    """Return the models in service with what an image costs now; none before prices are published.
+def offers(gateway: Gateway | None, organization: Organization) -> list[Offer]:
+    """Return the models in service that the organization can buy, with what a picture costs it.
 
     Without a gateway, as under WSGI, all count as able to draw.
     """
     rows = [row for row in routing.listing() if row.status != Status.RETIRED]
-    try:
-        quotes = prices.current(row.id for row in rows)
-    except UnknownPrice:
-        return []
+    book = gateway.prices if gateway is not None else PriceBook()
+    quotes = book.offered([row.id for row in rows], organization.pk)
     return [
         Offer(
             row,
@@ -59,6 +56,7 @@ def offers(gateway: Gateway | None) -> list[Offer]:
             gateway.why_off(row, sandbox=False) if gateway is not None else None,
         )
         for row in rows
+        if row.id in quotes
     ]
 
 

@@ -18,6 +18,8 @@ from images.api import answers, serializers, streaming, throttling, uploads, usa
 from images.api.errors import ApiError, images_deleted, internal, translate
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
+from images.catalog import ImageModel
+from images.gateway import Gateway
 from images.generation import Priced, Started
 from images.limits import Admission
 from images.models import Generation, Image
@@ -148,7 +150,7 @@ class GenerationsView(AsyncAPIView):
         until = asyncio.get_running_loop().time() + settings.REQUEST_DEADLINE_SECONDS
         while isinstance(begun, Running):
             ended = await repeats.wait(gateway, begun, until=until, pause=self.raw.pause)
-            begun = ended or await gateway.db.run(self.let_in)
+            begun = await gateway.db.run(self.let_in) if ended is None else ended
         return begun
 
     def begin(self) -> Begun:
@@ -249,12 +251,7 @@ class ModelsView(AsyncAPIView):
 
     def get(self, request: Request) -> Response:
         return Response(
-            {
-                "object": "list",
-                "data": [
-                    answers.model(row, self.raw.gateway, self.key) for row in routing.listing()
-                ],
-            }
+            {"object": "list", "data": models(self.raw.gateway, self.key, routing.listing())}
         )
 
 
@@ -262,7 +259,14 @@ class ModelView(AsyncAPIView):
     """GET /v1/models/{id}"""
 
     def get(self, request: Request, model_id: str) -> Response:
-        return Response(answers.model(routing.find(model_id), self.raw.gateway, self.key))
+        (model,) = models(self.raw.gateway, self.key, [routing.find(model_id)])
+        return Response(model)
+
+
+def models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[dict[str, Any]]:
+    """Return rows of the catalogue with what they cost the key's organization now."""
+    quotes = gateway.prices.offered([row.id for row in rows], key.organization_id)
+    return [answers.model(row, gateway, key, quotes.get(row.id)) for row in rows]
 
 
 class CreditsView(AsyncAPIView):

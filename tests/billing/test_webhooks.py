@@ -282,7 +282,8 @@ def changed(sent: Json, *, below: int) -> Iterator[Any]:
     told = sent.get("data", {}).get("object", {})
     inside = {(id(value), at) for value, at in places(told)}
     for number, (owner, at) in enumerate(list(places(sent))):
-        if (id(owner), at) in inside and at != "id" and number % below:
+        named = owner is told and at == "id"
+        if (id(owner), at) in inside and not named and number % below:
             continue
         kept = owner[at]
         for other in OTHERS:
@@ -305,12 +306,14 @@ def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     about = {"related_object": {"id": "mtr_1", "type": "billing.meter", "url": "/v1/x"}}
     prove = bool(os.environ.get("PROVE"))
     chosen = [*kinds.values()] if prove else [paid[0]]
-    sent = 0
+    client, sent = Client(), 0
     for number, one in enumerate([*chosen, THIN | about]):
         for body in changed(json.loads(json.dumps(one)), below=1 if prove else 59):
             if body.get("id") == one["id"]:
                 body["id"] = f"evt_{number}_{sent}"
-            assert deliver_as_it_is(buyer.emulator, written(body)) in (200, 400)
+            signed, headers = buyer.emulator.webhooks.signed(written(body))
+            answer = client.post(WEBHOOK, signed, content_type="application/json", headers=headers)
+            assert answer.status_code in (200, 400)
             sent += 1
             if body.get("id") == f"evt_{number}_{sent - 1}":
                 body["id"] = one["id"]
@@ -323,10 +326,6 @@ def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     assert not StripeEvent.objects.filter(next_at__gt=timezone.now()).exists()
     webhooks.process_due(stripe, now=buyer.now, limit=10_000)
     assert topups(buyer) == [(f"topup:{paid[0]['data']['object']['id']}", 3_800_000)]
-
-
-def deliver_as_it_is(emulator: StripeEmulator, body: bytes) -> int:
-    return post(*emulator.webhooks.signed(body))[0]
 
 
 @given(
