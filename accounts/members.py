@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 
 from accounts import audit
 from accounts.access import MAY, Permission
-from accounts.models import Invitation, Membership, Organization, Role, User
+from accounts.models import AuditEvent, Invitation, Membership, Organization, Role, User
 
 INVITATION_DAYS = 7
 # Where a session keeps the token of the link that was opened, until its person has an account.
@@ -73,6 +73,11 @@ def found(name: str, *, owner: User) -> Organization:
             subject=organization.slug,
         )
     return organization
+
+
+def founded(person: User) -> QuerySet[AuditEvent]:
+    """Return the records of the organizations that a person has founded, whoever owns them now."""
+    return AuditEvent.objects.filter(actor=person, action="organization.created")
 
 
 def change_settings(organization: Organization, *, actor: User, **changes: Any) -> None:

@@ -25,13 +25,14 @@ from django.core.exceptions import ValidationError
 from django.core.mail import EmailMessage
 from django.core.validators import URLValidator
 from django.db import transaction
-from django.db.models import F, Min, OuterRef, Q, Subquery
+from django.db.models import F, OuterRef, Q, Subquery
 from django.template.loader import render_to_string
 from django.utils import timezone, translation
 from django.utils.translation import gettext
 
 from accounts import audit
 from accounts.models import Organization, Role, User
+from billing import prices
 from billing.budgets import period_start
 from billing.models import (
     AlertEndpoint,
@@ -41,8 +42,6 @@ from billing.models import (
     LedgerEntry,
     Notification,
     Period,
-    PriceState,
-    PriceVersion,
 )
 from geekhub.lib import http, money
 from geekhub.lib.addresses import is_address
@@ -132,7 +131,7 @@ def _write(alert: _Alert, now: datetime) -> bool:
 
 
 def _budgets(now: datetime) -> Iterator[_Alert]:
-    cheapest = _cheapest_image()
+    cheapest = prices.lowest_micro()
     running, used = Q(), Q(spent_micro__gt=0, budget__limit_micro__lte=F("spent_micro") * 2)
     used |= Q(spent_micro__gt=0, budget__limit_micro__lt=F("spent_micro") + cheapest)
     used |= Q(spent_images__gt=0, budget__limit_images__lte=F("spent_images") * 2)
@@ -150,12 +149,6 @@ def _budgets(now: datetime) -> Iterator[_Alert]:
             yield from _crossed(
                 row, "images", share, {"limit_images": images, "spent_images": row.spent_images}
             )
-
-
-def _cheapest_image() -> int:
-    """Return the lowest price on sale, in micro-USD; 1 when nothing is sold."""
-    prices = PriceVersion.objects.filter(state=PriceState.ACTIVE)
-    return int(prices.aggregate(lowest=Min("unit_micro"))["lowest"] or 1)
 
 
 def _percent(spent: int, limit: int, next_one: int) -> int:

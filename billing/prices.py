@@ -48,31 +48,34 @@ def pending(prices: Mapping[str, int]) -> dict[str, tuple[int | None, int]]:
 
 
 def current(models: Iterable[str]) -> dict[str, Quote]:
-    """Return the quote of every model; raises UnknownPrice naming one without a price."""
+    """Return the quote of every model; raises UnknownPrice naming one without a price.
+
+    What a certain organization pays is PriceBook's to say.
+    """
     wanted = list(models)
-    # Ordered so that the last version of a model is the one a dict keeps.
-    active = PriceVersion.objects.filter(model__in=wanted, state=PriceState.ACTIVE)
-    quotes = {version.model: _quote(version) for version in active.order_by("version")}
-    for model in wanted:
-        if model not in quotes:
-            raise UnknownPrice(model)
-    return quotes
+    return _all_of(wanted, _active(wanted))
+
+
+def lowest_micro() -> int:
+    """Return the lowest price on sale, in micro-USD; 1 when nothing is sold."""
+    return min((quote.unit_micro for quote in _active().values()), default=1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What the database said at a moment of the monotonic clock."""
+    """What the database said at a moment of the monotonic clock; None: the model has no price."""
 
     at: float
-    quotes: Mapping[str, Quote]
+    quotes: Mapping[str, Quote | None]
     exceptions: Mapping[tuple[uuid.UUID, str], Quote | None]
 
 
 class PriceBook:
-    """The current quotes, read again at most every `fresh_seconds`; for any number of threads.
+    """What a picture costs an organization now: for requests, and for all that shows a price.
 
-    A price that has just been superseded is still a price that was published: a request is billed
-    what it was quoted.
+    The database is read again at most every `fresh_seconds`; for any number of threads. A price
+    that has just been superseded is still a price that was published: a request is billed what it
+    was quoted.
     """
 
     def __init__(self, fresh_seconds: float = 5.0) -> None:
@@ -82,14 +85,23 @@ class PriceBook:
     def current(self, models: Iterable[str], organization_id: uuid.UUID) -> dict[str, Quote]:
         """Return the organization's quote of every model; raises UnknownPrice naming one."""
         wanted = list(models)
+        return _all_of(wanted, self.offered(wanted, organization_id))
+
+    def offered(self, models: Iterable[str], organization_id: uuid.UUID | None) -> dict[str, Quote]:
+        """Return the quotes of those models that have a price for the organization.
+
+        None stands for an organization without exceptions.
+        """
+        wanted = list(models)
         # Another thread may exchange the last reading at any moment; this one answers.
         reading = self._reading(wanted)
         quotes = {}
         for model in wanted:
-            quote = reading.exceptions.get((organization_id, model), reading.quotes[model])
-            if quote is None:
-                raise UnknownPrice(model)
-            quotes[model] = quote
+            quote = reading.quotes[model]
+            if organization_id is not None:
+                quote = reading.exceptions.get((organization_id, model), quote)
+            if quote is not None:
+                quotes[model] = quote
         return quotes
 
     def _reading(self, wanted: list[str]) -> _Reading:
@@ -99,9 +111,25 @@ class PriceBook:
             last = _Reading(now, {}, {})
         if not all(model in last.quotes for model in wanted):
             # Newer quotes with older exceptions would show a price that cannot be billed yet.
-            last = _Reading(last.at, {**last.quotes, **current(wanted)}, _exceptions())
-            self._last = last
+            quotes = {**last.quotes, **dict.fromkeys(wanted), **_active(wanted)}
+            last = self._last = _Reading(last.at, quotes, _exceptions())
         return last
+
+
+def _active(models: Iterable[str] | None = None) -> dict[str, Quote]:
+    """Return the quotes of these models, or of all, that have a price."""
+    versions = PriceVersion.objects.filter(state=PriceState.ACTIVE)
+    if models is not None:
+        versions = versions.filter(model__in=list(models))
+    # Ordered so that the last version of a model is the one a dict keeps.
+    return {version.model: _quote(version) for version in versions.order_by("version")}
+
+
+def _all_of(models: Iterable[str], quotes: dict[str, Quote]) -> dict[str, Quote]:
+    for model in models:
+        if model not in quotes:
+            raise UnknownPrice(model)
+    return quotes
 
 
 def _exceptions() -> dict[tuple[uuid.UUID, str], Quote | None]:

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter, get_adapter
 from allauth.account.forms import SignupForm as AllauthSignupForm
+from allauth.account.models import EmailAddress
 from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
 from django import forms
@@ -17,7 +18,7 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts import members
 from accounts.models import Invitation, User
-from billing.onboarding import found_organization
+from billing.onboarding import address_proved, found_organization
 from geekhub.lib import addresses
 
 
@@ -36,6 +37,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
         """Send allauth's mail in the product's name, not the host's."""
         site = {"name": "Geek Hub", "domain": urlsplit(settings.PUBLIC_URL).netloc}
         super().send_mail(template_prefix, email, {**context, "current_site": site})
+
+    def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
+        """Mark an address as proved; whoever has founded an organization gets the bonus then."""
+        confirmed: bool = super().confirm_email(request, email_address)
+        if confirmed:
+            address_proved(email_address.user)
+        return confirmed
 
     def get_client_ip(self, request: HttpRequest) -> str:
         """Return whom limits are counted for; all unknown clients share one place."""

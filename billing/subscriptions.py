@@ -12,6 +12,7 @@ subscription tells Stripe that balance. So nothing is metered twice, and nothing
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -43,6 +44,14 @@ ENDED = ("canceled", "incomplete_expired")
 MONEY_KINDS = ("credit_grant", "invoice_item", "credit_note")
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Our copy of a subscription, and all that Stripe said of it when the copy was made."""
+
+    copy: Subscription
+    answer: Mapping[str, Any]
+
+
 def live(organization: Organization) -> Subscription | None:
     """Return the organization's subscription that has not ended."""
     return Subscription.objects.filter(organization=organization, ended_at=None).first()
@@ -54,11 +63,20 @@ def sold() -> list[PriceVersion]:
 
 
 def mirror(stripe: Stripe, stripe_id: str, *, now: datetime) -> Subscription | None:
-    """Fetch a subscription and keep a copy; open or close metering as it tells.
+    """Fetch a subscription and keep a copy; open or close metering as it says.
 
-    None when Stripe has no such subscription, or its customer is none of ours. A second running
-    subscription of an organization would bill the same usage again, and is cancelled.
-    Raises StripeFailure.
+    None when Stripe has no such subscription, or its customer is none of ours. Raises
+    StripeFailure.
+    """
+    seen = fetch(stripe, stripe_id, now=now)
+    return None if seen is None else seen.copy
+
+
+def fetch(stripe: Stripe, stripe_id: str, *, now: datetime) -> Fetched | None:
+    """Do what mirror() does, and return Stripe's answer beside the copy of it.
+
+    A second running subscription of an organization would bill the same usage again, and is
+    cancelled.
     """
     while True:
         before = Subscription.objects.filter(stripe_id=stripe_id).first()
@@ -79,7 +97,7 @@ def mirror(stripe: Stripe, stripe_id: str, *, now: datetime) -> Subscription | N
         _open(stripe, copy, now=now)
         card = fetched["default_payment_method"]
         cards.mirror(stripe, account.stripe_customer, now=now, offered=card)
-    return copy
+    return Fetched(copy, fetched)
 
 
 def add_items(stripe: Stripe, version: PriceVersion, now: datetime) -> int:

@@ -5,16 +5,20 @@ and gives its object's id to the handler of its type; a handler fetches the obje
 it does not matter in which order events come, or how often. Whatever is lost, `sweep` finds.
 """
 
+import hashlib
 import json
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.db.models import F
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 from django.views.decorators.csrf import csrf_exempt
 from prometheus_client import Counter
@@ -57,6 +61,11 @@ DELIVERIES = Counter(
     "geekhub_stripe_deliveries_total", "Deliveries to the webhook, by our answer.", ["answer"]
 )
 
+MOST_DEPTH = 100
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+# What reading something that is no event raises.
+NO_EVENT = (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError)
+
 type Handler = Callable[[Stripe, StripeEvent, datetime], None]
 
 
@@ -72,7 +81,7 @@ class Unacceptable(Exception):
 def receive(request: HttpRequest) -> HttpResponse:
     """Take a delivery into the inbox; what it means is found out later."""
     try:
-        _keep(_accepted(request))
+        _take(_signed(request))
     except Unacceptable as error:
         DELIVERIES.labels(error.status).inc()
         log.warning("a delivery to the Stripe webhook was refused: %s", error)
@@ -84,7 +93,8 @@ def receive(request: HttpRequest) -> HttpResponse:
     return HttpResponse("ok\n", content_type="text/plain")
 
 
-def _accepted(request: HttpRequest) -> StripeEvent:
+def _signed(request: HttpRequest) -> bytes:
+    """Return the body of a delivery that Stripe has signed; raises Unacceptable."""
     if request.method != "POST":
         raise Unacceptable(405, "Stripe's events are sent by POST.")
     if not is_connected():
@@ -101,14 +111,54 @@ def _accepted(request: HttpRequest) -> StripeEvent:
             "No secret in STRIPE_WEBHOOK_SECRET signed this in the last five minutes. Each of "
             "Stripe's destinations has a secret of its own.",
         ) from error
+    return body
+
+
+def _take(body: bytes) -> None:
+    """Keep what Stripe has signed: as an event to work on, or for a person to look at.
+
+    What is no event will not become one, so Stripe is not asked to send it again for three days.
+    """
     try:
-        return _event(json.loads(body))
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise Unacceptable(400, "The body is no event of Stripe's.") from error
+        event = _event(_storable(json.loads(body.decode())))
+    except (*NO_EVENT, RecursionError) as error:
+        digest = hashlib.sha256(body).hexdigest()
+        log.error("Stripe signed what is no event (%s): %.500r", error, body)
+        note = f"{type(error).__name__}: {error}; {body[:300]!r}"
+        _tell_staff(
+            "stripe_event", f"no_event:{digest}", "no event", 1, timezone.now(), note=_text(note)
+        )
+        return
+    StripeEvent.objects.bulk_create([event], ignore_conflicts=True)
+
+
+def _storable(value: Any, depth: int = 1) -> Any:
+    """Return a JSON value as any database stores it; raises ValueError when it is nested too deep.
+
+    The payload is for people to look at: what an event is about is fetched from Stripe.
+    """
+    if depth > MOST_DEPTH:
+        raise ValueError("nested too deep")
+    match value:
+        case str():
+            return _text(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case list():
+            return [_storable(one, depth + 1) for one in value]
+        case dict():
+            return {_text(name): _storable(one, depth + 1) for name, one in value.items()}
+        case _:
+            return value
+
+
+def _text(value: str) -> str:
+    """Return the text without a NUL or half of a surrogate pair, which PostgreSQL does not take."""
+    return UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
 
 
 def _event(sent: Any) -> StripeEvent:
-    """Return the row of a snapshot or thin event; raises what is not one as it happens to."""
+    """Return the row of a snapshot or thin event; raises NO_EVENT when it is none."""
     thin = sent["object"] == "v2.core.event"
     about = (sent.get("related_object") if thin else sent["data"]["object"]) or {}
     event = StripeEvent(
@@ -120,17 +170,21 @@ def _event(sent: Any) -> StripeEvent:
         created=_created(sent["created"]),
         payload=sent,
     )
+    if not isinstance(event.livemode, bool):
+        raise TypeError("no mode")
     if event.livemode is not settings.STRIPE_LIVEMODE:
         ours, theirs = ("live", "test")[:: 1 if settings.STRIPE_LIVEMODE else -1]
         raise Unacceptable(400, f"The event is of {theirs} mode, STRIPE_SECRET_KEY of {ours} mode.")
     # Due at once, also by the clock of whoever lives in Stripe's time.
-    event.next_at = event.created
+    event.next_at = min(event.created, timezone.now())
     return event
 
 
 def _name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 100:
         raise ValueError("not a name")
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("not a name of Stripe's")
     return value
 
 
@@ -141,11 +195,7 @@ def _created(value: Any) -> datetime:
     moment = parse_datetime(value)
     if moment is None or moment.tzinfo is None:
         raise ValueError("not a time")
-    return moment
-
-
-def _keep(event: StripeEvent) -> None:
-    StripeEvent.objects.bulk_create([event], ignore_conflicts=True)
+    return moment.astimezone(UTC)
 
 
 def process_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
@@ -239,17 +289,15 @@ def _subscription(stripe: Stripe, event: StripeEvent, now: datetime) -> None:
 
 def _mirror_subscription(stripe: Stripe, stripe_id: str, now: datetime) -> None:
     """Copy a subscription; if Stripe gave up to collect for it, what it is owed comes first."""
-    copy = subscriptions.mirror(stripe, stripe_id, now=now)
-    if copy is None:
+    seen = subscriptions.fetch(stripe, stripe_id, now=now)
+    if seen is None:
         raise UnknownCustomer(f"no organization has the subscription {stripe_id!r}")
-    if copy.status not in ("unpaid", "canceled"):
-        return
-    fetched = plain(stripe.call(stripe.v1.subscriptions.retrieve, stripe_id))
-    details = fetched["cancellation_details"] or {}
-    if fetched["status"] == "unpaid" or details.get("reason") == "payment_failed":
-        if fetched["latest_invoice"]:
-            invoices.mirror(stripe, fetched["latest_invoice"], now=now)
-        standing.collection_ended(copy.organization)
+    status, answer = seen.copy.status, seen.answer
+    gave_up = (answer["cancellation_details"] or {}).get("reason") == "payment_failed"
+    if status == "unpaid" or (status == "canceled" and gave_up):
+        if answer["latest_invoice"]:
+            invoices.mirror(stripe, answer["latest_invoice"], now=now)
+        standing.collection_ended(seen.copy.organization)
 
 
 def _checkout(stripe: Stripe, event: StripeEvent, now: datetime) -> None:

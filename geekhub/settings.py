@@ -498,6 +498,9 @@ def _micro_usd(name: str, default: str) -> int:
 
 SIGNUP_BONUS_MICRO = _micro_usd("SIGNUP_BONUS_USD", "2.50")
 DEFAULT_CREDIT_LIMIT_MICRO = _micro_usd("DEFAULT_CREDIT_LIMIT_USD", "0")
+# How many a person may found on the pages, altogether and within 24 hours.
+ORGANIZATIONS_PER_PERSON = env.int("ORGANIZATIONS_PER_PERSON", default=10)
+ORGANIZATIONS_PER_DAY = env.int("ORGANIZATIONS_PER_DAY", default=3)
 
 # Without a key billing stays local: pictures are drawn and charged, and nothing is invoiced.
 STRIPE_SECRET_KEY = env.str("STRIPE_SECRET_KEY", default="")

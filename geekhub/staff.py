@@ -44,6 +44,7 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
+from billing.prices import PriceBook
 from billing.stripe_client import is_connected
 from geekhub.lib import money
 from images import admin as images
@@ -253,6 +254,7 @@ def job_health(now: datetime) -> list[JobHealth]:
 
 def _models(month: platform.Month) -> list[Line]:
     found = []
+    quotes = PriceBook().offered(month.models, None)
     for model, earned in month.models.items():
         row = CATALOG.get(model)
         cost = row.cost_micro if row else None
@@ -260,7 +262,7 @@ def _models(month: platform.Month) -> list[Line]:
             Line(
                 model,
                 earned,
-                usd(row.price_micro) if row else "–",
+                usd(quotes[model].unit_micro) if model in quotes else "–",
                 _now("unknown") if cost is None else usd(cost),
             )
         )

@@ -34,7 +34,7 @@ from billing.holds import InsufficientBalance
 from billing.models import Hold
 from geekhub.lib import db
 from geekhub.lib.tasks import to_its_end
-from images import private, routing
+from images import private, repeats, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
 from images.pictures import Picture, transcode
@@ -46,6 +46,7 @@ from images.providers.base import (
     Shortfall,
     unavailable,
 )
+from images.repeats import Finished, Running, Sent
 from images.requests import AUTO, GenerationRequest
 from images.routing import Candidate
 
@@ -73,14 +74,6 @@ RESULT_FIELDS = (
     "draw_ms",
     "latency_ms",
 )
-
-
-class IdempotencyKeyInUse(Exception):
-    """The request with this Idempotency-Key is still running."""
-
-
-class IdempotencyKeyReused(Exception):
-    """The Idempotency-Key was used for another body."""
 
 
 class AllCandidatesFailed(Exception):
@@ -132,15 +125,6 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A request that delivered: its pictures' rows, and their bytes if they were drawn just now."""
-
-    generation: Generation
-    images: list[Image]
-    data: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
 class Priced:
     """The answer to a dry run: who would be asked first, and what it would cost at most."""
 
@@ -170,16 +154,16 @@ def begin(
     request: GenerationRequest,
     *,
     request_id: str,
-    idempotency_key: str | None,
-) -> Started | Finished | Priced:
+    sent: Sent,
+) -> Started | Finished | Running | Priced:
     """Let a request in: one database hop, one short transaction.
 
-    Returns what an earlier request with the same Idempotency-Key came to, or Priced for a dry run.
-    Raises the errors of routing and holds, IdempotencyKeyInUse and IdempotencyKeyReused; then
-    nothing is held and nothing was written.
+    Returns what the request that this one repeats came to, Running when it is to be waited for, or
+    Priced for a dry run. Raises the errors of routing and holds, IdempotencyKeyInUse and
+    IdempotencyKeyReused; then nothing is held and nothing was written.
     """
-    if idempotency_key is not None:
-        earlier = _earlier(key, request, idempotency_key)
+    if sent.may_repeat:
+        earlier = repeats.earlier(key, request, sent)
         if earlier is not None:
             return earlier
     quotes = gateway.prices.current(
@@ -210,7 +194,7 @@ def begin(
         prompt=request.prompt if key.organization.keeps_prompts else "",
         tags=_tags(key, request),
         n=request.n,
-        idempotency_key=idempotency_key,
+        idempotency_key=sent.idempotency_key,
         fingerprint=request.fingerprint(),
         skipped=[asdict(one) for one in skipped],
         created_at=now,
@@ -226,18 +210,21 @@ def begin(
         lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
     )
     try:
-        generation = _let_in(generation, None if key.sandbox else authorize)
+        repeated = partial(repeats.alone, key, request, sent)
+        begun = _let_in(generation, None if key.sandbox else authorize, repeated)
     except (IntegrityError, InsufficientBalance, BudgetExceeded):
-        # The same Idempotency-Key may have come in beside us and hold the money, or the row.
-        if idempotency_key is not None:
-            earlier = _earlier(key, request, idempotency_key)
+        # The same order may have come in beside us and hold the money, or the row.
+        if sent.may_repeat:
+            earlier = repeats.earlier(key, request, sent)
             if earlier is not None:
                 return earlier
         raise
+    if not isinstance(begun, Generation):
+        return begun
     started = time.monotonic()
     return Started(
-        generation=generation,
-        hold=generation.hold,
+        generation=begun,
+        hold=begun.hold,
         candidates=candidates,
         skipped=skipped,
         sandbox=key.sandbox,
@@ -256,15 +243,22 @@ def _tags(key: ApiKey, request: GenerationRequest) -> list[str]:
     return list(dict.fromkeys([*own, *request.tags]))
 
 
-def _let_in(generation: Generation, authorize: Callable[[], Hold] | None) -> Generation:
+def _let_in(
+    generation: Generation,
+    authorize: Callable[[], Hold] | None,
+    repeated: Callable[[], Finished | Running | None],
+) -> Generation | Finished | Running:
     """Write the request and its hold in one transaction; return the row, with the hold on it.
 
-    When the connection breaks it is tried a second time, unless the first was committed after all.
+    Writes nothing when `repeated` finds the request that this one repeats, and returns that. When
+    the connection breaks it is tried a second time, unless the first was committed after all.
     """
 
-    def write() -> Generation:
+    def write() -> Generation | Finished | Running:
         row = copy(generation)
         with transaction.atomic():
+            if earlier := repeated():
+                return earlier
             row.hold = authorize() if authorize is not None else None
             db.insert(row)
         return row
@@ -709,26 +703,6 @@ def _abandon(generations: QuerySet[Generation]) -> int:
         error_message="The server stopped while the request was running. Nothing was charged.",
         finished_at=now,
     )
-
-
-def _earlier(key: ApiKey, request: GenerationRequest, idempotency_key: str) -> Finished | None:
-    """Return what the request with this Idempotency-Key came to; None if it failed or never was."""
-    earlier = (
-        Generation.objects.filter(
-            organization_id=key.organization_id,
-            sandbox=key.sandbox,
-            idempotency_key=idempotency_key,
-        )
-        .exclude(status=GenerationStatus.FAILED)
-        .first()
-    )
-    if earlier is None:
-        return None
-    if earlier.fingerprint != request.fingerprint():
-        raise IdempotencyKeyReused
-    if earlier.status == GenerationStatus.RUNNING:
-        raise IdempotencyKeyInUse
-    return Finished(earlier, list(earlier.images.filter(deleted_at=None)), [])
 
 
 async def _sha256(data: bytes) -> str:

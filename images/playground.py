@@ -14,16 +14,16 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import Organization, User
-from billing import prices
-from billing.prices import UnknownPrice
+from billing.prices import PriceBook
 from geekhub.lib.ids import new_request_id
 from images import generation, metrics, routing
 from images.api import throttling
 from images.catalog import ImageModel, Status
 from images.gateway import Gateway
-from images.generation import Finished, IdempotencyKeyInUse, Started
+from images.generation import Started
 from images.limits import Admission
 from images.models import Generation, Image
+from images.repeats import Finished, IdempotencyKeyInUse, Sent
 from images.requests import GenerationRequest
 
 log = structlog.get_logger("geekhub.playground")
@@ -41,16 +41,14 @@ class Offer:
     off: str | None
 
 
-def offers(gateway: Gateway | None) -> list[Offer]:
-    """Return the models in service with what an image costs now; none before prices are published.
+def offers(gateway: Gateway | None, organization: Organization) -> list[Offer]:
+    """Return the models in service that the organization can buy, with what a picture costs it.
 
     Without a gateway, as under WSGI, all count as able to draw.
     """
     rows = [row for row in routing.listing() if row.status != Status.RETIRED]
-    try:
-        quotes = prices.current(row.id for row in rows)
-    except UnknownPrice:
-        return []
+    book = gateway.prices if gateway is not None else PriceBook()
+    quotes = book.offered([row.id for row in rows], organization.pk)
     return [
         Offer(
             row,
@@ -58,6 +56,7 @@ def offers(gateway: Gateway | None) -> list[Offer]:
             gateway.why_off(row, sandbox=False) if gateway is not None else None,
         )
         for row in rows
+        if row.id in quotes
     ]
 
 
@@ -86,7 +85,8 @@ def start(
     once = f"playground:{person.pk}:{run}:{request.models[0]}"
     admission = throttling.enter(gateway.limiter, key, request_id)
     try:
-        begun = generation.begin(gateway, key, request, request_id=request_id, idempotency_key=once)
+        sent = Sent(idempotency_key=once)
+        begun = generation.begin(gateway, key, request, request_id=request_id, sent=sent)
     except IdempotencyKeyInUse:
         gateway.limiter.leave(admission)
         # The newest: it may have failed since.

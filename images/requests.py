@@ -9,6 +9,15 @@ import orjson
 from images.pictures import Upload
 
 AUTO = "auto"
+# What asks for the same as leaving the field out. `input_fidelity`: API reference of OpenAI's
+# image edits ("Defaults to low").
+NEUTRAL = {
+    "size": AUTO,
+    "quality": AUTO,
+    "background": AUTO,
+    "moderation": AUTO,
+    "input_fidelity": "low",
+}
 
 type Strategy = Literal["cheapest", "fastest", "balanced"]
 type OnRefusal = Literal["next", "stop"]
@@ -69,6 +78,7 @@ class GenerationRequest:
         told = self._plain()
         if self.inputs is not None:
             told |= {"inputs": self.inputs.digests(), "input_fidelity": self.input_fidelity}
+        told |= {name: None for name, value in NEUTRAL.items() if told.get(name) == value}
         return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
     def parameters(self) -> dict[str, Any]:

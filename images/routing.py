@@ -9,6 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.utils import timezone
 
+from geekhub.lib import money
 from images.catalog import CATALOG, MAX_N, ImageModel, Status, as_of
 from images.providers.base import ImageRequest
 from images.providers.ratios import edges, nearest
@@ -93,7 +94,7 @@ class Candidate:
             # Whoever sends early views draws one picture a call.
             per_call=MAX_N if sandbox else 1 if partial_images else model.per_call,
             size=_drawn_size(asked, model),
-            quality=model.qualities.get(asked.quality) if asked.quality else None,
+            quality=self._upstream_quality(),
             style=asked.style if model.style else None,
             output_format=self._upstream_format(sandbox=sandbox),
             output_compression=(
@@ -109,6 +110,13 @@ class Candidate:
             mask=asked.inputs.mask if asked.inputs else None,
             input_fidelity=asked.input_fidelity if model.fidelity else None,
         )
+
+    def _upstream_quality(self) -> str | None:
+        # Leaving it out asks for `auto`, which some rows pin: their price does not cover the
+        # dearest quality, which the provider might choose. Where it is not pinned, less is sent.
+        asked = self.request.quality
+        word = self.model.qualities.get(asked or AUTO)
+        return None if asked is None and word == AUTO else word
 
     def _upstream_format(self, *, sandbox: bool) -> str | None:
         # What is compressed here is drawn without a loss before, where that can be asked for.
@@ -241,8 +249,15 @@ def fit(
             "size",
             f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}.",
         )
-    if request.max_cost_micro is not None and price_micro * request.n > request.max_cost_micro:
-        raise ModelUnfit("max_cost", f"{request.n} of {model.id} cost more than max_cost.")
+    cost_micro = price_micro * request.n
+    if request.max_cost_micro is not None and cost_micro > request.max_cost_micro:
+        what = "1 image" if request.n == 1 else f"{request.n} images"
+        raise ModelUnfit(
+            "max_cost",
+            f"{what} of {model.id} {'costs' if request.n == 1 else 'cost'} "
+            f"{money.to_usd(cost_micro)} USD, more than max_cost "
+            f"{money.to_usd(request.max_cost_micro)}.",
+        )
     if (
         model.transparent
         and request.background == "transparent"

@@ -309,6 +309,40 @@ def test_usage_since_a_day_includes_that_day_in_utc(acme: Organization) -> None:
     assert images("--since", "2026-03-02") == 0
 
 
+# --- demo_account -----------------------------------------------------------------------------
+
+
+def test_the_demo_finds_its_account_again(published: None, settings: Any, tmp_path: Path) -> None:
+    settings.DEMO, settings.DATA_DIR = True, tmp_path
+    first = json.loads(run("demo_account", "demo@geekhub.test"))
+    file = tmp_path / "demo.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert json.loads(run("demo_account", "demo@geekhub.test")) == first
+    user, key = User.objects.get(), ApiKey.objects.get()
+    assert (key.name, key.sandbox, user.check_password(first["password"])) == ("demo", True, True)
+    assert first["prices"]["fal/flux-1.1-pro"] == "0.04"
+
+    # Keys of runs before it was written down go; the one that is shown is the newest's successor.
+    older = keys.create(key.organization, "demo", sandbox=True)
+    for text in ("", "[]", '{"key": 7, "password": null}'):
+        file.write_text(text)
+        lost, before = json.loads(run("demo_account", "demo@geekhub.test")), first
+        assert lost["key"] != before["key"]
+        assert User.objects.get().check_password(lost["password"])
+        works = [one for one in ApiKey.objects.all() if one.expires_at is one.revoked_at is None]
+        assert [one.pk for one in works] == [keys.authenticate(lost["key"]).pk]
+    with pytest.raises(keys.RevokedKey):
+        keys.authenticate(older.secret)
+    assert Organization.objects.count() == 1
+
+
+def test_outside_the_demo_there_is_none(published: None, settings: Any) -> None:
+    settings.DEMO = False
+    with pytest.raises(CommandError, match="not a demo"):
+        run("demo_account", "demo@geekhub.test")
+    assert not User.objects.exists()
+
+
 # --- worker -----------------------------------------------------------------------------------
 
 

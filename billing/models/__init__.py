@@ -4,6 +4,7 @@ from billing.models.alerts import AlertEndpoint, Notification
 from billing.models.money import (
     AccountStatus,
     BillingAccount,
+    BonusClaim,
     Budget,
     BudgetPeriod,
     EntryKind,
@@ -38,6 +39,7 @@ __all__ = [
     "AccountStatus",
     "AlertEndpoint",
     "BillingAccount",
+    "BonusClaim",
     "Budget",
     "BudgetPeriod",
     "Comparison",

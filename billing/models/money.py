@@ -389,3 +389,17 @@ class LedgerEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.amount_micro} µUSD"
+
+
+class BonusClaim(models.Model):
+    """A person had the sign-up bonus; one row for each thing they are known by.
+
+    `digest` is of the account's id or of an address. It refers to nothing, so that it outlives
+    people, organizations and renamed addresses.
+    """
+
+    digest = models.CharField(max_length=64, unique=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"claimed by {self.digest[:8]}…"

@@ -9,12 +9,14 @@ import pybase64
 
 from accounts.models import ApiKey
 from billing.models import Budget, BudgetPeriod
+from billing.prices import Quote
 from geekhub.lib import money
 from images.catalog import MAX_N, OWNERS, ImageModel
 from images.gateway import Gateway
-from images.generation import Finished, Priced
+from images.generation import Priced
 from images.models import Generation, GenerationStatus, Image
 from images.pictures import FORMATS
+from images.repeats import Finished
 from images.status import Credits
 from images.storage import ImageStore
 
@@ -46,6 +48,8 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
         "model": row.model,
         "data": data,
     }
+    if finished.deleted:
+        body["deleted"] = list(finished.deleted)
     if row.filtered:
         body["filtered_count"] = row.filtered
     if row.adjusted:
@@ -116,8 +120,8 @@ async def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
     }
 
 
-def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
-    """Return one model in OpenAI's shape with our additions."""
+def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -> dict[str, Any]:
+    """Return one model in OpenAI's shape with our additions; `quote` is the organization's."""
     return {
         "id": row.id,
         "object": "model",
@@ -126,7 +130,10 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
         "kind": "image",
         "name": row.name,
         "description": row.good_for,
-        "pricing": {"per_image_usd": money.to_usd(row.price_micro), "currency": "USD"},
+        "pricing": {
+            "per_image_usd": None if quote is None else money.to_usd(quote.unit_micro),
+            "currency": "USD",
+        },
         "sizes": ["auto", *row.sizes],
         "max_n": MAX_N,
         "qualities": list(row.qualities),
@@ -141,7 +148,9 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey) -> dict[str, Any]:
         "output_formats": [name.lower() for name in FORMATS],
         "max_prompt": row.max_prompt,
         "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
-        "available": gateway.provider_for(row, sandbox=key.sandbox) is not None,
+        "available": (
+            quote is not None and gateway.provider_for(row, sandbox=key.sandbox) is not None
+        ),
         "status": row.status,
         "shutdown_date": row.shutdown_date.isoformat() if row.shutdown_date else None,
         "successor": row.successor,

@@ -17,7 +17,7 @@ from accounts import keys
 from billing.budgets import BudgetExceeded
 from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
-from images import gallery, generation, routing
+from images import gallery, generation, repeats, routing
 from images.api.requests import BodyTooLarge, BodyTooSlow
 from images.limits import RateLimited
 from images.providers.base import REFUSAL, ProviderError
@@ -44,6 +44,7 @@ TABLE: Mapping[str, Row] = {
     "not_found": Row(404, "invalid_request_error"),
     "method_not_allowed": Row(405, "invalid_request_error"),
     "idempotency_key_in_use": Row(409, "idempotency_error", retry=False),
+    "images_deleted": Row(410, "invalid_request_error", retry=False),
     "request_too_large": Row(413, "invalid_request_error"),
     "unsupported_media_type": Row(415, "invalid_request_error"),
     "idempotency_key_reused": Row(422, "idempotency_error"),
@@ -100,6 +101,16 @@ def internal() -> ApiError:
     )
 
 
+def images_deleted() -> ApiError:
+    """Return what a repeated request gets when none of its pictures is there any more."""
+    return ApiError(
+        "images_deleted",
+        "This repeats a request whose images have been deleted since. Nothing was drawn or "
+        "charged now. To draw again, send it as a new request, with another Idempotency-Key or "
+        "without one.",
+    )
+
+
 def translate(error: Exception) -> ApiError | None:
     """Return the API's answer to an exception; None when it is a fault of ours."""
     match error:
@@ -140,13 +151,13 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("invalid_request_error", f"No model fits. {error}", "model")
         case UnknownPrice():
             return ApiError("model_not_found", f"The model {error} has no price yet.", "model")
-        case generation.IdempotencyKeyInUse():
+        case repeats.IdempotencyKeyInUse():
             return ApiError(
                 "idempotency_key_in_use",
-                "The request with this Idempotency-Key is still running. Ask again later.",
+                "The request that this one repeats is still running. Send it again later.",
                 headers={"retry-after": "2"},
             )
-        case generation.IdempotencyKeyReused():
+        case repeats.IdempotencyKeyReused():
             return ApiError(
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request body. Use a new one.",

@@ -28,7 +28,7 @@ class BodyTooSlow(Exception):
 
 
 class ClientGone(Exception):
-    """The client left before its body was here."""
+    """The client left before its body was here, or before anything was done for it."""
 
 
 class ApiRequest(ASGIRequest):
@@ -49,6 +49,16 @@ class ApiRequest(ASGIRequest):
         self._stream = io.BytesIO(body)
         # A chunked body comes without a length, and DRF would take it for an empty one.
         self.META["CONTENT_LENGTH"] = str(len(body))
+
+    async def pause(self, seconds: float) -> None:
+        """Wait after the body so many seconds; raises ClientGone as soon as the client leaves."""
+        try:
+            async with asyncio.timeout(seconds):
+                # Nothing else comes any more.
+                await self.receive()
+        except TimeoutError:
+            return
+        raise ClientGone
 
     def _set_content_type_params(self, meta: dict[str, Any]) -> None:
         # The body is UTF-8 JSON whatever the parameters say, and some cannot even be parsed.

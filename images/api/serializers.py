@@ -1,5 +1,6 @@
 """The request body, field by field, and a GenerationRequest of it."""
 
+import re
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ MAX_MODELS = 8
 MAX_SEED = 2**31 - 1
 MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
+RETRY = re.compile(r"[0-9]{1,4}")
 UNKNOWN = "is not a field of this endpoint."
 
 
@@ -236,6 +238,11 @@ def idempotency_key(header: str | None) -> str | None:
             "Idempotency-Key", f"must be 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters."
         )
     return header
+
+
+def retry(header: str | None) -> int:
+    """Return which retry of an SDK it is, 0 for a first request, from `x-stainless-retry-count`."""
+    return int(header) if header is not None and RETRY.fullmatch(header) else 0
 
 
 def invalid(param: str, message: str) -> ApiError:

@@ -5,7 +5,7 @@ retry; later failures are an error event. A picture is charged and kept before i
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pybase64
@@ -17,9 +17,10 @@ from images import generation
 from images.api import answers
 from images.api.errors import internal, translate
 from images.api.requests import ApiRequest
-from images.generation import Finished, Started
+from images.generation import Started
 from images.models import Generation, Image
 from images.pictures import Picture
+from images.repeats import Finished
 
 log = structlog.get_logger("geekhub.api")
 
@@ -37,12 +38,18 @@ type Event = bytes | Exception | None
 
 
 class Events:
-    """The events of one request, in the order they happen; None is the end."""
+    """The events of one request, in the order they happen; None is the end.
 
-    def __init__(self, request: ApiRequest, row: Generation, name: str) -> None:
+    `deleted` are the indexes of pictures that no event comes of.
+    """
+
+    def __init__(
+        self, request: ApiRequest, row: Generation, name: str, deleted: Sequence[int] = ()
+    ) -> None:
         self._request = request
         self._row = row
         self._name = name
+        self._missing = {"deleted": list(deleted)} if deleted else {}
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
 
     async def partial(self, picture: Picture, index: int) -> None:
@@ -57,6 +64,7 @@ class Events:
             id=self._row.request_id,
             model=model,
             index=image.index,
+            **self._missing,
             **await answers.image(image, self._request.gateway.store),
         )
 
@@ -111,7 +119,7 @@ async def respond(
 
 async def replay(request: ApiRequest, finished: Finished, *, name: str) -> StreamingHttpResponse:
     """Return the events of a request that had finished before."""
-    events = Events(request, finished.generation, name)
+    events = Events(request, finished.generation, name, finished.deleted)
     for image in finished.images:
         data = await request.gateway.store.aread(image.name)
         await events.completed(image, Picture.of(image, data), finished.generation.model)

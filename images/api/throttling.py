@@ -6,8 +6,11 @@ from accounts.models import ApiKey
 from images.limits import Admission, Caller, Limiter
 
 
-def enter(limiter: Limiter, key: ApiKey, ticket: str, *, body_seconds: float = 0) -> Admission:
-    """Take a place for one request, whose body may take so long to come; raises RateLimited."""
+def enter(limiter: Limiter, key: ApiKey, ticket: str, *, seconds_before: float = 0) -> Admission:
+    """Take a place for one request, so many seconds before its deadline begins to count at most.
+
+    Raises RateLimited.
+    """
     organization = key.organization
     return limiter.enter(
         Caller(
@@ -15,7 +18,7 @@ def enter(limiter: Limiter, key: ApiKey, ticket: str, *, body_seconds: float = 0
             organization=organization.pk,
             rpm=organization.rate_limit_rpm or settings.RATE_LIMIT_RPM,
             max_in_flight=organization.max_in_flight or settings.MAX_IN_FLIGHT,
-            lease=settings.REQUEST_DEADLINE_SECONDS + body_seconds + 30,
+            lease=settings.REQUEST_DEADLINE_SECONDS + seconds_before + 30,
         ),
         ticket,
     )

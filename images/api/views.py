@@ -1,5 +1,6 @@
 """The endpoints under /v1. They translate; `images.generation` decides."""
 
+import asyncio
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -12,15 +13,20 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey
-from images import gallery, generation, routing, status
+from images import gallery, generation, repeats, routing, status
 from images.api import answers, serializers, streaming, throttling, uploads, usage
-from images.api.errors import ApiError, internal, translate
+from images.api.errors import ApiError, images_deleted, internal, translate
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
-from images.generation import Finished, Priced, Started
+from images.catalog import ImageModel
+from images.gateway import Gateway
+from images.generation import Priced, Started
 from images.limits import Admission
 from images.models import Generation, Image
+from images.repeats import Finished, Running, Sent
 from images.requests import GenerationRequest
+
+type Begun = Started | Finished | Running | Priced
 
 log = structlog.get_logger("geekhub.api")
 
@@ -104,16 +110,19 @@ class GenerationsView(AsyncAPIView):
     http_method_names = ["post"]
     event = "image_generation"
     admission: Admission | None = None
+    asked: GenerationRequest
 
     async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
         gateway = self.raw.gateway
         handed_over = False
         try:
             await self.prepare()
-            begun = await gateway.db.run(self.begin)
+            begun = await self.join(await gateway.db.run(self.begin))
             if isinstance(begun, Priced):
                 return Response(answers.priced(begun, self.raw.request_id))
             if isinstance(begun, Finished):
+                if not begun.images:
+                    raise images_deleted()
                 if begun.generation.parameters.get("stream"):
                     return await streaming.replay(self.raw, begun, name=self.event)
                 return await self.answer(begun, replayed=True)
@@ -135,30 +144,57 @@ class GenerationsView(AsyncAPIView):
         if self.admission is not None:
             await self.raw.gateway.leave(self.admission)
 
-    def begin(self) -> Started | Finished | Priced:
+    async def join(self, begun: Begun) -> Started | Finished | Priced:
+        """Wait, at most a deadline, for the request that this one repeats; begin if that fails."""
+        gateway = self.raw.gateway
+        until = asyncio.get_running_loop().time() + settings.REQUEST_DEADLINE_SECONDS
+        while isinstance(begun, Running):
+            ended = await repeats.wait(gateway, begun, until=until, pause=self.raw.pause)
+            begun = await gateway.db.run(self.let_in) if ended is None else ended
+        return begun
+
+    def begin(self) -> Begun:
         """Authenticate, check the limits and the body, and let the request in."""
         self.initial(self.request)
-        request = serializers.parse(self.request.data)
-        self.note(request)
-        self.admission = throttling.enter(self.raw.gateway.limiter, self.key, self.raw.request_id)
-        return self.let_in(request)
+        self.asked = serializers.parse(self.request.data)
+        self.note()
+        self.take_a_place()
+        return self.let_in()
 
-    def note(self, request: GenerationRequest) -> None:
+    def note(self) -> None:
         """Put what is asked for into the log line."""
-        self.raw.log["model"] = ",".join(request.models)
+        self.raw.log["model"] = ",".join(self.asked.models)
         if settings.LOG_PROMPTS:
-            self.raw.log["prompt"] = request.prompt
+            self.raw.log["prompt"] = self.asked.prompt
 
-    def let_in(self, request: GenerationRequest) -> Started | Finished | Priced:
+    def take_a_place(self, body_seconds: float = 0) -> None:
+        """Check the limits; raises RateLimited."""
+        # A retry may wait for the deadline of another request before its own begins.
+        waiting = settings.REQUEST_DEADLINE_SECONDS if self.sent.retry else 0
+        self.admission = throttling.enter(
+            self.raw.gateway.limiter,
+            self.key,
+            self.raw.request_id,
+            seconds_before=body_seconds + waiting,
+        )
+
+    @property
+    def sent(self) -> Sent:
+        """Return what the headers say of the request; raises ApiError."""
+        headers = self.request.headers
+        return Sent(
+            idempotency_key=serializers.idempotency_key(headers.get("idempotency-key")),
+            retry=serializers.retry(headers.get("x-stainless-retry-count")),
+        )
+
+    def let_in(self) -> Begun:
         """Let a checked request in."""
         return generation.begin(
             self.raw.gateway,
             self.key,
-            request,
+            self.asked,
             request_id=self.raw.request_id,
-            idempotency_key=serializers.idempotency_key(
-                self.request.headers.get("idempotency-key")
-            ),
+            sent=self.sent,
         )
 
     async def answer(self, finished: Finished, *, replayed: bool) -> Response:
@@ -186,7 +222,6 @@ class EditsView(GenerationsView):
 
     event = "image_edit"
     reads_body = True
-    asked: GenerationRequest
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -199,17 +234,12 @@ class EditsView(GenerationsView):
     def enter(self) -> None:
         """Authenticate and check the limits."""
         self.initial(self.request)
-        self.admission = throttling.enter(
-            self.raw.gateway.limiter,
-            self.key,
-            self.raw.request_id,
-            body_seconds=uploads.BODY_SECONDS,
-        )
+        self.take_a_place(uploads.BODY_SECONDS)
 
-    def begin(self) -> Started | Finished | Priced:
+    def begin(self) -> Begun:
         """Let the request in."""
-        self.note(self.asked)
-        return self.let_in(self.asked)
+        self.note()
+        return self.let_in()
 
     async def leave(self) -> None:
         self.files.close()
@@ -221,12 +251,7 @@ class ModelsView(AsyncAPIView):
 
     def get(self, request: Request) -> Response:
         return Response(
-            {
-                "object": "list",
-                "data": [
-                    answers.model(row, self.raw.gateway, self.key) for row in routing.listing()
-                ],
-            }
+            {"object": "list", "data": models(self.raw.gateway, self.key, routing.listing())}
         )
 
 
@@ -234,7 +259,14 @@ class ModelView(AsyncAPIView):
     """GET /v1/models/{id}"""
 
     def get(self, request: Request, model_id: str) -> Response:
-        return Response(answers.model(routing.find(model_id), self.raw.gateway, self.key))
+        (model,) = models(self.raw.gateway, self.key, [routing.find(model_id)])
+        return Response(model)
+
+
+def models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[dict[str, Any]]:
+    """Return rows of the catalogue with what they cost the key's organization now."""
+    quotes = gateway.prices.offered([row.id for row in rows], key.organization_id)
+    return [answers.model(row, gateway, key, quotes.get(row.id)) for row in rows]
 
 
 class CreditsView(AsyncAPIView):

@@ -115,7 +115,7 @@ class PlaygroundForm(forms.Form):
 @member(Permission.DRAW)
 def index(request: MemberRequest) -> HttpResponse:
     """Show the form and what was drawn last; a POST, of a browser without scripts, draws."""
-    offers = playground.offers(gateway_of(request))
+    offers = _offers(request)
     form = PlaygroundForm(request.POST or None, initial=_initial(request, offers), offers=offers)
     if request.method == "POST" and form.is_valid():
         for model in form.cleaned_data["models"]:
@@ -124,6 +124,10 @@ def index(request: MemberRequest) -> HttpResponse:
                 messages.error(request, f"{model}: {explain(drawn.code)} {drawn.message}")
         return redirect("playground")
     return _page(request, form, offers)
+
+
+def _offers(request: MemberRequest) -> list[Offer]:
+    return playground.offers(gateway_of(request), request.access.organization)
 
 
 def _page(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> HttpResponse:
@@ -168,7 +172,7 @@ def _total(form: PlaygroundForm, offers: list[Offer], chosen: list[str]) -> int:
 @member(Permission.DRAW)
 def draw(request: MemberRequest) -> HttpResponse:
     """Start one model; return its part of the page, which says that it is running."""
-    form = PlaygroundForm(request.POST, offers=playground.offers(gateway_of(request)))
+    form = PlaygroundForm(request.POST, offers=_offers(request))
     if not form.is_valid():
         return render(request, "images/playground/errors.html", {"form": form}, status=422)
     model = form.cleaned_data["models"][0]
@@ -241,7 +245,7 @@ def _told(row: Generation) -> dict[str, Any]:
 @member(Permission.DRAW)
 def code(request: MemberRequest) -> HttpResponse:
     """Return the form as code; nothing while it is not complete."""
-    form = PlaygroundForm(request.POST, offers=playground.offers(gateway_of(request)))
+    form = PlaygroundForm(request.POST, offers=_offers(request))
     if not form.is_valid():
         return HttpResponse(status=204)
     models = form.cleaned_data["models"]

@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -10,8 +11,8 @@ from django.views.decorators.http import require_http_methods, require_safe
 from accounts.access import SESSION, MemberRequest, Permission, member
 from accounts.forms import OrganizationForm
 from accounts.models import User
-from billing import ledger
-from billing.onboarding import found_organization
+from billing import ledger, onboarding
+from billing.onboarding import TooManyOrganizations
 
 
 @require_safe
@@ -26,9 +27,19 @@ def welcome(request: MemberRequest) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_organization(request: HttpRequest) -> HttpResponse:
     """Make an organization, and go there."""
+    person = cast(User, request.user)
     form = OrganizationForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        organization = found_organization(form.cleaned_data["name"], cast(User, request.user))
-        request.session[SESSION] = str(organization.pk)
-        return redirect("welcome")
-    return render(request, "images/new_organization.html", {"form": form})
+        try:
+            organization = onboarding.found_organization(form.cleaned_data["name"], person)
+        except TooManyOrganizations as error:
+            form.add_error(None, str(error))
+        else:
+            request.session[SESSION] = str(organization.pk)
+            return redirect("welcome")
+    context = {
+        "form": form,
+        "bonus_micro": onboarding.bonus_micro(person),
+        "has_bonus": settings.SIGNUP_BONUS_MICRO > 0,
+    }
+    return render(request, "images/new_organization.html", context)

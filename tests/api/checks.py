@@ -30,6 +30,7 @@ CODES = {
     "not_found": (404, "invalid_request_error"),
     "method_not_allowed": (405, "invalid_request_error"),
     "idempotency_key_in_use": (409, "idempotency_error"),
+    "images_deleted": (410, "invalid_request_error"),
     "request_too_large": (413, "invalid_request_error"),
     "unsupported_media_type": (415, "invalid_request_error"),
     "idempotency_key_reused": (422, "idempotency_error"),

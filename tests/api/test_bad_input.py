@@ -148,7 +148,7 @@ CASES = [
     _case("max_cost", "above 0 and at most 1000000", max_cost=0),
     _case("max_cost", "above 0 and at most 1000000", max_cost=-0.01),
     _case("max_cost", "above 0 and at most 1000000", max_cost=10**400),
-    _case("max_cost", "cost more than max_cost", max_cost=0.37, n=2),
+    _case("max_cost", "cost 0.38 USD, more than max_cost 0.37.", max_cost=0.37, n=2),
     # truths
     _case("stream", "true or false", stream="true"),
     _case("stream", "true or false", stream=1),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,7 +194,18 @@ def test_a_list_without_anybody_left_says_why_of_each() -> None:
 UNFIT: list[tuple[str, dict[str, Any], str, str]] = [
     (GPT, {"size": "512x512"}, "size", "Allowed: auto, 1024x1024, 1536x1024, 1024x1536"),
     (RECRAFT, {"prompt": "x" * 1001}, "prompt", "at most 1000 characters"),
-    (GPT, {"n": 4, "max_cost_micro": 759_999}, "max_cost", "cost more than max_cost"),
+    (
+        GPT,
+        {"n": 4, "max_cost_micro": 759_999},
+        "max_cost",
+        f"4 images of {GPT} cost 0.76 USD, more than max_cost 0.759999.",
+    ),
+    (
+        FLUX,
+        {"max_cost_micro": 10_000},
+        "max_cost",
+        f"1 image of {FLUX} costs 0.04 USD, more than max_cost 0.01.",
+    ),
     (
         GPT,
         {"background": "transparent", "output_format": "jpeg"},
@@ -291,6 +303,14 @@ def test_a_bare_request_asks_for_the_models_default() -> None:
         per_call=8,
         size="1024x1024",
     )
+
+
+@pytest.mark.parametrize("model", CATALOG)
+def test_leaving_the_quality_out_asks_for_auto_as_the_price_covers_it(model: str) -> None:
+    auto, bare = sent(model, quality="auto"), sent(model)
+    # What is the provider's own default need not be sent.
+    assert replace(bare, quality=bare.quality or auto.quality) == auto
+    assert bare.quality == (None if auto.quality == "auto" else auto.quality)
 
 
 def test_each_provider_is_asked_only_for_what_it_can() -> None:

@@ -10,13 +10,16 @@ from django.db import transaction
 
 from accounts import members
 from accounts.models import User
-from billing import ledger
+from billing import ledger, onboarding
 from billing.models import EntryKind
 from geekhub.lib import money
 
 
 class Command(BaseCommand):
-    help = "Create an organization with its account and sign-up bonus. Prints its UUID on stdout."
+    help = (
+        "Create an organization with its account and sign-up bonus, however many its owner has. "
+        "Prints its UUID on stdout."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
@@ -45,6 +48,8 @@ class Command(BaseCommand):
                 owner = User.objects.create_user(email, password)
                 sys.stderr.write(f"New user {email}, password {password}\n")
             organization = members.found(name, owner=owner)
+            # Whoever pays for it decides: every one has the bonus, and the owner has had theirs.
+            onboarding.claim(owner)
             ledger.open_account(
                 organization, bonus_micro=settings.SIGNUP_BONUS_MICRO, credit_limit_micro=limit
             )

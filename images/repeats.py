@@ -1,0 +1,158 @@
+"""The same order a second time: it gets what the first came to, and is neither drawn nor charged.
+
+Two requests are one order when they carry the same Idempotency-Key; or when the second says that
+it is the retry of an SDK, which sends no such key of its own: then the same API key and the same
+body within ten minutes. While the first is running, a retry waits for it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.utils import timezone
+
+from accounts.models import ApiKey
+from images.gateway import Gateway
+from images.models import Generation, GenerationStatus, Image
+from images.requests import GenerationRequest
+
+RETRIED_WITHIN = timedelta(minutes=10)
+# Each look is a query by primary key. They come less often as the wait goes on.
+FIRST_LOOK, LAST_LOOK = 0.1, 1.0
+
+
+class IdempotencyKeyInUse(Exception):
+    """The request that this one repeats is still running."""
+
+
+class IdempotencyKeyReused(Exception):
+    """The Idempotency-Key was used for another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request that delivered: its pictures' rows, and their bytes if they were drawn just now.
+
+    `deleted` are the indexes of those that have been deleted since.
+    """
+
+    generation: Generation
+    images: list[Image]
+    data: list[bytes]
+    deleted: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A request that a retry waits for."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What the headers say of a request: its Idempotency-Key, and which retry of an SDK it is."""
+
+    idempotency_key: str | None = None
+    retry: int = 0
+
+    @property
+    def may_repeat(self) -> bool:
+        """Return whether there can be an earlier request at all; only then is it looked for."""
+        return self.idempotency_key is not None or self.retry > 0
+
+    @property
+    def unnamed_retry(self) -> bool:
+        """Return whether nothing but its body tells what it repeats."""
+        return self.idempotency_key is None and self.retry > 0
+
+
+def earlier(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
+    """Return what the request that this one repeats came to; None if it failed or never was.
+
+    Raises IdempotencyKeyReused, and IdempotencyKeyInUse where one is running and this is no retry.
+    """
+    found = _found(key, request, sent)
+    if found is None:
+        return None
+    if found.fingerprint != request.fingerprint():
+        raise IdempotencyKeyReused
+    if found.status != GenerationStatus.RUNNING:
+        return _finished(found)
+    if not sent.retry:
+        raise IdempotencyKeyInUse
+    return Running(found)
+
+
+def _found(key: ApiKey, request: GenerationRequest, sent: Sent) -> Generation | None:
+    rows = Generation.objects.filter(organization_id=key.organization_id, sandbox=key.sandbox)
+    if sent.idempotency_key is not None:
+        named = rows.filter(idempotency_key=sent.idempotency_key)
+        return named.exclude(status=GenerationStatus.FAILED).first()
+    if not sent.retry or request.dry_run:
+        return None
+    # The newest decides: when that one failed, an older one is another order.
+    return (
+        rows.filter(
+            api_key=key,
+            fingerprint=request.fingerprint(),
+            created_at__gt=timezone.now() - RETRIED_WITHIN,
+        )
+        .order_by("-created_at")
+        .first()
+    )
+
+
+def alone(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
+    """Return what earlier() does for an unnamed retry, one retry of a key at a time.
+
+    The others wait until the caller's transaction ends. Without that, two retries at once would
+    both find nothing, and both draw.
+    """
+    if not sent.unnamed_retry:
+        return None
+    ApiKey.objects.select_for_update(no_key=True).get(pk=key.pk)
+    return earlier(key, request, sent)
+
+
+async def wait(
+    gateway: Gateway,
+    running: Running,
+    *,
+    until: float,
+    pause: Callable[[float], Awaitable[None]],
+) -> Finished | None:
+    """Return what a running request came to, on whichever host it runs; None when it failed.
+
+    `until` is the event loop's time; `pause` waits so many seconds, and may raise when nobody waits
+    for the answer any more. Nothing is held meanwhile, no connection and no thread. Raises
+    IdempotencyKeyInUse when the time is over.
+    """
+    seconds = FIRST_LOOK
+    while asyncio.get_running_loop().time() < until:
+        await pause(seconds)
+        seconds = min(seconds * 1.5, LAST_LOOK)
+        now = await gateway.db.run(_look, running)
+        if not isinstance(now, Running):
+            return now
+    raise IdempotencyKeyInUse
+
+
+def _look(running: Running) -> Finished | Running | None:
+    ended = Generation.objects.exclude(status=GenerationStatus.RUNNING)
+    row = ended.filter(pk=running.generation.pk).first()
+    return running if row is None else _finished(row)
+
+
+def _finished(row: Generation) -> Finished | None:
+    """Return what a request that has ended delivered; None if it failed."""
+    if row.status == GenerationStatus.FAILED:
+        return None
+    images = list(row.images.all())
+    return Finished(
+        row,
+        [image for image in images if image.deleted_at is None],
+        [],
+        tuple(image.index for image in images if image.deleted_at is not None),
+    )
