@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import rest_framework.exceptions as drf
+import structlog
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation
 from django.http import Http404
@@ -17,10 +18,13 @@ from accounts import keys
 from billing.budgets import BudgetExceeded
 from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
+from geekhub.lib import db
 from images import gallery, generation, routing
-from images.api.requests import BodyTooLarge, BodyTooSlow
+from images.api.requests import ApiRequest, BodyTooLarge, BodyTooSlow
 from images.limits import RateLimited
 from images.providers.base import REFUSAL, ProviderError
+
+log = structlog.get_logger("geekhub.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ TABLE: Mapping[str, Row] = {
     "rate_limit_exceeded": Row(429, "rate_limit_error"),
     "internal_error": Row(500, "server_error"),
     "provider_unavailable": Row(502, "server_error"),
+    "service_unavailable": Row(503, "server_error", retry=True),
 }
 
 
@@ -98,6 +103,23 @@ def internal() -> ApiError:
         "internal_error",
         "Something went wrong on our side. Nothing was charged. The request_id helps us find it.",
     )
+
+
+def answer_to(error: Exception, request: ApiRequest) -> ApiError:
+    """Return the API's answer to whatever went wrong with a request; logs a fault of ours."""
+    answer = translate(error)
+    if answer is None:
+        log.error("unhandled", request_id=request.request_id, exc_info=error)
+        answer = internal()
+    if answer.code == "service_unavailable" and request.drawing:
+        # The provider may have been paid; a blind repeat would pay it again.
+        answer.message = (
+            "Our database did not answer while the request was running. "
+            f"GET /v1/generation?id={request.request_id} shows what became of it."
+        )
+        answer.retry = False
+    request.log["error"] = answer.code
+    return answer
 
 
 def translate(error: Exception) -> ApiError | None:
@@ -171,6 +193,13 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("request_too_large", f"The body may have at most {error.most} bytes.")
         case BodyTooSlow():
             return ApiError("invalid_request_error", "The body took too long to arrive.")
+        case _ if db.is_away(error):
+            return ApiError(
+                "service_unavailable",
+                "Our database does not answer at the moment. Nothing was charged. "
+                "Try again in a few seconds.",
+                headers={"retry-after": "2", "retry-after-ms": "2000"},
+            )
         case _:
             return _from_framework(error)
 

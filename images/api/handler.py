@@ -15,7 +15,7 @@ from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, resolve
 
 from images import metrics
-from images.api.errors import ApiError, internal, translate
+from images.api.errors import ApiError, answer_to
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import (
     ApiRequest,
@@ -71,23 +71,15 @@ class ApiHandler:
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
+        except Resolver404:
+            response = _plain(request, answer_to(_nothing_at(request), request))
         except Exception as error:
-            response = _plain(request, self._error(request, error))
+            response = _plain(request, answer_to(error, request))
         return response
 
-    def _error(self, request: ApiRequest, error: Exception) -> ApiError:
-        match error:
-            case Resolver404():
-                answer = ApiError(
-                    "not_found", f"There is no {request.method} {request.path[:100]}."
-                )
-            case _:
-                known = translate(error)
-                if known is None:
-                    log.exception("unhandled", request_id=request.request_id)
-                answer = known or internal()
-        request.log["error"] = answer.code
-        return answer
+
+def _nothing_at(request: ApiRequest) -> ApiError:
+    return ApiError("not_found", f"There is no {request.method} {request.path[:100]}.")
 
 
 def _note(request: ApiRequest, status: int, seconds: float) -> None:

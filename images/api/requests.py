@@ -34,7 +34,8 @@ class ClientGone(Exception):
 class ApiRequest(ASGIRequest):
     """A Django request that knows its process, its public id, and what its log line will say.
 
-    `receive` is where its body comes from, for a view that reads it itself.
+    `receive` is where its body comes from, for a view that reads it itself; `drawing` is whether
+    it was let in, so that a provider may have been paid for it.
     """
 
     def __init__(self, scope: Scope, receive: Receive, gateway: Gateway) -> None:
@@ -43,6 +44,7 @@ class ApiRequest(ASGIRequest):
         self.gateway = gateway
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}
+        self.drawing = False
 
     def set_body(self, body: bytes) -> None:
         """Let the views find the body."""

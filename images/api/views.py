@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from typing import Any, cast
 
-import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 from rest_framework.renderers import BaseRenderer
@@ -14,15 +13,13 @@ from rest_framework.views import APIView
 from accounts.models import ApiKey
 from images import gallery, generation, routing, status
 from images.api import answers, serializers, streaming, throttling, uploads, usage
-from images.api.errors import ApiError, internal, translate
+from images.api.errors import ApiError, answer_to
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest, ClientGone
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
 from images.models import Generation, Image
 from images.requests import GenerationRequest
-
-log = structlog.get_logger("geekhub.api")
 
 
 class AsyncAPIView(APIView):
@@ -89,11 +86,7 @@ class AsyncAPIView(APIView):
         self.raw.log |= {"organization": str(self.key.organization_id), "key": self.key.prefix}
 
     def handle_exception(self, exc: Exception) -> Response:
-        error = translate(exc)
-        if error is None:
-            log.exception("unhandled", request_id=self.raw.request_id)
-            error = internal()
-        self.raw.log["error"] = error.code
+        error = answer_to(exc, self.raw)
         body = error.body(self.raw.request_id)
         return Response(body, status=error.status, headers=error.all_headers())
 
@@ -117,6 +110,7 @@ class GenerationsView(AsyncAPIView):
                 if begun.generation.parameters.get("stream"):
                     return await streaming.replay(self.raw, begun, name=self.event)
                 return await self.answer(begun, replayed=True)
+            self.raw.drawing = True
             if begun.generation.parameters.get("stream"):
                 # The stream leaves when its work is done.
                 handed_over = True
