@@ -4,12 +4,13 @@ import asyncio
 import socket
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 import uvicorn
 
 from geekhub.asgi import Application
+from geekhub.server import Door
 
 START_SECONDS = 20
 
@@ -17,13 +18,15 @@ START_SECONDS = 20
 class AppServer:
     """Serves a fresh Application on a free port; the settings are read when it starts."""
 
-    def __init__(self) -> None:
+    def __init__(self, door: Door | None = None) -> None:
         self._application = Application()
         config = uvicorn.Config(
             self._application,
             lifespan="on",
             log_config=None,
             access_log=False,
+            http=cast("type[asyncio.Protocol]", door or Door()),
+            ws="none",
             # As gunicorn.conf.py: whom to believe is the service's own setting.
             proxy_headers=False,
         )

@@ -4,7 +4,8 @@ The envelope is OpenAI's, `{"error": {"message", "type", "code", "param"}}`, wit
 `x-should-retry: false` stops OpenAI's SDKs from repeating what cannot succeed or may cost twice.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,11 @@ from accounts import keys
 from billing.budgets import BudgetExceeded
 from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
-from geekhub.lib import db
+from geekhub.lib import bodies, db
+from geekhub.lib.masks import masked
 from images import gallery, generation, routing
-from images.api.requests import ApiRequest, BodyTooLarge, BodyTooSlow
+from images.api.requests import ApiRequest
+from images.bad_keys import TooManyBadKeys
 from images.limits import RateLimited
 from images.providers.base import REFUSAL, ProviderError
 
@@ -79,7 +82,8 @@ class ApiError(Exception):
         """Return the envelope."""
         return {
             "error": {
-                "message": self.message,
+                # What a client put in the wrong place is in logs and mails soon enough.
+                "message": masked(self.message),
                 "type": self.type or TABLE[self.code].type,
                 "code": self.code,
                 "param": self.param,
@@ -120,6 +124,16 @@ def answer_to(error: Exception, request: ApiRequest) -> ApiError:
         answer.retry = False
     request.log["error"] = answer.code
     return answer
+
+
+def wrong_method(method: str, allowed: Iterable[str]) -> ApiError:
+    """Return the 405 that names the right ones."""
+    names = ", ".join(allowed).upper()
+    return ApiError(
+        "method_not_allowed",
+        f"{method} is not allowed here. Allowed: {names}.",
+        headers={"allow": names},
+    )
 
 
 def translate(error: Exception) -> ApiError | None:
@@ -187,12 +201,25 @@ def translate(error: Exception) -> ApiError | None:
             )
         case RateLimited():
             return _rate_limited(error)
+        case TooManyBadKeys():
+            whole = math.ceil(error.retry_after)
+            return ApiError(
+                "rate_limit_exceeded",
+                f"Too many API keys that are not valid came from {error.address or 'there'}. "
+                f"Send a key that is, or wait {whole} s.",
+                # The same key will not be a good one then.
+                retry=False,
+                headers={"retry-after": str(whole), "retry-after-ms": str(whole * 1000)},
+            )
         case ProviderError():
             return _provider(error)
-        case BodyTooLarge():
-            return ApiError("request_too_large", f"The body may have at most {error.most} bytes.")
-        case BodyTooSlow():
-            return ApiError("invalid_request_error", "The body took too long to arrive.")
+        case bodies.BodyTooLarge():
+            return ApiError("request_too_large", str(error))
+        case bodies.UnknownEncoding():
+            taken = {"accept-encoding": "gzip, identity"}
+            return ApiError("unsupported_media_type", str(error), headers=taken)
+        case bodies.BodyRefused():
+            return ApiError("invalid_request_error", str(error))
         case _ if db.is_away(error):
             return ApiError(
                 "service_unavailable",
@@ -264,8 +291,6 @@ def _from_framework(error: Exception) -> ApiError | None:
             return ApiError(
                 "unsupported_media_type", "Send the body as JSON: Content-Type: application/json."
             )
-        case drf.NotAcceptable():
-            return ApiError("invalid_request_error", "The answer is JSON; Accept must allow it.")
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))
         case SuspiciousOperation():

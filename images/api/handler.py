@@ -14,17 +14,12 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, resolve
 
+from geekhub.lib.bodies import ClientGone, Headers, Incoming, Receive, Scope, Send
+from geekhub.lib.ids import new_request_id
 from images import metrics
-from images.api.errors import ApiError, answer_to
+from images.api.errors import ApiError, answer_to, wrong_method
 from images.api.renderers import OrjsonRenderer
-from images.api.requests import (
-    ApiRequest,
-    ClientGone,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-)
+from images.api.requests import ApiRequest
 from images.api.views import AsyncAPIView
 from images.gateway import Gateway
 
@@ -48,7 +43,7 @@ class ApiHandler:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        request = ApiRequest(scope, receive, self._gateway)
+        request = ApiRequest(scope, Incoming(scope, receive), self._gateway)
         try:
             response = await self._respond(request)
         except ClientGone:
@@ -67,7 +62,7 @@ class ApiHandler:
             view: type[AsyncAPIView] = cast(Any, match.func).cls
             if not view.reads_body:
                 most = settings.API_MAX_BODY_BYTES
-                request.set_body(await read_body(request, most=most, seconds=BODY_SECONDS))
+                request.set_body(await request.incoming.read(most=most, seconds=BODY_SECONDS))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
@@ -80,6 +75,30 @@ class ApiHandler:
 
 def _nothing_at(request: ApiRequest) -> ApiError:
     return ApiError("not_found", f"There is no {request.method} {request.path[:100]}.")
+
+
+def misread(method: str, target: str, code: str, message: str) -> HttpResponse:
+    """Return the answer to what the server could not read as a request: JSON under /v1."""
+    path = target.partition("?")[0]
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    error = ApiError(code, message)
+    if path != "/v1" and not path.startswith("/v1/"):
+        return HttpResponse(
+            f"{message}\n", status=error.status, headers=headers, content_type="text/plain"
+        )
+    request_id = new_request_id()
+    if code == "method_not_allowed":
+        try:
+            allowed = cast(Any, resolve(path, URLS).func).cls.http_method_names
+            error = wrong_method(method, allowed)
+        except Resolver404:
+            pass
+    return HttpResponse(
+        OrjsonRenderer().render(error.body(request_id)),
+        status=error.status,
+        headers={**headers, **error.all_headers(), "x-request-id": request_id},
+        content_type="application/json",
+    )
 
 
 def _note(request: ApiRequest, status: int, seconds: float) -> None:
@@ -110,19 +129,20 @@ def _plain(request: ApiRequest, error: ApiError) -> HttpResponse:
 
 
 async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> None:
-    headers: list[tuple[bytes, bytes]] = [
+    headers: Headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in response.items()
         if name.lower() not in ("content-length", "vary")
     ]
-    start: dict[str, Any] = {"type": "http.response.start", "status": response.status_code}
     if isinstance(response, StreamingHttpResponse):
-        await send({**start, "headers": headers})
+        status = response.status_code
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         async for chunk in response:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
         return
-    body = b"" if request.method == "HEAD" else getattr(response, "content", b"")
+    body: bytes = getattr(response, "content", b"")
     headers.append((b"content-length", str(len(body)).encode()))
-    await send({**start, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    # HEAD has the length of what GET would bring, and nothing of it.
+    body = b"" if request.method == "HEAD" else body
+    await request.incoming.answer(send, response.status_code, headers, body)

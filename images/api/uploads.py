@@ -18,10 +18,11 @@ from django.core.files.uploadhandler import FileUploadHandler
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.utils.http import parse_header_parameters
 
+from geekhub.lib.bodies import BodyTooSlow
 from images import pictures
 from images.api import parsers, serializers
 from images.api.errors import ApiError
-from images.api.requests import ApiRequest, BodyTooSlow, body_chunks
+from images.api.requests import ApiRequest
 from images.api.serializers import invalid
 from images.catalog import MAX_INPUTS
 from images.pictures import NotAPicture, Upload
@@ -43,7 +44,7 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
     """Read, check and return the edit that the body asks for; `keep` closes its files.
 
-    Raises ApiError, BodyTooLarge, BodyTooSlow or ClientGone.
+    Raises ApiError, BodyRefused or ClientGone.
     """
     if request.content_type != "multipart/form-data":
         raise ApiError(
@@ -67,13 +68,13 @@ async def _store(request: ApiRequest, body: IO[bytes]) -> None:
     waiting = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in body_chunks(request, most=MAX_BODY_BYTES):
+            async for chunk in request.incoming.chunks(most=MAX_BODY_BYTES):
                 waiting += chunk
                 if len(waiting) >= WRITE_BYTES:
                     await asyncio.to_thread(body.write, bytes(waiting))
                     waiting.clear()
     except TimeoutError as error:
-        raise BodyTooSlow from error
+        raise BodyTooSlow(BODY_SECONDS) from error
     await asyncio.to_thread(body.write, bytes(waiting))
 
 

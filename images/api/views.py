@@ -10,12 +10,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts import keys
 from accounts.models import ApiKey
+from geekhub.lib.bodies import ClientGone
 from images import gallery, generation, routing, status
-from images.api import answers, serializers, streaming, throttling, uploads, usage
-from images.api.errors import ApiError, answer_to
+from images.api import answers, authentication, serializers, streaming, throttling, uploads, usage
+from images.api.errors import ApiError, answer_to, wrong_method
 from images.api.renderers import OrjsonRenderer
-from images.api.requests import ApiRequest, ClientGone
+from images.api.requests import ApiRequest
 from images.generation import Finished, Priced, Started
 from images.limits import Admission
 from images.models import Generation, Image
@@ -46,13 +48,13 @@ class AsyncAPIView(APIView):
         self.request = self.initialize_request(request, *args, **kwargs)
         try:
             if (request.method or "").lower() not in self.http_method_names:
-                allowed = ", ".join(self.http_method_names).upper()
-                raise ApiError(
-                    "method_not_allowed",
-                    f"{request.method} is not allowed here. Allowed: {allowed}.",
-                    headers={"allow": allowed},
-                )
-            response: HttpResponseBase = await self.handle(*args, **kwargs)
+                raise wrong_method(request.method or "", self.http_method_names)
+            await authentication.knock(self.raw)
+            try:
+                response: HttpResponseBase = await self.handle(*args, **kwargs)
+            except keys.KeyRefused as error:
+                authentication.note_refused(self.raw, error)
+                raise
         except ClientGone:
             raise
         except Exception as error:
@@ -83,6 +85,7 @@ class AsyncAPIView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
+        authentication.note_good(self.raw)
         self.raw.log |= {"organization": str(self.key.organization_id), "key": self.key.prefix}
 
     def handle_exception(self, exc: Exception) -> Response:

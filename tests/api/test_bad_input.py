@@ -571,7 +571,6 @@ def test_what_is_no_http_never_reaches_the_application(
 ) -> None:
     for name, request in (
         ("no HTTP", b"hello\r\n\r\n"),
-        ("another method", b"BREW /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("another version", b"GET /v1/models HTTP/9.9\r\nHost: x\r\n\r\n"),
         ("NUL in a header", b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\n\r\n"),
         ("a header without a name", b"GET /v1/models HTTP/1.1\r\n: x\r\n\r\n"),
