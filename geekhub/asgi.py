@@ -24,7 +24,7 @@ from django.db import connections  # noqa: E402
 from billing.stripe_catalog import check_mode  # noqa: E402
 from geekhub.lib import bodies  # noqa: E402
 from geekhub.lib.bodies import Incoming, Receive, Scope, Send  # noqa: E402
-from images.api.handler import ApiHandler  # noqa: E402
+from images.api.handler import ApiHandler, is_meant  # noqa: E402
 from images.gateway import Gateway, open_gateway  # noqa: E402
 
 # Far more than the largest form of the pages; Stripe's events have a limit of their own.
@@ -45,8 +45,7 @@ class Application:
             await self._lifespan(receive, send)
             return
         scope["headers"] = _lowered(scope["headers"])
-        path = scope["path"]
-        if path == "/v1" or path.startswith("/v1/"):
+        if is_meant(scope["path"]):
             if self._api is None:
                 raise RuntimeError("the server must run the ASGI lifespan")
             await self._api(scope, receive, send)

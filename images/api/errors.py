@@ -12,7 +12,7 @@ from typing import Any
 import rest_framework.exceptions as drf
 import structlog
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
 from django.http import Http404
 
 from accounts import keys
@@ -160,9 +160,14 @@ def translate(error: Exception) -> ApiError | None:
         case BudgetExceeded():
             return ApiError("guardrail_blocked", str(error), retry=False)
         case routing.ModelBlocked():
-            return ApiError("guardrail_blocked", str(error), "model")
+            instead = ", ".join(error.allowed) or "no model"
+            return ApiError("guardrail_blocked", f"{error} It may use {instead}.", "model")
         case gallery.StillRunning():
-            return ApiError("invalid_request_error", "The request is still running.", "id")
+            return ApiError(
+                "invalid_request_error",
+                "The request is still running; its pictures can be deleted when it has finished.",
+                "id",
+            )
         case routing.ModelNotFound():
             return ApiError("model_not_found", str(error), "model")
         case routing.ModelUnfit():
@@ -261,7 +266,8 @@ def _rate_limited(error: RateLimited) -> ApiError:
         }
     else:
         message = (
-            f"The organization already has {error.limit} requests in flight, which is its limit."
+            f"The organization already has {error.limit} requests in flight, which is its limit. "
+            "Wait until one of them has finished."
         )
     return ApiError("rate_limit_exceeded", message, headers=headers)
 
@@ -289,12 +295,17 @@ def _from_framework(error: Exception) -> ApiError | None:
             return ApiError("method_not_allowed", str(error.detail))
         case drf.UnsupportedMediaType():
             return ApiError(
-                "unsupported_media_type", "Send the body as JSON: Content-Type: application/json."
+                "unsupported_media_type",
+                f"{str(error.detail)[:150]} Send the body as JSON: Content-Type: application/json.",
             )
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))
+        case TooManyFieldsSent():
+            most = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+            return ApiError(
+                "invalid_request_error", f"A request may have at most {most} parameters or parts."
+            )
         case SuspiciousOperation():
-            # Django's own limits, such as a thousand parameters in a URL.
-            return ApiError("invalid_request_error", "The request is out of bounds.")
+            return ApiError("invalid_request_error", f"The request was not read: {error}")
         case _:
             return None

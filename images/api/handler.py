@@ -62,19 +62,46 @@ class ApiHandler:
             view: type[AsyncAPIView] = cast(Any, match.func).cls
             if not view.reads_body:
                 most = settings.API_MAX_BODY_BYTES
-                request.set_body(await request.incoming.read(most=most, seconds=BODY_SECONDS))
+                request.set_body(await request.receive.read(most=most, seconds=BODY_SECONDS))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
         except Resolver404:
-            response = _plain(request, answer_to(_nothing_at(request), request))
+            response = _plain(
+                request, answer_to(_nothing_at(request.method or "", request.path), request)
+            )
         except Exception as error:
             response = _plain(request, answer_to(error, request))
         return response
 
 
-def _nothing_at(request: ApiRequest) -> ApiError:
-    return ApiError("not_found", f"There is no {request.method} {request.path[:100]}.")
+def is_meant(path: str) -> bool:
+    """Return whether a path is the API's, or was meant to be and lacks the /v1."""
+    return path == "/v1" or path.startswith("/v1/") or _near(path) is not None
+
+
+def _near(path: str) -> str | None:
+    """Return the endpoint that a path is with its slashes in order and one /v1 before it."""
+    words = [word for word in path.split("/") if word]
+    while words[:1] == ["v1"]:
+        del words[0]
+    near = "/".join(["/v1", *words])
+    try:
+        resolve(near, URLS)
+    except Resolver404:
+        return None
+    return near
+
+
+def _nothing_at(method: str, path: str) -> ApiError:
+    near = _near(path)
+    if near is None:
+        hint = "Pictures are drawn by POST /v1/images/generations, models listed by GET /v1/models."
+    elif path.lstrip("/").partition("/")[0] == "v1":
+        hint = f"Did you mean {near[:100]}?"
+    else:
+        hint = f"The base URL of the API must end in /v1, as in {method} {near[:100]}."
+    return ApiError("not_found", f"There is no {method} {path[:100]}. {hint}")
 
 
 def misread(method: str, target: str, code: str, message: str) -> HttpResponse:
@@ -82,7 +109,7 @@ def misread(method: str, target: str, code: str, message: str) -> HttpResponse:
     path = target.partition("?")[0]
     headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     error = ApiError(code, message)
-    if path != "/v1" and not path.startswith("/v1/"):
+    if not is_meant(path):
         return HttpResponse(
             f"{message}\n", status=error.status, headers=headers, content_type="text/plain"
         )
@@ -92,7 +119,7 @@ def misread(method: str, target: str, code: str, message: str) -> HttpResponse:
             allowed = cast(Any, resolve(path, URLS).func).cls.http_method_names
             error = wrong_method(method, allowed)
         except Resolver404:
-            pass
+            error = _nothing_at(method, path)
     return HttpResponse(
         OrjsonRenderer().render(error.body(request_id)),
         status=error.status,
@@ -145,4 +172,4 @@ async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> 
     headers.append((b"content-length", str(len(body)).encode()))
     # HEAD has the length of what GET would bring, and nothing of it.
     body = b"" if request.method == "HEAD" else body
-    await request.incoming.answer(send, response.status_code, headers, body)
+    await request.receive.answer(send, response.status_code, headers, body)

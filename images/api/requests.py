@@ -13,13 +13,13 @@ from images.gateway import Gateway
 class ApiRequest(ASGIRequest):
     """A Django request that knows its process, its public id, and what its log line will say.
 
-    `incoming` is where its body comes from, for a view that reads it itself; `drawing` is whether
+    `receive` is where its body comes from, for a view that reads it itself; `drawing` is whether
     it was let in, so that a provider may have been paid for it.
     """
 
-    def __init__(self, scope: Scope, incoming: Incoming, gateway: Gateway) -> None:
+    def __init__(self, scope: Scope, receive: Incoming, gateway: Gateway) -> None:
         super().__init__(scope, io.BytesIO())
-        self.incoming = incoming
+        self.receive = receive
         self.gateway = gateway
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}

@@ -264,7 +264,7 @@ class GenerationView(AsyncAPIView):
             raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
         found = status.find_generation(self.key, wanted)
         if found is None:
-            raise ApiError("not_found", f"There is no request {wanted[:40]!r}.", "id")
+            raise _no_request(wanted)
         return found
 
 
@@ -293,6 +293,21 @@ class PicturesView(AsyncAPIView):
         self.initial(self.request)
         found = status.find_generation(self.key, request_id)
         number = None if index is None else int(index)
-        if found is None or (number is not None and number >= found.delivered):
-            raise ApiError("not_found", "There is no such picture.")
+        if found is None:
+            raise _no_request(request_id)
+        if number is not None and number >= found.delivered:
+            raise ApiError(
+                "not_found",
+                f"The request {request_id} has no picture {number}; it delivered "
+                f"{found.delivered}, counted from 0.",
+            )
         return gallery.mark_deleted(found, number)
+
+
+def _no_request(request_id: str) -> ApiError:
+    return ApiError(
+        "not_found",
+        f"There is no request {request_id[:40]!r} in your organization. An id is req_ and 24 "
+        "hexadecimal digits.",
+        "id",
+    )
