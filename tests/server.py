@@ -37,6 +37,11 @@ class AppServer:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="app", daemon=True)
 
+    @property
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return len(self._server.server_state.connections)
+
     def drain(self) -> None:
         """Wait until every request is finished, also those whose client has left."""
         gateway = self._application.gateway

@@ -94,6 +94,8 @@ def _near(path: str) -> str | None:
 
 
 def _nothing_at(method: str, path: str) -> ApiError:
+    if method == "HEAD":
+        method = "GET"  # whose answer has the same length
     near = _near(path)
     if near is None:
         hint = "Pictures are drawn by POST /v1/images/generations, models listed by GET /v1/models."
