@@ -11,6 +11,7 @@ import uvicorn
 
 from geekhub.asgi import Application
 from geekhub.server import Door
+from images.gateway import Gateway
 
 START_SECONDS = 20
 
@@ -38,14 +39,19 @@ class AppServer:
         self._thread = threading.Thread(target=self._run, name="app", daemon=True)
 
     @property
+    def gateway(self) -> Gateway:
+        """Return what the process of the application holds."""
+        assert self._application.gateway is not None
+        return self._application.gateway
+
+    @property
     def connections(self) -> int:
         """Return how many connections are open."""
         return len(self._server.server_state.connections)
 
     def drain(self) -> None:
         """Wait until every request is finished, also those whose client has left."""
-        gateway = self._application.gateway
-        assert gateway is not None
+        gateway = self.gateway
         for task in list(gateway.running):
             waiting = asyncio.run_coroutine_threadsafe(
                 gateway.drain(START_SECONDS), task.get_loop()

@@ -86,7 +86,7 @@ class ApiError(Exception):
                 "message": masked(self.message),
                 "type": self.type or TABLE[self.code].type,
                 "code": self.code,
-                "param": self.param,
+                "param": masked(self.param) if self.param else None,
                 "request_id": request_id,
                 **self.extra,
             }
