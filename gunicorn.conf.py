@@ -1,7 +1,9 @@
 """How gunicorn runs the service; bin/serve starts it with this file."""
 
+import contextlib
 import math
 import os
+import resource
 from pathlib import Path
 
 import environ
@@ -22,8 +24,14 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+# Every connection is a descriptor, and the usual 1,024 are soon gone. Not every system takes its
+# own hard limit; then what is there has to do.
+_soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_hard, _hard))
+
 # Not gunicorn's own asgi worker: that one ignores `backlog`, and drops connections in a burst.
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "geekhub.server.Worker"
 
 # Loopback, because a proxy that ends TLS stands in front. BIND replaces the whole address where it
 # does not, as 0.0.0.0:8000 in a container or unix:/run/geekhub.sock beside nginx.

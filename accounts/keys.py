@@ -37,6 +37,12 @@ class KeyRefused(Exception):
 class InvalidKey(KeyRefused):
     """There is no such key."""
 
+    def __init__(self) -> None:
+        super().__init__(
+            "This API key is not valid. Keys start with ghub_sk_live_ or ghub_sk_test_ "
+            "and are 45 characters long."
+        )
+
 
 class RevokedKey(KeyRefused):
     """The key was revoked or has expired."""
@@ -201,10 +207,7 @@ def authenticate(secret: str) -> ApiKey:
         with contextlib.suppress(ApiKey.DoesNotExist):
             key = ApiKey.objects.select_related("organization").get(prefix=secret[:PREFIX_LENGTH])
     if key is None or not hmac.compare_digest(key.digest, _digest(secret)):
-        raise InvalidKey(
-            "This API key is not valid. Keys start with ghub_sk_live_ or ghub_sk_test_ "
-            "and are 45 characters long."
-        )
+        raise InvalidKey
     now = timezone.now()
     if _is_over(key, now):
         raise RevokedKey("This API key was revoked or has expired. Use another one.")

@@ -22,9 +22,14 @@ from django.core.asgi import get_asgi_application  # noqa: E402
 from django.db import connections  # noqa: E402
 
 from billing.stripe_catalog import check_mode  # noqa: E402
-from images.api.handler import ApiHandler  # noqa: E402
-from images.api.requests import Receive, Scope, Send  # noqa: E402
+from geekhub.lib import bodies  # noqa: E402
+from geekhub.lib.bodies import Incoming, Receive, Scope, Send  # noqa: E402
+from images.api.handler import ApiHandler, is_meant  # noqa: E402
 from images.gateway import Gateway, open_gateway  # noqa: E402
+
+# Far more than the largest form of the pages; Stripe's events have a limit of their own.
+PAGE_BODY_BYTES = 1024 * 1024
+PAGE_BODY_SECONDS = 30.0
 
 
 class Application:
@@ -39,19 +44,31 @@ class Application:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
-        path = scope["path"]
-        if path == "/v1" or path.startswith("/v1/"):
+        scope["headers"] = _lowered(scope["headers"])
+        if is_meant(scope["path"]):
             if self._api is None:
                 raise RuntimeError("the server must run the ASGI lifespan")
             await self._api(scope, receive, send)
         else:
-            # Django runs each page in a thread of its own, and leaves its connection open there.
-            async with ThreadSensitiveContext():
-                try:
-                    receive, send = _undisturbed(receive, send)
-                    await self._pages({**scope, "gateway": self.gateway}, receive, send)
-                finally:
-                    await sync_to_async(connections.close_all)()
+            await self._page(scope, Incoming(scope, receive), send)
+
+    async def _page(self, scope: Scope, incoming: Incoming, send: Send) -> None:
+        try:
+            if incoming.encodings:
+                raise bodies.UnknownEncoding(", ".join(incoming.encodings))
+            body = await incoming.read(most=PAGE_BODY_BYTES, seconds=PAGE_BODY_SECONDS)
+        except bodies.ClientGone:
+            return
+        except bodies.BodyRefused as error:
+            await _refuse(incoming, send, error)
+            return
+        # Django runs each page in a thread of its own, and leaves its connection open there.
+        async with ThreadSensitiveContext():
+            try:
+                receive, send = _undisturbed(body, incoming, send)
+                await self._pages({**scope, "gateway": self.gateway}, receive, send)
+            finally:
+                await sync_to_async(connections.close_all)()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
@@ -76,8 +93,41 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _undisturbed(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """Return the two such that a client who leaves is noticed once the answer has begun.
+def _lowered(headers: bodies.Headers) -> bodies.Headers:
+    """Return the headers with the media type in lower case: it has no case, and Django's parser of
+    forms compares it. What follows, a boundary for instance, has one.
+    """
+    return [
+        (name, _lower_type(value) if name == b"content-type" else value) for name, value in headers
+    ]
+
+
+def _lower_type(value: bytes) -> bytes:
+    media_type, semicolon, parameters = value.partition(b";")
+    return media_type.lower() + semicolon + parameters
+
+
+async def _refuse(incoming: Incoming, send: Send, error: bodies.BodyRefused) -> None:
+    match error:
+        case bodies.BodyTooLarge():
+            status = 413
+        case bodies.BodyTooSlow():
+            status = 408
+        case _:
+            status = 415
+    text = f"{error}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(text)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    await incoming.answer(send, status, headers, text)
+
+
+def _undisturbed(body: bytes, receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """Return the two such that the body is there, and that a client who leaves is noticed once the
+    answer has begun.
 
     Django would cancel a page in the middle of its thread's work, which leaves its connection to
     the database open and an error in the log. A page is short; a download is not.
@@ -88,9 +138,9 @@ def _undisturbed(receive: Receive, send: Send) -> tuple[Receive, Send]:
         nonlocal asked
         if asked:
             await begun.wait()
-        message = await receive()
-        asked = not message.get("more_body", False)
-        return message
+            return await receive()
+        asked = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def tell(message: Mapping[str, Any]) -> None:
         begun.set()

@@ -16,7 +16,7 @@ from django.templatetags.static import static
 from django.urls import reverse_lazy
 from django.utils.translation import gettext_lazy as _
 
-from geekhub.lib import mail, money
+from geekhub.lib import mail, masks, money
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
@@ -573,6 +573,8 @@ LOGGING = {
                 structlog.processors.JSONRenderer()
                 if LOG_FORMAT == "json"
                 else structlog.dev.ConsoleRenderer(colors=False),
+                # Last, over the whole line: a key may be in a path, an exception or a message.
+                lambda logger, method, line: masks.masked(line),
             ],
         }
     },

@@ -37,5 +37,7 @@ urlpatterns = [
     path("", include("images.api.urls")),
 ]
 
+handler400 = "geekhub.errors.bad_request"
 handler403 = "geekhub.errors.forbidden"
 handler404 = "geekhub.errors.not_found"
+handler500 = "geekhub.errors.server_error"

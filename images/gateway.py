@@ -18,6 +18,7 @@ from billing.prices import PriceBook
 from geekhub.lib import http
 from geekhub.lib.db import DatabaseThreads
 from geekhub.lib.liveness import Presence
+from images.bad_keys import BadKeys
 from images.catalog import ImageModel
 from images.latencies import Latencies
 from images.limits import Admission, Limiter, MemoryLimiter, RedisLimiter
@@ -45,6 +46,7 @@ class Gateway:
     store: ImageStore
     prices: PriceBook
     latencies: Latencies
+    bad_keys: BadKeys = field(default_factory=BadKeys)
     running: set[asyncio.Task[None]] = field(default_factory=set)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 

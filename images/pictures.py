@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import os
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -21,6 +22,10 @@ FORMATS = {
 
 class NotAPicture(ValueError):
     """The bytes are no PNG, JPEG or WebP, or too large to be decoded safely."""
+
+
+class TooManyPixels(NotAPicture):
+    """The picture is one, and too large; the text says of how many megapixels."""
 
 
 class Described(Protocol):
@@ -127,8 +132,11 @@ def inspect(data: bytes) -> Picture:
             width, height = image.size
     except (OSError, ValueError, SyntaxError) as error:
         raise NotAPicture("not a PNG, JPEG or WebP") from error
-    if kind is None or width * height > MAX_PIXELS:
-        raise NotAPicture(f"more than {MAX_PIXELS} pixels")
+    if width * height > MAX_PIXELS:
+        has, most = math.ceil(width * height / 100_000) / 10, MAX_PIXELS // 1_000_000
+        raise TooManyPixels(f"has too many pixels: {has} of {most} megapixels ({width}x{height})")
+    if kind is None:
+        raise NotAPicture("not a PNG, JPEG or WebP")
     mime_type, extension = FORMATS[kind]
     return Picture(data, mime_type, extension, width, height)
 

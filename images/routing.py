@@ -1,5 +1,6 @@
 """From what was asked to the models that may draw it, in order, and why one was left out."""
 
+import difflib
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -31,7 +32,11 @@ class ModelUnfit(Exception):
 
 
 class ModelBlocked(Exception):
-    """The key's policy does not allow the model."""
+    """The key's policy does not allow the model; `allowed` are those that it does."""
+
+    def __init__(self, model_id: str, allowed: list[str]) -> None:
+        super().__init__(f"This API key may not use {model_id}.")
+        self.allowed = allowed
 
 
 class ModelOff(Exception):
@@ -146,13 +151,22 @@ def find(model_id: str) -> ImageModel:
     row = CATALOG.get(settings.MODEL_ALIASES.get(model_id, model_id))
     if row is None:
         raise ModelNotFound(
-            f"The model {model_id!r} does not exist. GET /v1/models lists the models."
+            f"The model {model_id[:100]!r} does not exist.{_near(model_id[:100])} "
+            "GET /v1/models lists the models."
         )
     row = as_of(row, timezone.now().date(), retire_switched_off=settings.RETIRE_SWITCHED_OFF)
     if row.status == Status.RETIRED:
         instead = f" Use {row.successor} instead." if row.successor else ""
         raise ModelNotFound(f"The model {row.id} was retired on {row.shutdown_date}.{instead}")
     return row
+
+
+def _near(model_id: str) -> str:
+    """Return a question for the id that may be meant, often without its provider; else nothing."""
+    ids = [row.id for row in listing() if row.status != Status.RETIRED]
+    known = {one.partition("/")[2]: one for one in ids} | {one: one for one in ids}
+    near = difflib.get_close_matches(model_id.strip().lower(), known, 1, 0.75)
+    return f" Did you mean {known[near[0]]}?" if near else ""
 
 
 def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
@@ -192,7 +206,7 @@ def candidates(
     for asked, model in models:
         try:
             if allowed is not None and model.id not in allowed:
-                raise ModelBlocked(f"This API key may not use {model.id}.")
+                raise ModelBlocked(model.id, allowed)
             candidate = Candidate(model, fit(request, asked, model, prices[model.id]), request)
         except (ModelUnfit, ModelBlocked) as error:
             if not request.listed:
@@ -241,7 +255,11 @@ def fit(
     Raises ModelUnfit when it cannot draw that, or when `strict` forbids what differs.
     """
     if len(request.prompt) > model.max_prompt:
-        raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
+        raise ModelUnfit(
+            "prompt",
+            f"The prompt has {len(request.prompt)} characters; {model.id} takes at most "
+            f"{model.max_prompt}.",
+        )
     if request.inputs is not None:
         _fit_inputs(request.inputs, model)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
@@ -278,7 +296,7 @@ def _fit_inputs(inputs: Inputs, model: ImageModel) -> None:
         raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
     if len(inputs.images) > model.edits:
         what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
-        raise ModelUnfit("image", f"{model.id} starts from {what}.")
+        raise ModelUnfit("image", f"{model.id} starts from {what}; there are {len(inputs.images)}.")
     if inputs.mask is not None and not model.masks:
         raise ModelUnfit("mask", f"{model.id} takes no mask.")
 

@@ -16,6 +16,7 @@ from accounts.models import Organization
 from billing import stripe_client
 from billing.models import PriceState, PriceVersion
 from billing.stripe_client import Stripe
+from geekhub.server import Door
 from images.catalog import CATALOG
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -161,8 +162,8 @@ def published(transactional_db: None) -> None:
 @pytest.fixture
 def serve(
     settings: Settings, tmp_path: Any, published: None, providers: None
-) -> Iterator[Callable[[], AppServer]]:
-    """Start the application when called, after a test has changed the settings."""
+) -> Iterator[Callable[..., AppServer]]:
+    """Start the application when called, after a test has changed the settings; with any Door."""
     settings.DATA_DIR = tmp_path
     settings.STATIC_ROOT = tmp_path / "static"
     settings.STATIC_ROOT.mkdir()
@@ -187,8 +188,8 @@ def serve(
     }
     running: list[AppServer] = []
 
-    def start() -> AppServer:
-        running.append(AppServer().__enter__())
+    def start(door: Door | None = None) -> AppServer:
+        running.append(AppServer(door).__enter__())
         return running[-1]
 
     yield start
@@ -197,7 +198,7 @@ def serve(
 
 
 @pytest.fixture
-def app(serve: Callable[[], AppServer]) -> AppServer:
+def app(serve: Callable[..., AppServer]) -> AppServer:
     """The application with the test settings."""
     return serve()
 

@@ -4,12 +4,14 @@ import asyncio
 import socket
 import threading
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 import uvicorn
 
 from geekhub.asgi import Application
+from geekhub.server import Door
+from images.gateway import Gateway
 
 # A bound, not a measure: a busy machine starts slowly.
 START_SECONDS = 60
@@ -18,13 +20,15 @@ START_SECONDS = 60
 class AppServer:
     """Serves a fresh Application on a free port; the settings are read when it starts."""
 
-    def __init__(self) -> None:
+    def __init__(self, door: Door | None = None) -> None:
         self._application = Application()
         config = uvicorn.Config(
             self._application,
             lifespan="on",
             log_config=None,
             access_log=False,
+            http=cast("type[asyncio.Protocol]", door or Door()),
+            ws="none",
             # As gunicorn.conf.py: whom to believe is the service's own setting.
             proxy_headers=False,
         )
@@ -35,10 +39,20 @@ class AppServer:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="app", daemon=True)
 
+    @property
+    def gateway(self) -> Gateway:
+        """Return what the process of the application holds."""
+        assert self._application.gateway is not None
+        return self._application.gateway
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections are open."""
+        return len(self._server.server_state.connections)
+
     def drain(self) -> None:
         """Wait until every request is finished, also those whose client has left."""
-        gateway = self._application.gateway
-        assert gateway is not None
+        gateway = self.gateway
         for task in list(gateway.running):
             waiting = asyncio.run_coroutine_threadsafe(
                 gateway.drain(START_SECONDS), task.get_loop()

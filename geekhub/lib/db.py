@@ -6,6 +6,7 @@ a small executor whose threads keep their connections; nothing is held between t
 
 import asyncio
 import select
+import sqlite3
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from django.db import connection, connections, models
+from django.db import InterfaceError, OperationalError, connection, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 
@@ -46,6 +47,17 @@ class DatabaseThreads:
             opened.inc_thread_sharing()
             opened.close()
         self._opened.clear()
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether an exception means that the database is away or busy, and a moment later may
+    be there again; not that a statement was wrong.
+    """
+    cause = error.__cause__
+    if isinstance(cause, sqlite3.OperationalError):
+        # SQLite says so of a missing table, too; what is locked or cannot be read has its own code.
+        return getattr(cause, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR
+    return isinstance(error, (OperationalError, InterfaceError))
 
 
 def execute(sql: str, *parameters: Parameter) -> int:
@@ -130,5 +142,7 @@ def _has_news(database: BaseDatabaseWrapper) -> bool:
         return False
     if database.connection.closed:
         return True
-    readable, _, _ = select.select([database.connection.fileno()], [], [], 0)
-    return bool(readable)
+    # Not select(), which knows no descriptor above 1,023.
+    waiting = select.poll()
+    waiting.register(database.connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))

@@ -10,6 +10,7 @@ from accounts import keys
 from accounts.models import ApiKey
 from geekhub.lib import addresses
 from images.api.errors import ApiError
+from images.api.requests import ApiRequest
 
 
 class ApiKeyAuthentication(BaseAuthentication):
@@ -20,20 +21,56 @@ class ApiKeyAuthentication(BaseAuthentication):
     """
 
     def authenticate(self, request: Request) -> tuple[Any, ApiKey]:
-        header = request.headers.get("authorization", "")
-        scheme, _, secret = header.partition(" ")
-        if not header:
-            raise ApiError(
-                "missing_api_key", "Send your API key as Authorization: Bearer ghub_sk_live_…"
-            )
-        if scheme.lower() != "bearer":
-            raise ApiError("invalid_api_key", "The Authorization header must be Bearer and a key.")
-        key = keys.authenticate(secret.strip())
+        key = keys.authenticate(_secret(request))
         _check_guardrails(key, request)
         return None, key
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
+
+
+async def knock(request: ApiRequest) -> None:
+    """Refuse a key that cannot be right before anybody asks the database for it.
+
+    Raises ApiError, InvalidKey or RevokedKey, or TooManyBadKeys in their place.
+    """
+    secret, bad_keys = _secret(request), request.gateway.bad_keys
+    try:
+        if not keys.SHAPE.fullmatch(secret) or bad_keys.is_unknown(secret):
+            raise keys.InvalidKey
+        async with bad_keys.turn(secret, addresses.of(request, settings.TRUSTED_PROXIES)) as queued:
+            if queued:
+                await request.gateway.db.run(keys.authenticate, secret)
+    except keys.KeyRefused as error:
+        note_refused(request, error)
+        raise
+
+
+def note_refused(request: ApiRequest, error: keys.KeyRefused) -> None:
+    """Remember that a key opened nothing; raises TooManyBadKeys when there were many."""
+    if isinstance(error, keys.InvalidKey):
+        request.gateway.bad_keys.note_unknown(_secret(request))
+    request.gateway.bad_keys.count(addresses.of(request, settings.TRUSTED_PROXIES))
+
+
+def note_good(request: ApiRequest) -> None:
+    """Remember that a key opened."""
+    request.gateway.bad_keys.note_good(_secret(request))
+
+
+def _secret(request: Request | ApiRequest) -> str:
+    header = request.headers.get("authorization", "")
+    scheme, _, secret = header.partition(" ")
+    if not header:
+        raise ApiError(
+            "missing_api_key", "Send your API key as Authorization: Bearer ghub_sk_live_…"
+        )
+    if scheme.lower() != "bearer":
+        raise ApiError(
+            "invalid_api_key",
+            "The Authorization header must be Bearer and a key: Bearer ghub_sk_live_…",
+        )
+    return secret.strip()
 
 
 def _check_guardrails(key: ApiKey, request: Request) -> None:

@@ -4,23 +4,30 @@ The envelope is OpenAI's, `{"error": {"message", "type", "code", "param"}}`, wit
 `x-should-retry: false` stops OpenAI's SDKs from repeating what cannot succeed or may cost twice.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import rest_framework.exceptions as drf
+import structlog
 from django.conf import settings
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
 from django.http import Http404
 
 from accounts import keys
 from billing.budgets import BudgetExceeded
 from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.prices import UnknownPrice
+from geekhub.lib import bodies, db
+from geekhub.lib.masks import masked
 from images import gallery, generation, repeats, routing
-from images.api.requests import BodyTooLarge, BodyTooSlow
+from images.api.requests import ApiRequest
+from images.bad_keys import TooManyBadKeys
 from images.limits import RateLimited
 from images.providers.base import REFUSAL, ProviderError
+
+log = structlog.get_logger("geekhub.api")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ TABLE: Mapping[str, Row] = {
     "rate_limit_exceeded": Row(429, "rate_limit_error"),
     "internal_error": Row(500, "server_error"),
     "provider_unavailable": Row(502, "server_error"),
+    "service_unavailable": Row(503, "server_error", retry=True),
 }
 
 
@@ -75,10 +83,11 @@ class ApiError(Exception):
         """Return the envelope."""
         return {
             "error": {
-                "message": self.message,
+                # What a client put in the wrong place is in logs and mails soon enough.
+                "message": masked(self.message),
                 "type": self.type or TABLE[self.code].type,
                 "code": self.code,
-                "param": self.param,
+                "param": masked(self.param) if self.param else None,
                 "request_id": request_id,
                 **self.extra,
             }
@@ -111,6 +120,33 @@ def images_deleted() -> ApiError:
     )
 
 
+def answer_to(error: Exception, request: ApiRequest) -> ApiError:
+    """Return the API's answer to whatever went wrong with a request; logs a fault of ours."""
+    answer = translate(error)
+    if answer is None:
+        log.error("unhandled", request_id=request.request_id, exc_info=error)
+        answer = internal()
+    if answer.code == "service_unavailable" and request.drawing:
+        # The provider may have been paid; a blind repeat would pay it again.
+        answer.message = (
+            "Our database did not answer while the request was running. "
+            f"GET /v1/generation?id={request.request_id} shows what became of it."
+        )
+        answer.retry = False
+    request.log["error"] = answer.code
+    return answer
+
+
+def wrong_method(method: str, allowed: Iterable[str]) -> ApiError:
+    """Return the 405 that names the right ones."""
+    names = ", ".join(allowed).upper()
+    return ApiError(
+        "method_not_allowed",
+        f"{method} is not allowed here. Allowed: {names}.",
+        headers={"allow": names},
+    )
+
+
 def translate(error: Exception) -> ApiError | None:
     """Return the API's answer to an exception; None when it is a fault of ours."""
     match error:
@@ -135,9 +171,14 @@ def translate(error: Exception) -> ApiError | None:
         case BudgetExceeded():
             return ApiError("guardrail_blocked", str(error), retry=False)
         case routing.ModelBlocked():
-            return ApiError("guardrail_blocked", str(error), "model")
+            instead = ", ".join(error.allowed) or "no model"
+            return ApiError("guardrail_blocked", f"{error} It may use {instead}.", "model")
         case gallery.StillRunning():
-            return ApiError("invalid_request_error", "The request is still running.", "id")
+            return ApiError(
+                "invalid_request_error",
+                "The request is still running; its pictures can be deleted when it has finished.",
+                "id",
+            )
         case routing.ModelNotFound():
             return ApiError("model_not_found", str(error), "model")
         case routing.ModelUnfit():
@@ -184,12 +225,32 @@ def translate(error: Exception) -> ApiError | None:
             )
         case RateLimited():
             return _rate_limited(error)
+        case TooManyBadKeys():
+            whole = math.ceil(error.retry_after)
+            return ApiError(
+                "rate_limit_exceeded",
+                f"Too many API keys that are not valid came from {error.address or 'there'}. "
+                f"Send a key that is, or wait {whole} s.",
+                # The same key will not be a good one then.
+                retry=False,
+                headers={"retry-after": str(whole), "retry-after-ms": str(whole * 1000)},
+            )
         case ProviderError():
             return _provider(error)
-        case BodyTooLarge():
-            return ApiError("request_too_large", f"The body may have at most {error.most} bytes.")
-        case BodyTooSlow():
-            return ApiError("invalid_request_error", "The body took too long to arrive.")
+        case bodies.BodyTooLarge():
+            return ApiError("request_too_large", str(error))
+        case bodies.UnknownEncoding():
+            taken = {"accept-encoding": "gzip, identity"}
+            return ApiError("unsupported_media_type", str(error), headers=taken)
+        case bodies.BodyRefused():
+            return ApiError("invalid_request_error", str(error))
+        case _ if db.is_away(error):
+            return ApiError(
+                "service_unavailable",
+                "Our database does not answer at the moment. Nothing was charged. "
+                "Try again in a few seconds.",
+                headers={"retry-after": "2", "retry-after-ms": "2000"},
+            )
         case _:
             return _from_framework(error)
 
@@ -224,7 +285,8 @@ def _rate_limited(error: RateLimited) -> ApiError:
         }
     else:
         message = (
-            f"The organization already has {error.limit} requests in flight, which is its limit."
+            f"The organization already has {error.limit} requests in flight, which is its limit. "
+            "Wait until one of them has finished."
         )
     return ApiError("rate_limit_exceeded", message, headers=headers)
 
@@ -252,14 +314,17 @@ def _from_framework(error: Exception) -> ApiError | None:
             return ApiError("method_not_allowed", str(error.detail))
         case drf.UnsupportedMediaType():
             return ApiError(
-                "unsupported_media_type", "Send the body as JSON: Content-Type: application/json."
+                "unsupported_media_type",
+                f"{str(error.detail)[:150]} Send the body as JSON: Content-Type: application/json.",
             )
-        case drf.NotAcceptable():
-            return ApiError("invalid_request_error", "The answer is JSON; Accept must allow it.")
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))
+        case TooManyFieldsSent():
+            most = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
+            return ApiError(
+                "invalid_request_error", f"A request may have at most {most} parameters or parts."
+            )
         case SuspiciousOperation():
-            # Django's own limits, such as a thousand parameters in a URL.
-            return ApiError("invalid_request_error", "The request is out of bounds.")
+            return ApiError("invalid_request_error", f"The request was not read: {error}")
         case _:
             return None

@@ -14,17 +14,12 @@ from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
 from django.urls import Resolver404, resolve
 
+from geekhub.lib.bodies import ClientGone, Headers, Incoming, Receive, Scope, Send
+from geekhub.lib.ids import new_request_id
 from images import metrics
-from images.api.errors import ApiError, internal, translate
+from images.api.errors import ApiError, answer_to, wrong_method
 from images.api.renderers import OrjsonRenderer
-from images.api.requests import (
-    ApiRequest,
-    ClientGone,
-    Receive,
-    Scope,
-    Send,
-    read_body,
-)
+from images.api.requests import ApiRequest
 from images.api.views import AsyncAPIView
 from images.gateway import Gateway
 
@@ -48,7 +43,7 @@ class ApiHandler:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        request = ApiRequest(scope, receive, self._gateway)
+        request = ApiRequest(scope, Incoming(scope, receive), self._gateway)
         try:
             response = await self._respond(request)
         except ClientGone:
@@ -67,27 +62,72 @@ class ApiHandler:
             view: type[AsyncAPIView] = cast(Any, match.func).cls
             if not view.reads_body:
                 most = settings.API_MAX_BODY_BYTES
-                request.set_body(await read_body(request, most=most, seconds=BODY_SECONDS))
+                request.set_body(await request.receive.read(most=most, seconds=BODY_SECONDS))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         except ClientGone:
             raise
+        except Resolver404:
+            response = _plain(
+                request, answer_to(_nothing_at(request.method or "", request.path), request)
+            )
         except Exception as error:
-            response = _plain(request, self._error(request, error))
+            response = _plain(request, answer_to(error, request))
         return response
 
-    def _error(self, request: ApiRequest, error: Exception) -> ApiError:
-        match error:
-            case Resolver404():
-                answer = ApiError(
-                    "not_found", f"There is no {request.method} {request.path[:100]}."
-                )
-            case _:
-                known = translate(error)
-                if known is None:
-                    log.exception("unhandled", request_id=request.request_id)
-                answer = known or internal()
-        request.log["error"] = answer.code
-        return answer
+
+def is_meant(path: str) -> bool:
+    """Return whether a path is the API's, or was meant to be and lacks the /v1."""
+    return path == "/v1" or path.startswith("/v1/") or _near(path) is not None
+
+
+def _near(path: str) -> str | None:
+    """Return the endpoint that a path is with its slashes in order and one /v1 before it."""
+    words = [word for word in path.split("/") if word]
+    while words[:1] == ["v1"]:
+        del words[0]
+    near = "/".join(["/v1", *words])
+    try:
+        resolve(near, URLS)
+    except Resolver404:
+        return None
+    return near
+
+
+def _nothing_at(method: str, path: str) -> ApiError:
+    if method == "HEAD":
+        method = "GET"  # whose answer has the same length
+    near = _near(path)
+    if near is None:
+        hint = "Pictures are drawn by POST /v1/images/generations, models listed by GET /v1/models."
+    elif path.lstrip("/").partition("/")[0] == "v1":
+        hint = f"Did you mean {near[:100]}?"
+    else:
+        hint = f"The base URL of the API must end in /v1, as in {method} {near[:100]}."
+    return ApiError("not_found", f"There is no {method} {path[:100]}. {hint}")
+
+
+def misread(method: str, target: str, code: str, message: str) -> HttpResponse:
+    """Return the answer to what the server could not read as a request: JSON under /v1."""
+    path = target.partition("?")[0]
+    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+    error = ApiError(code, message)
+    if not is_meant(path):
+        return HttpResponse(
+            f"{message}\n", status=error.status, headers=headers, content_type="text/plain"
+        )
+    request_id = new_request_id()
+    if code == "method_not_allowed":
+        try:
+            allowed = cast(Any, resolve(path, URLS).func).cls.http_method_names
+            error = wrong_method(method, allowed)
+        except Resolver404:
+            error = _nothing_at(method, path)
+    return HttpResponse(
+        OrjsonRenderer().render(error.body(request_id)),
+        status=error.status,
+        headers={**headers, **error.all_headers(), "x-request-id": request_id},
+        content_type="application/json",
+    )
 
 
 def _note(request: ApiRequest, status: int, seconds: float) -> None:
@@ -118,19 +158,20 @@ def _plain(request: ApiRequest, error: ApiError) -> HttpResponse:
 
 
 async def _send(response: HttpResponseBase, request: ApiRequest, send: Send) -> None:
-    headers: list[tuple[bytes, bytes]] = [
+    headers: Headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in response.items()
         if name.lower() not in ("content-length", "vary")
     ]
-    start: dict[str, Any] = {"type": "http.response.start", "status": response.status_code}
     if isinstance(response, StreamingHttpResponse):
-        await send({**start, "headers": headers})
+        status = response.status_code
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         async for chunk in response:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
         return
-    body = b"" if request.method == "HEAD" else getattr(response, "content", b"")
+    body: bytes = getattr(response, "content", b"")
     headers.append((b"content-length", str(len(body)).encode()))
-    await send({**start, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    # HEAD has the length of what GET would bring, and nothing of it.
+    body = b"" if request.method == "HEAD" else body
+    await request.receive.answer(send, response.status_code, headers, body)

@@ -7,6 +7,7 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 
 MAX_DEPTH = 20
+TOO_DEEP = f"nested too deeply; it may have {MAX_DEPTH} levels"
 
 
 class StrictJsonParser(BaseParser):
@@ -18,7 +19,9 @@ class StrictJsonParser(BaseParser):
         try:
             text = stream.read().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise ParseError(f"The body is not valid UTF-8 at byte {error.start}.") from error
+            raise ParseError(
+                f"The body is not valid UTF-8 at byte {error.start}; it must be JSON in UTF-8."
+            ) from error
         try:
             value = loads(text)
         except ValueError as error:
@@ -33,11 +36,11 @@ def loads(text: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
     except ValueError as error:
         raise ValueError(f"not valid JSON: {error}") from error
     if _depth(value) > MAX_DEPTH:
-        raise ValueError("nested too deeply")
+        raise ValueError(TOO_DEEP)
     return value
 
 

@@ -1,13 +1,13 @@
 """The request body, field by field, and a GenerationRequest of it."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from functools import cache
 from typing import Any
 
-from django.core.validators import ProhibitNullCharactersValidator
 from rest_framework import serializers
-from rest_framework.validators import ProhibitSurrogateCharactersValidator
 
 from accounts.models import MAX_TAG, MAX_TAGS
 from geekhub.lib import money
@@ -21,19 +21,18 @@ MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
 RETRY = re.compile(r"[0-9]{1,4}")
 UNKNOWN = "is not a field of this endpoint."
+# A NUL or a lone surrogate is legal JSON, and no text that a database takes.
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class Text(serializers.Field[str, Any, str, Any]):
     """A JSON string of `least` to `most` characters; nothing is converted or trimmed."""
 
+    default_error_messages = {"null": "must be a string."}
+
     def __init__(self, *, most: int, least: int = 1, **options: Any) -> None:
         super().__init__(**options)
         self.least, self.most = least, most
-        # A lone surrogate or a NUL is legal JSON and no text that a database takes.
-        self.validators = [
-            ProhibitNullCharactersValidator(),
-            ProhibitSurrogateCharactersValidator(),
-        ]
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -43,6 +42,11 @@ class Text(serializers.Field[str, Any, str, Any]):
                 f"must have {self.least} to {self.most} characters; it has {len(data)}."
                 if data.strip() or not data
                 else "must not be blank."
+            )
+        if odd := UNSTORABLE.search(data):
+            raise serializers.ValidationError(
+                f"must be text that can be stored; character {odd.start() + 1} is "
+                f"U+{ord(odd[0]):04X}."
             )
         return data
 
@@ -91,7 +95,7 @@ class Usd(serializers.Field[int, Any, int, Any]):
 
     def to_internal_value(self, data: Any) -> int:
         if not isinstance(data, (int, float)) or isinstance(data, bool):
-            raise serializers.ValidationError("must be a number of USD.")
+            raise serializers.ValidationError("must be a number of USD, such as 0.25.")
         if not 0 < data <= MAX_COST_USD:
             raise serializers.ValidationError(f"must be above 0 and at most {MAX_COST_USD} USD.")
         return int(Decimal(str(data)) * money.MICRO)
@@ -110,10 +114,16 @@ class Texts(serializers.Field[list[str], Any, list[str], Any]):
             raise serializers.ValidationError(
                 f"must be a list of {self.least} to {self.most} strings."
             )
-        texts = [self.each.run_validation(item) for item in data]
-        if len(set(texts)) != len(texts):
-            raise serializers.ValidationError("must not name the same twice.")
+        texts = [self._item(*one) for one in enumerate(data, 1)]
+        if twice := next((text for text in texts if texts.count(text) > 1), None):
+            raise serializers.ValidationError(f"must not name the same twice: {twice!r}.")
         return texts
+
+    def _item(self, number: int, item: Any) -> str:
+        try:
+            return self.each.run_validation(item)
+        except serializers.ValidationError as error:
+            raise serializers.ValidationError(f"item {number} {error.detail[0]}") from error
 
 
 class Models(Texts):
@@ -140,7 +150,7 @@ class Known(serializers.Serializer[Any]):
             if name not in self.fields:
                 # A lone surrogate is legal in JSON's names too, and could not be sent back.
                 shown = name[:100].encode("utf-8", "backslashreplace").decode()
-                raise serializers.ValidationError({shown: [UNKNOWN]})
+                raise serializers.ValidationError({shown: [unknown(name, self.fields)]})
         return super().to_internal_value(
             {name: value for name, value in data.items() if value is not None}
         )
@@ -198,6 +208,8 @@ def _checker(body: type[DrawingSerializer]) -> DrawingSerializer:
 
 def parse(data: Any, body: type[DrawingSerializer] = GenerationSerializer) -> GenerationRequest:
     """Return the checked request; raises ApiError naming the first field at fault."""
+    if not data:
+        raise invalid("model", "is required, and so is prompt: the body is empty.")
     try:
         fields = dict(_checker(body).run_validation(data))
     except serializers.ValidationError as error:
@@ -206,11 +218,16 @@ def parse(data: Any, body: type[DrawingSerializer] = GenerationSerializer) -> Ge
     listed = isinstance(data["model"], list) or models == [AUTO]
     routing = fields.pop("routing", {})
     if routing and not listed:
-        raise invalid("routing", "is for a list of models or auto.")
+        raise invalid("routing", "is for a list of models or auto; model is one id.")
     if models != [AUTO] and {"strategy", "candidates"} & routing.keys():
-        raise invalid("routing", "strategy and candidates are for model auto.")
+        raise invalid(
+            "routing",
+            "with strategy or candidates is for model auto; a list is tried in its own order.",
+        )
     if AUTO in models and len(models) > 1:
-        raise invalid("model", "auto stands alone; routing.candidates names its models.")
+        raise invalid(
+            "model", "auto stands alone; what it may choose from goes into routing.candidates."
+        )
     if "partial_images" in fields and not fields.get("stream"):
         raise invalid("partial_images", "needs stream: true.")
     return GenerationRequest(
@@ -243,6 +260,12 @@ def idempotency_key(header: str | None) -> str | None:
 def retry(header: str | None) -> int:
     """Return which retry of an SDK it is, 0 for a first request, from `x-stainless-retry-count`."""
     return int(header) if header is not None and RETRY.fullmatch(header) else 0
+
+
+def unknown(name: str, fields: Iterable[str]) -> str:
+    """Return what is said of a field that is none, with the one that may be meant."""
+    near = difflib.get_close_matches(name[:100], fields, 1, 0.75)
+    return f"{UNKNOWN} Did you mean {near[0]}?" if near else UNKNOWN
 
 
 def invalid(param: str, message: str) -> ApiError:

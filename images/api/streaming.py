@@ -9,20 +9,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pybase64
-import structlog
 from django.http import StreamingHttpResponse
 
 from geekhub.lib import money, sse
 from images import generation
 from images.api import answers
-from images.api.errors import internal, translate
+from images.api.errors import answer_to
 from images.api.requests import ApiRequest
 from images.generation import Started
 from images.models import Generation, Image
 from images.pictures import Picture
 from images.repeats import Finished
-
-log = structlog.get_logger("geekhub.api")
 
 FIRST_EVENT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
@@ -152,9 +149,5 @@ async def _following(request: ApiRequest, events: Events, event: Event) -> Async
 
 
 def _failure(request: ApiRequest, error: Exception) -> bytes:
-    answer = translate(error)
-    if answer is None:
-        log.error("unhandled", request_id=request.request_id, exc_info=error)
-        answer = internal()
-    request.log["error"] = answer.code
+    answer = answer_to(error, request)
     return sse.frame("error", {"type": "error", **answer.body(request.request_id)})

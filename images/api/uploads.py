@@ -18,13 +18,14 @@ from django.core.files.uploadhandler import FileUploadHandler
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.utils.http import parse_header_parameters
 
+from geekhub.lib.bodies import BodyTooSlow
 from images import pictures
 from images.api import parsers, serializers
 from images.api.errors import ApiError
-from images.api.requests import ApiRequest, BodyTooSlow, body_chunks
+from images.api.requests import ApiRequest
 from images.api.serializers import invalid
 from images.catalog import MAX_INPUTS
-from images.pictures import NotAPicture, Upload
+from images.pictures import NotAPicture, TooManyPixels, Upload
 from images.requests import GenerationRequest, Inputs
 
 # Three pictures of the largest size or many common ones; more is a mistake or an attack.
@@ -33,9 +34,13 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 BODY_SECONDS = 60.0
 # Arriving bytes are gathered up to this before they are written.
 WRITE_BYTES = 1024 * 1024
-FILES = {"image": "image", "image[]": "image", "mask": "mask"}
+FILES = ("image", "mask")
 # A list may come as one part of JSON or as repeated parts; SDKs put brackets behind the name.
-LISTS = {"model", "model[]", "tags", "tags[]"}
+LISTS = ("model", "tags", "routing[candidates]")
+# The brackets of a list: `tags[]`, `tags[0]`. Parts count in the order they come in.
+ITEM = re.compile(r"\[[0-9]{0,3}\]$")
+# A field of an object, as SDKs send `routing` when they are given one.
+FIELD = re.compile(r"(routing)\[([^\[\]]{1,100})\]")
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 
@@ -43,7 +48,7 @@ NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
     """Read, check and return the edit that the body asks for; `keep` closes its files.
 
-    Raises ApiError, BodyTooLarge, BodyTooSlow or ClientGone.
+    Raises ApiError, BodyRefused or ClientGone.
     """
     if request.content_type != "multipart/form-data":
         raise ApiError(
@@ -67,13 +72,13 @@ async def _store(request: ApiRequest, body: IO[bytes]) -> None:
     waiting = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in body_chunks(request, most=MAX_BODY_BYTES):
+            async for chunk in request.receive.chunks(most=MAX_BODY_BYTES):
                 waiting += chunk
                 if len(waiting) >= WRITE_BYTES:
                     await asyncio.to_thread(body.write, bytes(waiting))
                     waiting.clear()
     except TimeoutError as error:
-        raise BodyTooSlow from error
+        raise BodyTooSlow(BODY_SECONDS) from error
     await asyncio.to_thread(body.write, bytes(waiting))
 
 
@@ -96,11 +101,12 @@ class _Files(FileUploadHandler):
 
     def new_file(self, field_name: str, *args: Any, **kwargs: Any) -> None:
         super().new_file(field_name, *args, **kwargs)
-        if field_name not in FILES:
+        self._field = _name(field_name)
+        if self._field not in FILES:
             known = serializers.EditSerializer().fields
-            what = "must be text, not a file." if field_name in known else serializers.UNKNOWN
-            raise invalid(field_name[:100], what)
-        self._field = FILES[field_name]
+            if field_name in known:
+                raise invalid(field_name, "must be text, not a file.")
+            raise invalid(field_name[:100], serializers.unknown(field_name, [*known, *FILES]))
         others = self.found[self._field]
         if self._field == "mask" and others:
             raise invalid("mask", "is there twice.")
@@ -140,7 +146,9 @@ def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[
     except RequestDataTooBig as error:
         most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         raise ApiError(
-            "request_too_large", f"The text fields may have at most {most} bytes together."
+            "request_too_large",
+            f"The text fields may have at most {most} bytes together. A part without a filename "
+            "is text: give one to every file.",
         ) from error
     # Django takes a body that breaks off for one that ends there.
     _, options = parse_header_parameters(content_type)
@@ -148,7 +156,20 @@ def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[
     body.seek(max(0, size - len(last) - 1024))
     if last not in body.read():
         raise ApiError("invalid_request_error", "The body ends before its last boundary.")
+    for name in texts:
+        if (field := _name(name)) in FILES:
+            raise invalid(
+                field,
+                "must be a file: give its part a filename, as in Content-Disposition: form-data; "
+                f'name="{field}"; filename="{field}.png".',
+            )
     return {name: [_utf8(name, one) for one in values] for name, values in texts.lists()}
+
+
+def _name(sent: str) -> str:
+    """Return the name of a field without the brackets that say it is a list, if it may be one."""
+    bare = ITEM.sub("", sent)
+    return bare if bare in LISTS or bare == "image" else sent
 
 
 def _utf8(name: str, text: str) -> str:
@@ -161,18 +182,27 @@ def _utf8(name: str, text: str) -> str:
 def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """Return the text parts as the values that JSON would have; what is none stays text."""
     fields = serializers.EditSerializer().fields
-    data: dict[str, Any] = {}
+    gathered: dict[str, list[str]] = {}
+    styles: dict[str, str] = {}
     for sent, values in texts.items():
-        if sent in FILES:
-            raise invalid(FILES[sent], "must be a file.")
-        name = sent.removesuffix("[]") if sent in LISTS else sent
-        if name in data or (len(values) > 1 and sent not in LISTS):
+        name = _name(sent)
+        # `tags[0]` and `tags[1]` are one list; `tags` and `tags[]` are two.
+        style = ITEM.sub("[]", sent) if name in LISTS else sent
+        if styles.setdefault(name, style) != style or (len(values) > 1 and name not in LISTS):
             raise invalid(name[:100], "is there twice.")
-        if sent in LISTS:
-            data[name] = _several(name, values, bare=sent == "model")
+        gathered.setdefault(name, []).extend(values)
+    data: dict[str, Any] = {}
+    for name, values in gathered.items():
+        if name in LISTS:
+            value = _several(name, values, bare=styles[name] == "model")
         else:
-            read = READERS.get(type(fields.get(name)), _as_it_is)
-            data[name] = read(name, values[0])
+            value = READERS.get(type(fields.get(name)), _as_it_is)(name, values[0])
+        if inner := FIELD.fullmatch(name):
+            name, value = inner[1], {inner[2]: value}
+            if name in gathered:
+                raise invalid(name, "is there twice, as JSON and with brackets.")
+            value = {**data.get(name, {}), **value}
+        data[name] = value
     return data
 
 
@@ -220,20 +250,27 @@ def _inputs(files: _Files) -> Inputs:
     """Return the pictures; raises ApiError naming the first that is none."""
     if not files.found["image"]:
         raise invalid("image", f"is required: 1 to {MAX_INPUTS} files.")
-    images = tuple(_upload("image", file) for file in files.found["image"])
-    masks = [_upload("mask", file) for file in files.found["mask"]]
+    images = tuple(_upload("image", *one) for one in enumerate(files.found["image"], 1))
+    masks = [_upload("mask", *one) for one in enumerate(files.found["mask"], 1)]
     if not masks:
         return Inputs(images)
     mask, first = masks[0], images[0]
     if mask.mime_type != "image/png" or not mask.alpha:
         raise invalid("mask", "must be a PNG with an alpha channel.")
     if (mask.width, mask.height) != (first.width, first.height):
-        raise invalid("mask", f"must have the first image's size, {first.width}x{first.height}.")
+        raise invalid(
+            "mask",
+            f"must have the first image's size, {first.width}x{first.height}; "
+            f"it has {mask.width}x{mask.height}.",
+        )
     return Inputs(images, mask)
 
 
-def _upload(name: str, file: IO[bytes]) -> Upload:
+def _upload(name: str, number: int, file: IO[bytes]) -> Upload:
     try:
         return Upload.of(file)
+    except TooManyPixels as error:
+        raise invalid(name, f"{error}, file {number}.") from error
     except NotAPicture as error:
-        raise invalid(name, f"must be a PNG, JPEG or WebP: it is {error}.") from error
+        kinds = f"must be a PNG, JPEG or WebP; file {number} is none of them."
+        raise invalid(name, kinds) from error

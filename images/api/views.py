@@ -4,7 +4,6 @@ import asyncio
 from contextlib import ExitStack
 from typing import Any, cast
 
-import structlog
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 from rest_framework.renderers import BaseRenderer
@@ -12,12 +11,14 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts import keys
 from accounts.models import ApiKey
+from geekhub.lib.bodies import ClientGone
 from images import gallery, generation, repeats, routing, status
-from images.api import answers, serializers, streaming, throttling, uploads, usage
-from images.api.errors import ApiError, images_deleted, internal, translate
+from images.api import answers, authentication, serializers, streaming, throttling, uploads, usage
+from images.api.errors import ApiError, answer_to, images_deleted, wrong_method
 from images.api.renderers import OrjsonRenderer
-from images.api.requests import ApiRequest, ClientGone
+from images.api.requests import ApiRequest
 from images.catalog import ImageModel
 from images.gateway import Gateway
 from images.generation import Priced, Started
@@ -27,8 +28,6 @@ from images.repeats import Finished, Running, Sent
 from images.requests import GenerationRequest
 
 type Begun = Started | Finished | Running | Priced
-
-log = structlog.get_logger("geekhub.api")
 
 
 class AsyncAPIView(APIView):
@@ -55,13 +54,13 @@ class AsyncAPIView(APIView):
         self.request = self.initialize_request(request, *args, **kwargs)
         try:
             if (request.method or "").lower() not in self.http_method_names:
-                allowed = ", ".join(self.http_method_names).upper()
-                raise ApiError(
-                    "method_not_allowed",
-                    f"{request.method} is not allowed here. Allowed: {allowed}.",
-                    headers={"allow": allowed},
-                )
-            response: HttpResponseBase = await self.handle(*args, **kwargs)
+                raise wrong_method(request.method or "", self.http_method_names)
+            await authentication.knock(self.raw)
+            try:
+                response: HttpResponseBase = await self.handle(*args, **kwargs)
+            except keys.KeyRefused as error:
+                authentication.note_refused(self.raw, error)
+                raise
         except ClientGone:
             raise
         except Exception as error:
@@ -92,14 +91,11 @@ class AsyncAPIView(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
+        authentication.note_good(self.raw)
         self.raw.log |= {"organization": str(self.key.organization_id), "key": self.key.prefix}
 
     def handle_exception(self, exc: Exception) -> Response:
-        error = translate(exc)
-        if error is None:
-            log.exception("unhandled", request_id=self.raw.request_id)
-            error = internal()
-        self.raw.log["error"] = error.code
+        error = answer_to(exc, self.raw)
         body = error.body(self.raw.request_id)
         return Response(body, status=error.status, headers=error.all_headers())
 
@@ -126,6 +122,7 @@ class GenerationsView(AsyncAPIView):
                 if begun.generation.parameters.get("stream"):
                     return await streaming.replay(self.raw, begun, name=self.event)
                 return await self.answer(begun, replayed=True)
+            self.raw.drawing = True
             if begun.generation.parameters.get("stream"):
                 # The stream leaves when its work is done.
                 handed_over = True
@@ -299,7 +296,7 @@ class GenerationView(AsyncAPIView):
             raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
         found = status.find_generation(self.key, wanted)
         if found is None:
-            raise ApiError("not_found", f"There is no request {wanted[:40]!r}.", "id")
+            raise _no_request(wanted)
         return found
 
 
@@ -328,6 +325,21 @@ class PicturesView(AsyncAPIView):
         self.initial(self.request)
         found = status.find_generation(self.key, request_id)
         number = None if index is None else int(index)
-        if found is None or (number is not None and number >= found.delivered):
-            raise ApiError("not_found", "There is no such picture.")
+        if found is None:
+            raise _no_request(request_id)
+        if number is not None and number >= found.delivered:
+            raise ApiError(
+                "not_found",
+                f"The request {request_id} has no picture {number}; it delivered "
+                f"{found.delivered}, counted from 0.",
+            )
         return gallery.mark_deleted(found, number)
+
+
+def _no_request(request_id: str) -> ApiError:
+    return ApiError(
+        "not_found",
+        f"There is no request {request_id[:40]!r} in your organization. An id is req_ and 24 "
+        "hexadecimal digits.",
+        "id",
+    )

@@ -37,6 +37,7 @@ CODES = {
     "rate_limit_exceeded": (429, "rate_limit_error"),
     "internal_error": (500, "server_error"),
     "provider_unavailable": (502, "server_error"),
+    "service_unavailable": (503, "server_error"),
 }
 
 

@@ -36,7 +36,16 @@ def database_url() -> str:
 class Service:
     """gunicorn on a free port, drawing with the emulator, its files in `folder`."""
 
-    def __init__(self, folder: Path, openai: OpenAIEmulator, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        openai: OpenAIEmulator,
+        *,
+        before: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
+        """`before` are words of a command that runs the one behind them."""
+        self._before = before
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -64,7 +73,7 @@ class Service:
         command = ["-m", "gunicorn", "-c", "gunicorn.conf.py", "geekhub.asgi:application"]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *command],
+                [*self._before, sys.executable, *command],
                 cwd=ROOT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -76,6 +85,12 @@ class Service:
         with httpx.Client(transport=transport, timeout=START_SECONDS) as client:
             self._until(lambda: _answers(client, self.origin), "start")
         return self
+
+    @property
+    def pid(self) -> int:
+        """Return the process that all others of it come from."""
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """End every process of it at once, as a power cut would."""

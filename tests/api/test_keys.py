@@ -6,6 +6,7 @@ from datetime import timedelta
 import httpx
 import pytest
 from django.utils import timezone
+from pytest_django.fixtures import Settings
 
 from accounts import keys
 from accounts.keys import NewKey
@@ -34,8 +35,11 @@ def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
     live_key: NewKey,
     test_key: NewKey,
     openai: OpenAIEmulator,
+    settings: Settings,
     subtests: pytest.Subtests,
 ) -> None:
+    # Each from an address of its own: too many from one are another error.
+    settings.TRUSTED_PROXIES = 1
     live, sandbox = live_key.secret, test_key.secret
     revoked, expired = (
         KeyFactory(organization=acme),
@@ -69,8 +73,9 @@ def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
         "expired": (f"Bearer {expired.secret}", "key_revoked"),
     }
     with httpx.Client(base_url=f"{app.origin}/v1/") as client:
-        for name, (header, code) in wrong.items():
+        for number, (name, (header, code)) in enumerate(wrong.items()):
             headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+            headers["X-Forwarded-For"] = f"192.0.2.{number}".encode()
             for method, path in GUARDED:
                 with subtests.test(f"{name}: {method} {path}"):
                     # The body is as bad as can be: who may not enter learns nothing of it.

@@ -193,7 +193,7 @@ def test_a_list_without_anybody_left_says_why_of_each() -> None:
 
 UNFIT: list[tuple[str, dict[str, Any], str, str]] = [
     (GPT, {"size": "512x512"}, "size", "Allowed: auto, 1024x1024, 1536x1024, 1024x1536"),
-    (RECRAFT, {"prompt": "x" * 1001}, "prompt", "at most 1000 characters"),
+    (RECRAFT, {"prompt": "x" * 1001}, "prompt", "takes at most 1000"),
     (
         GPT,
         {"n": 4, "max_cost_micro": 759_999},

@@ -1,9 +1,11 @@
 """The database threads: few connections, kept, replaced when broken, closed at the end."""
 
 import asyncio
+import os
+import resource
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 from django.db import connection, connections
@@ -152,3 +154,28 @@ def test_a_connection_that_the_server_closed_is_replaced_before_it_is_used() -> 
 
     first, second = asyncio.run(main())
     assert first != second
+
+
+@pytest.mark.postgresql
+@on_postgresql
+def test_a_connection_may_have_any_descriptor() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this machine allows fewer than 2,048 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+
+    def ask() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        assert connection.connection is not None
+        return int(connection.connection.fileno())
+
+    with ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        null = os.open(os.devnull, os.O_RDONLY)
+        opened.callback(os.close, null)
+        while (descriptor := os.dup(null)) < 1024:
+            opened.callback(os.close, descriptor)
+        opened.callback(os.close, descriptor)
+        # The second time the connection is there already, and is looked at.
+        assert all(number > 1023 for number in run(1, ask, ask))

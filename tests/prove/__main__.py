@@ -36,6 +36,7 @@ PROOFS = (
     Proof("webhooks", (f"{BILLING}/test_webhooks.py",)),
     Proof("reconciliation", (f"{BILLING}/test_reconciliation.py",)),
     Proof("tenancy", ("tests/pages/test_walk.py", "tests/pages/test_billing.py")),
+    Proof("content-types", ("tests/api/test_bodies.py",)),
 )
 
 

@@ -1,0 +1,231 @@
+"""The connections of a server process: how many there are, and how long each may take over what.
+
+uvicorn waits without end for the head of a request, for a client that reads nothing, and knows no
+size of a head; all three are bounded here. What its parser cannot read is answered in the words of
+the API where it was meant for the API.
+"""
+
+import asyncio
+import logging
+import re
+import resource
+import time
+from typing import Any, ClassVar
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn_worker import UvicornWorker
+
+HEAD_SECONDS = 10.0
+SEND_SECONDS = 60.0
+# Far above what any client sends, and below what a thousand of them could fill a memory with.
+HEAD_BYTES = 128 * 1024
+MOST_CONNECTIONS = 10_000
+WARNING_SECONDS = 60.0
+# What an HTTP/1 client asks for to go on with HTTP/2, beside WebSockets: we do neither.
+UPGRADES = (b"upgrade", b"http2-settings")
+REQUEST_LINE = re.compile(rb"\s*([!#-'*+.^_`|~\w-]{1,40}) +(\S{1,8000})(?: HTTP/1\.[01])?\r?\n")
+# What is answered to what cannot be read: a code of the API, and a message.
+NO_METHOD = "method_not_allowed", "There is no such method."
+NO_HTTP = (
+    "invalid_request_error",
+    "This is not HTTP/1.1. Look at the URL, whose bytes beyond ASCII must be percent-encoded, at "
+    "the headers, and at the length of the body.",
+)
+TOO_LARGE = (
+    "request_too_large",
+    f"The request line and the headers may have at most {HEAD_BYTES} bytes together.",
+)
+
+log = logging.getLogger("uvicorn.error")
+
+
+class Door:
+    """What the connections of a process share; called by uvicorn, it makes one.
+
+    `head_seconds` is how long a client may take to send the head of a request, `send_seconds` to
+    read what fills its buffer, `most` how many connections there may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        head_seconds: float = HEAD_SECONDS,
+        send_seconds: float = SEND_SECONDS,
+        most: int | None = None,
+    ) -> None:
+        self.head_seconds = head_seconds
+        self.send_seconds = send_seconds
+        self.most = most or _room()
+        # Those that have no request running; the one that has waited longest comes first.
+        self.waiting: dict[Connection, None] = {}
+        self._warned = -WARNING_SECONDS
+
+    def __call__(self, **given: Any) -> "Connection":
+        return Connection(self, **given)
+
+    def make_room(self, connections: int) -> None:
+        """Drop who has waited longest when there are too many."""
+        if connections <= self.most:
+            return
+        if time.monotonic() >= self._warned + WARNING_SECONDS:
+            self._warned = time.monotonic()
+            log.warning("there are %s connections: the oldest idle ones are closed", connections)
+        next(iter(self.waiting)).drop()
+
+
+def _room() -> int:
+    """Return how many connections there may be: most of the descriptors, not all."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if soft < 0 else min(MOST_CONNECTIONS, soft * 3 // 4)
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection, which may take so long, and no longer, over each thing."""
+
+    def __init__(self, door: Door, **given: Any) -> None:
+        super().__init__(**given)
+        self._door = door
+        self._late: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._in_head = False
+        # What came of the message that is being read, and how much of it was its body.
+        self._came = self._body = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+        self._door.make_room(len(self.connections))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._go_on()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def drop(self) -> None:
+        """Close at once."""
+        self._go_on()
+        self.transport.abort()
+
+    def _wait(self) -> None:
+        """Begin to wait for the head of a request, unless it is being waited for."""
+        if self._late is None:
+            self._late = self.loop.call_later(self._door.head_seconds, self.transport.close)
+            self._door.waiting[self] = None
+
+    def _go_on(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        self._door.waiting.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            # uvicorn closes it after its keep-alive; until then it may have to make room.
+            self._door.waiting[self] = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self._door.send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+        super().resume_writing()
+
+    # --- What comes -----------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        self._came += len(data)
+        self._feed(data)
+        # A body in chunks of one byte comes with five for each; trailers have no other limit.
+        if self._came > HEAD_BYTES + 8 * self._body and not self.transport.is_closing():
+            self._refuse(data, TOO_LARGE)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            unknown_method = isinstance(error, httptools.HttpParserInvalidMethodError)
+            self._refuse(
+                data, NO_METHOD if unknown_method and REQUEST_LINE.match(data) else NO_HTTP
+            )
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the message anew as if it had not asked for another protocol.
+
+        The parser takes what follows such a head for that protocol's, and drops the body.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/"]
+        head += [self.parser.get_http_version().encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                words = [word.strip() for word in value.split(b",")]
+                value = b", ".join(word for word in words if word.lower() not in UPGRADES)
+            if name not in UPGRADES:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._feed(b"".join([*head, b"\r\n", rest]))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._came = self._body = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Trailers come when the headers have been read already, and are none of them.
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")
+        if not self.parser.should_upgrade():
+            self._go_on()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    # --- What cannot be read ----------------------------------------------------------------------
+
+    def _refuse(self, data: bytes, why: tuple[str, str]) -> None:
+        """Answer what is no request, and close."""
+        cycle = self.cycle
+        running = cycle is not None and not cycle.response_complete
+        if running and (cycle.response_started or not cycle.more_body):
+            # The request before it is in order, and its answer is the one that is waited for.
+            cycle.keep_alive = False
+            return
+        # Only here: when gunicorn loads this file, Django is not set up yet.
+        from images.api.handler import misread
+
+        line = REQUEST_LINE.match(data)
+        method, target = (part.decode("latin-1") for part in line.groups()) if line else ("", "")
+        path = target or getattr(self, "url", b"").decode("latin-1")
+        answer = misread(method, path, *why)
+        head = [STATUS_LINE[answer.status_code]]
+        for name, value in [*answer.items(), ("connection", "close")]:
+            head.append(f"{name.lower()}: {value}\r\n".encode("latin-1"))
+        self.transport.write(b"".join([*head, b"\r\n", answer.content]))
+        self.transport.close()
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]
+    """gunicorn's worker, with our door."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": Door(), "ws": "none"}
