@@ -10,10 +10,14 @@ import logging
 import re
 import resource
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn_worker import UvicornWorker
 
 HEAD_SECONDS = 10.0
@@ -107,6 +111,10 @@ class Connection(HttpToolsProtocol):
         self._go_on()
         self.transport.abort()
 
+    def _is_answering(self) -> bool:
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # None before the first request
+        return cycle is not None and not cycle.response_complete
+
     def _wait(self) -> None:
         """Begin to wait for the head of a request, unless it is being waited for."""
         if self._late is None:
@@ -139,7 +147,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._is_answering():
             self._wait()
         self._came += len(data)
         self._feed(data)
@@ -205,11 +213,9 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, data: bytes, why: tuple[str, str]) -> None:
         """Answer what is no request, and close."""
-        cycle = self.cycle
-        running = cycle is not None and not cycle.response_complete
-        if running and (cycle.response_started or not cycle.more_body):
+        if self._is_answering() and (self.cycle.response_started or not self.cycle.more_body):
             # The request before it is in order, and its answer is the one that is waited for.
-            cycle.keep_alive = False
+            self.cycle.keep_alive = False
             return
         # Only here: when gunicorn loads this file, Django is not set up yet.
         from images.api.handler import misread

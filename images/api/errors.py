@@ -13,7 +13,6 @@ import rest_framework.exceptions as drf
 import structlog
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
-from django.http import Http404
 
 from accounts import keys
 from billing.budgets import BudgetExceeded
@@ -169,7 +168,8 @@ def translate(error: Exception) -> ApiError | None:
                 f"billing page: {settings.PUBLIC_URL}/dashboard/billing",
             )
         case BudgetExceeded():
-            return ApiError("guardrail_blocked", str(error), retry=False)
+            left = "GET /v1/credits shows what is left of it."
+            return ApiError("guardrail_blocked", f"{error} {left}", retry=False)
         case routing.ModelBlocked():
             instead = ", ".join(error.allowed) or "no model"
             return ApiError("guardrail_blocked", f"{error} It may use {instead}.", "model")
@@ -308,10 +308,6 @@ def _provider(error: ProviderError) -> ApiError:
 
 def _from_framework(error: Exception) -> ApiError | None:
     match error:
-        case Http404() | drf.NotFound():
-            return ApiError("not_found", "There is nothing at this URL.")
-        case drf.MethodNotAllowed():
-            return ApiError("method_not_allowed", str(error.detail))
         case drf.UnsupportedMediaType():
             return ApiError(
                 "unsupported_media_type",

@@ -7,6 +7,7 @@ from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
 
 MAX_DEPTH = 20
+MAX_DIGITS = 4000
 TOO_DEEP = f"nested too deeply; it may have {MAX_DEPTH} levels"
 
 
@@ -33,8 +34,12 @@ class StrictJsonParser(BaseParser):
 
 def loads(text: str) -> Any:
     """Return the value of a JSON text; raises ValueError with the rest of "The body is …"."""
+    if text.startswith("\ufeff"):
+        raise ValueError("not valid JSON: it begins with a byte order mark")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_int
+        )
     except RecursionError as error:
         raise ValueError(TOO_DEEP) from error
     except ValueError as error:
@@ -55,6 +60,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has more than {MAX_DIGITS} digits")
+    return int(digits)
 
 
 def _depth(value: Any) -> int:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from rest_framework import serializers
 
@@ -121,9 +121,11 @@ class Texts(serializers.Field[list[str], Any, list[str], Any]):
 
     def _item(self, number: int, item: Any) -> str:
         try:
-            return self.each.run_validation(item)
+            text: str = self.each.run_validation(item)
         except serializers.ValidationError as error:
-            raise serializers.ValidationError(f"item {number} {error.detail[0]}") from error
+            (words,) = cast(list[Any], error.detail)
+            raise serializers.ValidationError(f"item {number} {words}") from error
+        return text
 
 
 class Models(Texts):
@@ -264,7 +266,7 @@ def retry(header: str | None) -> int:
 
 def unknown(name: str, fields: Iterable[str]) -> str:
     """Return what is said of a field that is none, with the one that may be meant."""
-    near = difflib.get_close_matches(name[:100], fields, 1, 0.75)
+    near = difflib.get_close_matches(name[:100].strip().lower(), fields, 1, 0.75)
     return f"{UNKNOWN} Did you mean {near[0]}?" if near else UNKNOWN
 
 

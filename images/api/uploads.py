@@ -41,6 +41,7 @@ LISTS = ("model", "tags", "routing[candidates]")
 ITEM = re.compile(r"\[[0-9]{0,3}\]$")
 # A field of an object, as SDKs send `routing` when they are given one.
 FIELD = re.compile(r"(routing)\[([^\[\]]{1,100})\]")
+TWICE = "is there twice; send it once."
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 
@@ -53,7 +54,8 @@ async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
     if request.content_type != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type",
-            "Send the body as a form with files: Content-Type: multipart/form-data.",
+            f"Unsupported media type {str(request.content_type)[:100]!r}. Send the body as a form with "
+            "files: Content-Type: multipart/form-data.",
         )
     # What ApiRequest keeps of the header lacks the boundary.
     headers = dict(request.scope["headers"])
@@ -109,9 +111,9 @@ class _Files(FileUploadHandler):
             raise invalid(field_name[:100], serializers.unknown(field_name, [*known, *FILES]))
         others = self.found[self._field]
         if self._field == "mask" and others:
-            raise invalid("mask", "is there twice.")
+            raise invalid("mask", TWICE)
         if len(others) == MAX_INPUTS:
-            raise invalid("image", f"must be 1 to {MAX_INPUTS} pictures.")
+            raise invalid("image", f"must be 1 to {MAX_INPUTS} files; there are more.")
         others.append(self._keep.enter_context(_unnamed()))
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
@@ -155,7 +157,10 @@ def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[
     last = f"--{options['boundary']}--".encode()
     body.seek(max(0, size - len(last) - 1024))
     if last not in body.read():
-        raise ApiError("invalid_request_error", "The body ends before its last boundary.")
+        raise ApiError(
+            "invalid_request_error",
+            f"The body ends before its last boundary, {last.decode()[:100]}.",
+        )
     for name in texts:
         if (field := _name(name)) in FILES:
             raise invalid(
@@ -189,7 +194,7 @@ def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
         # `tags[0]` and `tags[1]` are one list; `tags` and `tags[]` are two.
         style = ITEM.sub("[]", sent) if name in LISTS else sent
         if styles.setdefault(name, style) != style or (len(values) > 1 and name not in LISTS):
-            raise invalid(name[:100], "is there twice.")
+            raise invalid(name[:100], TWICE)
         gathered.setdefault(name, []).extend(values)
     data: dict[str, Any] = {}
     for name, values in gathered.items():
@@ -200,7 +205,7 @@ def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
         if inner := FIELD.fullmatch(name):
             name, value = inner[1], {inner[2]: value}
             if name in gathered:
-                raise invalid(name, "is there twice, as JSON and with brackets.")
+                raise invalid(name, "is there twice, as JSON and with brackets; send one of them.")
             value = {**data.get(name, {}), **value}
         data[name] = value
     return data
@@ -270,7 +275,7 @@ def _upload(name: str, number: int, file: IO[bytes]) -> Upload:
     try:
         return Upload.of(file)
     except TooManyPixels as error:
-        raise invalid(name, f"{error}, file {number}.") from error
+        raise invalid(name, f"file {number} {error}.") from error
     except NotAPicture as error:
         kinds = f"must be a PNG, JPEG or WebP; file {number} is none of them."
         raise invalid(name, kinds) from error

@@ -550,7 +550,7 @@ CASES = [
     _case("image", "must be a file", image="data:image/png;base64,"),
     _case("mask", "must be a file", mask="x"),
     _case("image", "is required", file("mask", mask())),
-    _case("image", "1 to 16 pictures", *[file("image", photo())] * 17),
+    _case("image", "1 to 16 files; there are more", *[file("image", photo())] * 17),
     _case("image", "file 1 is none", file("image", b"")),
     _case("image", "file 1 is none", file("image", b"hello")),
     _case("image", "file 1 is none", file("image", b"<svg/>", "a.svg", "image/svg+xml")),
@@ -643,7 +643,7 @@ def test_a_photo_of_48_megapixels_has_too_many(api: Api, openai: OpenAIEmulator)
         edit(api, file("image", big)),
         BAD,
         param="image",
-        says="image has too many pixels: 48.8 of 40 megapixels (8064x6048), file 1.",
+        says="image file 1 has too many pixels: 48.8 of 40 megapixels (8064x6048).",
     )
     expect_nothing_happened(openai)
 

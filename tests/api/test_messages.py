@@ -1,0 +1,384 @@
+"""Every message of an error, read aloud: what is wrong, where, and what would be right.
+
+A message in `images/api` that is in no row here is found by the last test.
+"""
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from accounts import keys
+from accounts.keys import NewKey
+from accounts.models import ApiKey, Organization
+from billing import budgets
+from billing.models import BillingAccount, Period
+from images import bad_keys
+from tests.api.checks import connect_raw, read_answer
+from tests.api.test_edits import GOOD, Part, edit, file, mask, part, photo, post
+from tests.emulators.base import Behaviour, make_picture
+from tests.emulators.openai import OpenAIEmulator
+from tests.factories import KeyFactory
+from tests.server import Api, AppServer
+
+GPT, DALLE, RECRAFT = "openai/gpt-image-1", "openai/dall-e-3", "fal/recraft-v3"
+ABSENT = object()
+SIZES = "auto, 1024x1024, 1536x1024, 1024x1536, 1792x1024, 1024x1792"
+NO_REQUEST = "in your organization. An id is req_ and 24 hexadecimal digits."
+UNKNOWN = "is not a field of this endpoint."
+REQ = "req_" + "0" * 24
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A generation's fields, and the param and the message they get."""
+
+    message: str
+    param: str | None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def row(message: str, param: str | None = "", **fields: Any) -> Row:
+    """Return a row; the message begins with its param unless another is named."""
+    return Row(message, message.split()[0] if param == "" else param, fields)
+
+
+GENERATIONS = [
+    row("model is required.", model=ABSENT),
+    row("prompt is required.", prompt=None),
+    row("prompt must be a string.", prompt=5),
+    row("prompt must have 1 to 4000 characters; it has 0.", prompt=""),
+    row("prompt must not be blank.", prompt="  "),
+    row("prompt must be text that can be stored; character 2 is U+0000.", prompt="a\0"),
+    row("The prompt has 1001 characters; fal/recraft-v3 takes at most 1000.", "prompt",
+        model=RECRAFT, prompt="x" * 1001),
+    row("model must be a model id, a list of ids, or auto.", model=5),
+    row("model must be a list of 1 to 8 strings.", model=[]),
+    row("model item 2 must be a string.", model=[GPT, None]),
+    row("model item 1 must have 1 to 100 characters; it has 101.", model=["x" * 101]),
+    row("model must not name the same twice: 'openai/gpt-image-1'.", model=[GPT, GPT]),
+    row("model auto stands alone; what it may choose from goes into routing.candidates.",
+        model=["auto", GPT]),
+    row("The model 'gpt-image-2' does not exist. Did you mean openai/gpt-image-2? "
+        "GET /v1/models lists the models.", "model", model="gpt-image-2"),
+    row("The model 'Flux-1.1-Pro' does not exist. Did you mean fal/flux-1.1-pro? "
+        "GET /v1/models lists the models.", "model", model="Flux-1.1-Pro"),
+    row("The model 'gpt-4o' does not exist. GET /v1/models lists the models.", "model",
+        model="gpt-4o"),
+    row("n must be an integer from 1 to 8.", n="2"),
+    row("n must be from 1 to 8.", n=9),
+    row("size must be a string.", size=1024),
+    row(f"openai/gpt-image-1 does not draw 512x512. Allowed: {SIZES}.", "size", size="512x512"),
+    row("quality must be one of: auto, standard, hd, low, medium, high.", quality="best"),
+    row("A transparent background needs output_format png or webp.", "background",
+        background="transparent", output_format="jpeg"),
+    row("stream must be true or false.", stream="true"),
+    row("partial_images needs stream: true.", partial_images=1),
+    row("max_cost must be a number of USD, such as 0.25.", max_cost="1"),
+    row("max_cost must be above 0 and at most 1000000 USD.", max_cost=0),
+    row("tags must be a list of 0 to 8 strings.", tags="launch"),
+    row("routing must be an object.", model="auto", routing=[]),
+    row("routing is for a list of models or auto; model is one id.",
+        routing={"on_refusal": "stop"}),
+    row("routing with strategy or candidates is for model auto; a list is tried in its own order.",
+        model=[GPT], routing={"strategy": "fastest"}),
+    row("routing.strategy must be one of: cheapest, fastest, balanced.", model="auto",
+        routing={"strategy": "dearest"}),
+    row(f"promt {UNKNOWN} Did you mean prompt?", promt="a kite"),
+    row(f"N {UNKNOWN} Did you mean n?", N=1),
+    row(f"negative_prompt {UNKNOWN}", negative_prompt="rain"),
+    row(f"routing.candidate {UNKNOWN} Did you mean candidates?", model="auto",
+        routing={"candidate": [GPT]}),
+    row("strict: openai/gpt-image-1 takes no seed.", "seed", strict=True, seed=7),
+    row("No model fits. fal/recraft-v3: The prompt has 1001 characters; fal/recraft-v3 takes at "
+        "most 1000.", "model", model=[RECRAFT], prompt="x" * 1001),
+]  # fmt: skip
+
+BODIES = [
+    (b"", "model is required, and so is prompt: the body is empty."),
+    (b"{}", "model is required, and so is prompt: the body is empty."),
+    (b"[]", "The body must be a JSON object."),
+    (b'{"a": 1,}', "The body is not valid JSON: Expecting property name enclosed in double quotes: "
+                   "line 1 column 9 (char 8)."),
+    (b'{"a": "\xe9"}', "The body is not valid UTF-8 at byte 7; it must be JSON in UTF-8."),
+    (b"\xef\xbb\xbf{}", "The body is not valid JSON: it begins with a byte order mark."),
+    (b'{"a": 1, "a": 2}', "The body is not valid JSON: the key 'a' is there twice."),
+    (b'{"a": NaN}', "The body is not valid JSON: NaN is not a JSON number."),
+    (b'{"a": ' + b"1" * 4001 + b"}",
+     "The body is not valid JSON: a number has more than 4000 digits."),
+    (b"[" * 30, "The body is not valid JSON: Expecting value: line 1 column 31 (char 30)."),
+    (b"[" * 30 + b"]" * 30, "The body is nested too deeply; it may have 20 levels."),
+    (b"x" * 1_048_577, "The body may have at most 1048576 bytes."),
+]  # fmt: skip
+
+ONE = file("image", photo())
+EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
+    ("image is required: 1 to 16 files.", [file("mask", mask())], {}),
+    ("image must be 1 to 16 files; there are more.", [ONE] * 17, {}),
+    ("image must be a PNG, JPEG or WebP; file 2 is none of them.", [ONE, file("image", b"x")], {}),
+    ("image file 1 has too many pixels: 40.1 of 40 megapixels (20001x2000).",
+     [file("image", make_picture(20_001, 2000, "png"))], {}),
+    ("image must be a file: give its part a filename, as in Content-Disposition: form-data; "
+     'name="image"; filename="image.png".', [], {"image": "x"}),
+    ("image may have at most 20971520 bytes.",
+     [file("image", make_picture(8, 8, "png", pad=20_971_520))], {}),
+    ("mask must be a PNG with an alpha channel.", [ONE, file("mask", photo())], {}),
+    ("mask must have the first image's size, 96x64; it has 64x96.",
+     [ONE, file("mask", mask(64, 96))], {}),
+    ("mask is there twice; send it once.", [ONE, file("mask", mask()), file("mask", mask())], {}),
+    ("n is there twice; send it once.", [ONE], {"n": ["1", "1"]}),
+    ("n must be text, not a file.", [ONE, file("n", b"1")], {}),
+    (f"images {UNKNOWN} Did you mean image?", [file("images", photo())], {}),
+    (f"seed {UNKNOWN}", [ONE], {"seed": "1"}),
+    ("routing is not valid JSON: Expecting value: line 1 column 1 (char 0).", [ONE],
+     {"model": "auto", "routing": "fastest"}),
+    ("routing is there twice, as JSON and with brackets; send one of them.", [ONE],
+     {"model": "auto", "routing": "{}", "routing[on_refusal]": "stop"}),
+    ("openai/dall-e-3 cannot edit pictures. These can: openai/gpt-image-1, openai/gpt-image-2, "
+     "openai/gpt-image-2.5-sunburst, xai/grok-imagine-image, xai/grok-imagine-image-2.0.", [ONE],
+     {"model": DALLE}),
+    ("xai/grok-imagine-image starts from one picture; there are 2.", [ONE, ONE],
+     {"model": "xai/grok-imagine-image"}),
+    ("xai/grok-imagine-image takes no mask.", [ONE, file("mask", mask())],
+     {"model": "xai/grok-imagine-image"}),
+]  # fmt: skip
+
+FORM = "multipart/form-data"
+FORMS = [
+    (GOOD, f"{FORM}; boundary=B", "The body ends before its last boundary, --B--."),
+    (GOOD, FORM, "The body is not valid multipart/form-data: Invalid boundary in multipart: None."),
+    (GOOD + part("user", b"\xff") + b"--B--", f"{FORM}; boundary=B",
+     "user is not valid UTF-8 at byte 0."),
+    (part("x", b"") * 2000 + b"--B--", f"{FORM}; boundary=B",
+     "A request may have at most 1000 parameters or parts."),
+    (part("prompt", b"x" * 3_000_000) + b"--B--", f"{FORM}; boundary=B",
+     "The text fields may have at most 2621440 bytes together. A part without a filename is text: "
+     "give one to every file."),
+    (b"{}", "application/json", "Unsupported media type 'application/json'. Send the body as a "
+     "form with files: Content-Type: multipart/form-data."),
+]  # fmt: skip
+
+PATHS = [
+    ("GET", "usage?x=1", "x is not a parameter; there are start, end, group_by, limit, after."),
+    ("GET", "usage?start=1.1.2026", "start must be a day as YYYY-MM-DD."),
+    ("GET", "usage?end=1999-12-31", "end must be a day as YYYY-MM-DD, from 2000 on."),
+    ("GET", "usage?start=2026-02-02&end=2026-01-01", "start must not be after end."),
+    ("GET", "usage?start=2020-01-01", "start and end may be at most 400 days apart."),
+    ("GET", "usage?group_by=week",
+     "group_by must be one or more of day, model, key, tag, with commas."),
+    ("GET", "usage?limit=0", "limit must be an integer from 1 to 1000."),
+    ("GET", "usage?after=x",
+     "after must be next_after of the page before, with the same group_by."),
+    ("GET", "generation", "id is required: GET /v1/generation?id=req_…"),
+    ("GET", "generation?id=42", f"There is no request '42' {NO_REQUEST}"),
+    ("DELETE", f"images/{REQ}", f"There is no request '{REQ}' {NO_REQUEST}"),
+    ("DELETE", "models", "DELETE is not allowed here. Allowed: GET, HEAD."),
+    ("GET", "nothing", "There is no GET /v1/nothing. Pictures are drawn by POST "
+     "/v1/images/generations, models listed by GET /v1/models."),
+    ("POST", "images/generations/", "There is no POST /v1/images/generations/. "
+     "Did you mean /v1/images/generations?"),
+    ("POST", "v1/images/generations", "There is no POST /v1/v1/images/generations. "
+     "Did you mean /v1/images/generations?"),
+    ("POST", "../images/generations", "There is no POST /images/generations. The base URL of the "
+     "API must end in /v1, as in POST /v1/images/generations."),
+    ("GET", "../models/openai/gpt-image-1", "There is no GET /models/openai/gpt-image-1. The base "
+     "URL of the API must end in /v1, as in GET /v1/models/openai/gpt-image-1."),
+]  # fmt: skip
+
+
+def told(answer: httpx.Response) -> tuple[str | None, str]:
+    """Return the param and the message of an error."""
+    error = answer.json()["error"]
+    assert answer.headers["content-type"] == "application/json"
+    return error["param"], error["message"]
+
+
+def said(answer: httpx.Response) -> str:
+    """Return the message of an error."""
+    return told(answer)[1]
+
+
+def test_of_a_generation(api: Api, openai: OpenAIEmulator, subtests: pytest.Subtests) -> None:
+    for one in GENERATIONS:
+        with subtests.test(one.message):
+            fields = {"model": GPT, "prompt": "a kite"} | one.fields
+            body = {name: value for name, value in fields.items() if value is not ABSENT}
+            answer = api.http.post("images/generations", json=body)
+            assert told(answer) == (one.param, one.message)
+    for content, message in BODIES:
+        with subtests.test(message):
+            assert said(api.post(content)) == message
+    with subtests.test("a header"):
+        answer = api.draw(headers={"Idempotency-Key": "x" * 256})
+        assert said(answer) == "Idempotency-Key must be 1 to 255 printable ASCII characters."
+    with subtests.test("a type"):
+        assert said(api.post(b"x", "text/plain")) == (
+            'Unsupported media type "text/plain" in request. '
+            "Send the body as JSON: Content-Type: application/json."
+        )
+    assert openai.calls == []
+
+
+def test_of_an_edit(api: Api, openai: OpenAIEmulator, subtests: pytest.Subtests) -> None:
+    for message, files, fields in EDITS:
+        with subtests.test(message):
+            answer = edit(api, *files, **fields) if files else edit(api, ONE, **fields)
+            assert said(answer) == message
+    for content, kind, message in FORMS:
+        with subtests.test(message):
+            assert said(post(api, content, kind)) == message
+    assert openai.calls == []
+
+
+def test_of_the_others(api: Api, subtests: pytest.Subtests) -> None:
+    for method, path, message in PATHS:
+        with subtests.test(f"{method} {path}"):
+            assert said(api.http.request(method, path)) == message
+    with subtests.test("a picture"):
+        drawn = api.draw().json()["id"]
+        answer = api.http.delete(f"images/{drawn}/3")
+        assert said(answer) == (
+            f"The request {drawn} has no picture 3; it delivered 1, counted from 0."
+        )
+
+
+def test_of_keys_and_money(
+    api: Api,
+    app: AppServer,
+    acme: Organization,
+    live_key: NewKey,
+    connect: Callable[[str | None], Api],
+    openai: OpenAIEmulator,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = "Send your API key as Authorization: Bearer ghub_sk_live_…"
+    assert said(connect(None).get("models")) == send
+    basic = httpx.get(f"{app.origin}/v1/models", headers={"Authorization": "Basic x"})
+    assert said(basic) == "The Authorization header must be Bearer and a key: Bearer ghub_sk_live_…"
+    assert said(connect("sk-proj-x").get("models")) == (
+        "This API key is not valid. Keys start with ghub_sk_live_ or ghub_sk_test_ and are 45 "
+        "characters long."
+    )
+    some = connect(KeyFactory(organization=acme, allowed_models=[DALLE, RECRAFT]).secret)
+    assert said(some.draw()) == (f"This API key may not use {GPT}. It may use {DALLE}, {RECRAFT}.")
+    far = connect(KeyFactory(organization=acme, allowed_ips=["192.0.2.0/24"]).secret)
+    assert said(far.draw()) == (
+        "This API key may not be used from 127.0.0.1: its allowed IP ranges are 192.0.2.0/24."
+    )
+    spent = KeyFactory(organization=acme)
+    budgets.set_budget(spent.row, 1, Period.DAY)
+    assert said(connect(spent.secret).draw()) == (
+        "The key's budget for this day is used up. GET /v1/credits shows what is left of it."
+    )
+    rows = ApiKey.objects.filter(pk=spent.row.pk)
+    rows.update(paused_at=timezone.now(), paused_reason="It spent too much.")
+    assert said(connect(spent.secret).draw()) == (
+        "This API key is paused. It spent too much. An owner can resume it on the keys page of the "
+        "dashboard."
+    )
+    keys.revoke(spent.row)
+    assert said(connect(spent.secret).draw()) == (
+        "This API key was revoked or has expired. Use another one."
+    )
+    acme.rate_limit_rpm = 1
+    acme.save()
+    assert api.draw(headers={"Idempotency-Key": "a"}).status_code == 200
+    assert re.fullmatch(
+        r"This API key may send 1 requests a minute\. Wait \d+ s\.", said(api.draw())
+    )
+    acme.rate_limit_rpm = 100
+    acme.save()
+    assert said(api.draw(prompt="another", headers={"Idempotency-Key": "a"})) == (
+        "This Idempotency-Key was used for another request body. Use a new one."
+    )
+    openai.always(Behaviour(error="server_error"))
+    assert said(api.draw(model=[GPT])).startswith(f"None of the models delivered: {GPT}: provider_")
+    BillingAccount.objects.update(balance_micro=0, credit_limit_micro=0)
+    assert said(api.draw()) == (
+        "The organization's balance does not cover this request. Recharge it on its billing page: "
+        f"{settings.PUBLIC_URL}/dashboard/billing"
+    )
+    monkeypatch.setattr(bad_keys, "PER_MINUTE", 1)
+    assert re.fullmatch(
+        r"Too many API keys that are not valid came from 127\.0\.0\.1\. Send a key that is, "
+        r"or wait \d+ s\.",
+        said(connect("sk-proj-x").get("models")),
+    )
+
+
+def test_of_bodies(app: AppServer) -> None:
+    with connect_raw(app.origin) as connection:
+        head = "POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Encoding: br\r\n"
+        connection.sendall(f"{head}Content-Length: 1\r\n\r\n".encode())
+        assert said(read_answer(connection)) == (
+            "Content-Encoding 'br' is not supported. Send the body as it is, or compressed once "
+            "with gzip."
+        )
+
+
+# --- None is missing ----------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+RAISED = {"invalid", "ApiError", "ValidationError", "ParseError", "ValueError"}
+# Each in another test, which makes what it takes: a database that is away, a provider that fails.
+ELSEWHERE = (
+    "Something went wrong on our side",
+    "Our database does not answer",
+    "The organization is suspended",
+    "The request with this Idempotency-Key is still running",
+    "The request is still running; its pictures",
+    "The model .* has no price yet",
+    "The pictures were drawn but could not be delivered",
+    "The request was not read",
+)
+
+
+def template(node: ast.expr) -> str:
+    """Return a pattern of the text that an expression makes; what is filled in may be anything."""
+    match node:
+        case ast.Constant(value=str()):
+            return re.escape(str(node.value))
+        case ast.JoinedStr():
+            return "".join(template(one) for one in node.values)
+        case _:
+            return ".*"
+
+
+def templates() -> list[str]:
+    """Return a pattern of each message that `images/api` writes."""
+    found = []
+    for path in (ROOT / "images" / "api").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in RAISED:
+                found += [template(one) for one in node.args[-3:]]
+    # Codes and names of fields are words without a space.
+    return sorted({one for one in found if " " in one.replace(".*", "")})
+
+
+def test_every_message_is_read_here() -> None:
+    here = Path(__file__).read_text()
+    texts = [one.message for one in GENERATIONS] + [text for _, text in BODIES]
+    texts += [text for text, _, _ in EDITS] + [text for *_, text in FORMS + PATHS]
+    texts += [
+        str(node.value)
+        for node in ast.walk(ast.parse(here))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ] + [template(node).replace(".*", "?") for node in ast.walk(ast.parse(here))
+         if isinstance(node, ast.JoinedStr)]  # fmt: skip
+    found = templates()
+    assert len(found) > 50
+    missing = [
+        one
+        for one in found
+        if not any(re.search(one, text.replace("\\", "")) for text in texts)
+        and not any(re.search(words, one.replace("\\", "")) for words in ELSEWHERE)
+    ]
+    assert missing == []
