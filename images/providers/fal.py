@@ -295,8 +295,8 @@ def submitted(answer: Answer, queue_url: str, endpoint: str) -> Job:
     content = answer.json()
     content = content if isinstance(content, dict) else {}
     job_id = words(content.get("request_id"))
-    urls = [content.get(f"{step}_url") for step in ("status", "response", "cancel")]
-    own = [url for url in urls if isinstance(url, str) and same_origin(url, queue_url)]
+    urls = [words(content.get(f"{step}_url")) for step in ("status", "response", "cancel")]
+    own = [url for url in urls if same_origin(url, queue_url)]
     if len(own) == len(urls):
         return Job(job_id, *own)
     if not REQUEST_ID.fullmatch(job_id):
