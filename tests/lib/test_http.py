@@ -1,7 +1,6 @@
 """The transport under httpx: exact errors, nothing kept between customers, connections reused."""
 
 import asyncio
-import functools
 import gzip
 import tracemalloc
 import zlib
@@ -24,7 +23,7 @@ from geekhub.lib.http import (
     read_at_most,
     read_at_most_now,
 )
-from tests.lib import Handler, dead_port, saying, serving
+from tests.lib import Handler, dead_port, saying, serving, zipped
 
 
 def use[T](work: Callable[[httpx.AsyncClient], Awaitable[T]], **options: Any) -> T:
@@ -260,15 +259,6 @@ def encoded(body: bytes, *encodings: str) -> Handler:
         return web.Response(body=body, headers=headers)
 
     return answer
-
-
-@functools.cache
-def zipped(size: int, layers: int) -> bytes:
-    """Return so many zeros in so many layers of gzip; a layer is a thousandth of the one inside."""
-    packer = zlib.compressobj(9, wbits=31)
-    piece = bytes(2**20)
-    body = b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
-    return body if layers == 1 else gzip.compress(body)
 
 
 def fetch(answer: Handler, *, limit: int = 2**20, sync: bool = False) -> bytes:

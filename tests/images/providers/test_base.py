@@ -35,7 +35,7 @@ from images.providers.base import (
 from images.providers.downloads import Downloads
 from tests.emulators.base import make_picture
 from tests.images.providers import images, shortfalls
-from tests.lib import dead_port, saying, serving
+from tests.lib import dead_port, saying, serving, zipped
 
 PICTURE = inspect(make_picture(8, 8, "png"))
 
@@ -626,6 +626,21 @@ def test_an_answer_that_does_not_arrive_whole_may_have_been_charged(
 ) -> None:
     with pytest.raises(ProviderError) as caught:
         post(origin_of, read=read)
+    assert caught.value.code == "provider_unavailable"
+    assert (caught.value.charged, caught.value.retryable) == (True, False)
+
+
+@pytest.mark.parametrize(("layers", "encodings"), [(1, "gzip"), (2, "gzip, gzip"), (1, "br")])
+def test_an_answer_that_unpacks_to_gigabytes_may_have_been_charged(
+    layers: int, encodings: str
+) -> None:
+    body = zipped(128 * 2**20, layers)
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": encodings})
+
+    with pytest.raises(ProviderError) as caught:
+        post(lambda: serving(answer))
     assert caught.value.code == "provider_unavailable"
     assert (caught.value.charged, caught.value.retryable) == (True, False)
 

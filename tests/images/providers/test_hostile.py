@@ -308,15 +308,15 @@ def test_every_header(emulators: dict[str, Emulator], name: str) -> None:
 
     def conversations() -> Iterator[tuple[str, list[Said]]]:
         *before, last = good
-        for status in (200, 400, 422, 429, 500, 503):
-            for header in {*last.headers, *known}:
+        for status in (200, 400, 422, 429, 503):
+            for header in known:
                 for value in HEADER_VALUES:
                     bad = replace(last, status=status, headers=last.headers | {header: value})
                     yield f"{status} {header}: {value[:20]}", [*before, bad, last]
 
     good = record(name, emulator, Behaviour(), **fields)
 
-    assert attack(name, emulator, conversations(), **fields) > 500
+    assert attack(name, emulator, conversations(), **fields) == 450
 
 
 def test_a_body_that_is_no_json(emulators: dict[str, Emulator]) -> None:
