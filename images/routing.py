@@ -85,7 +85,7 @@ class Candidate:
         lossy = asked.output_compression is not None and asked.output_format in ("jpeg", "webp")
         return lossy and asked.output_format not in self.model.compresses
 
-    def for_provider(self, *, deadline: float, sandbox: bool) -> ImageRequest:
+    def for_provider(self, *, deadline: float, sandbox: bool, caller: str) -> ImageRequest:
         """Return the provider's request; `deadline` is the event loop's time."""
         asked, model = self.request, self.model
         ignored = {one.param for one in self.adjusted if one.used is None}
@@ -114,6 +114,7 @@ class Candidate:
             images=asked.inputs.images if asked.inputs else (),
             mask=asked.inputs.mask if asked.inputs else None,
             input_fidelity=asked.input_fidelity if model.fidelity else None,
+            caller=caller,
         )
 
     def _upstream_quality(self) -> str | None:
@@ -261,7 +262,7 @@ def fit(
             f"{model.max_prompt}.",
         )
     if request.inputs is not None:
-        _fit_inputs(request.inputs, model)
+        _fit_inputs(request.inputs, model, request.quality, price_micro)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         raise ModelUnfit(
             "size",
@@ -289,14 +290,19 @@ def fit(
     return adjusted
 
 
-def _fit_inputs(inputs: Inputs, model: ImageModel) -> None:
-    """Raise ModelUnfit when the model cannot start from these pictures."""
+def _fit_inputs(inputs: Inputs, model: ImageModel, quality: str | None, price_micro: int) -> None:
+    """Raise ModelUnfit when the model cannot start from these pictures at its price."""
     if not model.edits:
         able = ", ".join(row.id for row in editors())
         raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
-    if len(inputs.images) > model.edits:
+    count = len(inputs.images)
+    if count > model.edits:
         what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
-        raise ModelUnfit("image", f"{model.id} starts from {what}; there are {len(inputs.images)}.")
+        raise ModelUnfit("image", f"{model.id} starts from {what}; there are {count}.")
+    most = {each: model.most_inputs(each, price_micro) for each in model.qualities or (AUTO,)}
+    if count > most[quality if quality in most else AUTO]:
+        able = ", ".join(f"{each} {number}" for each, number in most.items())
+        raise ModelUnfit("image", f"{model.id} starts from fewer pictures at this quality: {able}.")
     if inputs.mask is not None and not model.masks:
         raise ModelUnfit("mask", f"{model.id} takes no mask.")
 
@@ -311,7 +317,9 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("model", asked, model.id, f"draws what is asked of {asked}.")
     drawn = _drawn_size(request, model)
     if request.size not in (None, AUTO) and drawn != request.size:
-        note("size", request.size, drawn, f"draws {drawn} in its place.")
+        kept = model.keeps_shape and request.inputs is not None
+        why = "keeps the shape of the picture." if kept else f"draws {drawn} in its place."
+        note("size", request.size, drawn, why)
     if request.quality in OPENAI_LEVELS | {"hd"}:
         word = model.qualities.get(request.quality)
         if word is None:
@@ -348,7 +356,8 @@ def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
 
 
 def _shape(request: GenerationRequest, model: ImageModel) -> str:
-    if request.size not in (None, AUTO):
+    kept = model.keeps_shape and request.inputs is not None
+    if request.size not in (None, AUTO) and not kept:
         return model.sizes[request.size]
     if request.inputs is None:
         return model.default_size

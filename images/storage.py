@@ -6,10 +6,10 @@ What is said of Supabase's answers was observed on Supabase Storage, August 2026
 import asyncio
 import contextlib
 import functools
-import json
 import mimetypes
 import os
 import random
+import re
 import tempfile
 import threading
 import time
@@ -29,8 +29,8 @@ from django.utils import timezone
 from django.utils.deconstruct import deconstructible
 from django.utils.encoding import filepath_to_uri
 
-from geekhub.lib import http
-from geekhub.lib.http import USER_AGENT, BodyTooLarge, read_at_most
+from geekhub.lib import foreign, http
+from geekhub.lib.http import BodyTooLarge, read_at_most, read_at_most_now
 from images import pictures
 from images.local_storage import (
     NAMES,
@@ -99,7 +99,7 @@ class SupabaseStorage(Storage):
         self._backoff = backoff
         self._timeout = httpx.Timeout(timeout, connect=connect_timeout)
         self._seconds = timeout
-        self._headers = {"User-Agent": USER_AGENT, **_credentials(key)}
+        self._headers = {**http.OURS, **_credentials(key)}
         self._lock = threading.Lock()
         self._client: tuple[int, httpx.Client] | None = None
         self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
@@ -132,7 +132,7 @@ class SupabaseStorage(Storage):
         answer = self._json(
             "POST", f"/object/sign/{self._place(name)}", json={"expiresIn": expires_in}
         )
-        return self.public_base + str(answer["signedURL"])
+        return self.public_base + _signed(answer)
 
     def sign_many(self, names: Collection[str], expires_in: int) -> dict[str, str | None]:
         """Return a link for each name as `sign` does, in one call; None for a missing one."""
@@ -143,10 +143,11 @@ class SupabaseStorage(Storage):
             json={"expiresIn": expires_in, "paths": list(keys)},
         )
         # The address is relative to the storage server, not to the host.
-        return {
-            keys[row["path"]]: row["signedURL"] and self.public_base + row["signedURL"]
-            for row in answer
-        }
+        with _making_sense():
+            return {
+                keys[row["path"]]: row["signedURL"] and self.public_base + _signed(row)
+                for row in answer
+            }
 
     async def alink(self, name: str) -> str:
         """See ImageStore; a private bucket is asked for a signed address."""
@@ -159,7 +160,7 @@ class SupabaseStorage(Storage):
         body = await self._asend(
             "POST", f"/object/sign/{self._place(name)}", json={"expiresIn": expires_in}
         )
-        return self.public_base + str(_parsed(body)["signedURL"])
+        return self.public_base + _signed(_parsed(body))
 
     def _key(self, name: str) -> str:
         return check_name(f"{self.location}/{name}" if self.location else name)
@@ -228,9 +229,7 @@ class SupabaseStorage(Storage):
                     return body
                 raise _failure(response.status_code, body, path)
             except BodyTooLarge as error:
-                raise StorageRefused(
-                    f"{path}: larger than {self.max_bytes} bytes", status=413
-                ) from error
+                raise _too_large(path, self.max_bytes) from error
             except (httpx.HTTPError, TimeoutError) as error:
                 failure = _unreachable(error, path)
             except StorageUnavailable as error:
@@ -316,13 +315,16 @@ class SupabaseStorage(Storage):
         return True
 
     def size(self, name: str) -> int:
-        return int(self._info(name)["size"])
+        with _making_sense():
+            return int(self._info(name)["size"])
 
     def get_created_time(self, name: str) -> datetime:
-        return _moment(self._info(name)["created_at"])
+        with _making_sense():
+            return _moment(self._info(name)["created_at"])
 
     def get_modified_time(self, name: str) -> datetime:
-        return _moment(self._info(name)["last_modified"])
+        with _making_sense():
+            return _moment(self._info(name)["last_modified"])
 
     def listdir(self, path: str) -> tuple[list[str], list[str]]:
         """Return the folders and files right under `path`; of a missing folder none."""
@@ -333,11 +335,14 @@ class SupabaseStorage(Storage):
         query = {"prefix": prefix, "limit": 1000, "with_delimiter": True}
         while True:
             page = self._json("POST", f"/object/list-v2/{self.bucket}", json=query)
-            folders += [row["name"].removeprefix(prefix).rstrip("/") for row in page["folders"]]
-            files += [row["name"].removeprefix(prefix) for row in page["objects"]]
-            if not page["hasNext"]:
-                return folders, files
-            query["cursor"] = page["nextCursor"]
+            with _making_sense():
+                folders += [row["name"].removeprefix(prefix).rstrip("/") for row in page["folders"]]
+                files += [row["name"].removeprefix(prefix) for row in page["objects"]]
+                if not page["hasNext"]:
+                    return folders, files
+                if page["nextCursor"] == query.get("cursor"):
+                    raise ValueError("the list does not go on")
+                query["cursor"] = page["nextCursor"]
 
     def ensure_bucket(self, *, size_limit: int, mime_types: Iterable[str]) -> list[str]:
         """Create the bucket, or return in what an existing one differs, as bucket_differences."""
@@ -361,7 +366,8 @@ class SupabaseStorage(Storage):
         bucket is to be private, otherwise public. Raises StorageRefused without a bucket.
         """
         found = self._json("GET", f"/bucket/{self.bucket}")
-        found["allowed_mime_types"] = sorted(found.get("allowed_mime_types") or [])
+        with _making_sense():
+            found["allowed_mime_types"] = sorted(found.get("allowed_mime_types") or [])
         wanted = self._wanted(size_limit, sorted(mime_types))
         return [
             f"{name} is {found.get(name)!r}, should be {value!r}"
@@ -424,13 +430,17 @@ class SupabaseStorage(Storage):
                 if into is not None and response.is_success:
                     into.seek(0)
                     into.truncate()
-                    for chunk in response.iter_raw():
+                    for chunk in response.iter_bytes():
+                        if into.tell() + len(chunk) > self.max_bytes:
+                            raise BodyTooLarge
                         into.write(chunk)
                     return b""
-                body = response.read()
+                body = read_at_most_now(response, self.max_bytes)
                 if content is not None and not response.is_success:
                     # See _UploadResponse.
                     response.extensions["network_stream"].close()
+        except BodyTooLarge as error:
+            raise _too_large(path, self.max_bytes) from error
         except httpx.HTTPError as error:
             raise _unreachable(error, path) from error
         if response.is_success:
@@ -447,7 +457,10 @@ class SupabaseStorage(Storage):
                         headers=self._headers,
                         timeout=self._timeout,
                         # The server ends an idle connection after 61 seconds.
-                        limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
+                        transport=http.PlainTransport(
+                            limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
+                            trust_env=False,
+                        ),
                         follow_redirects=False,
                         trust_env=False,
                     ),
@@ -475,6 +488,7 @@ class SupabaseStorage(Storage):
 # More than this may not fit in the buffers of the two sockets (seen: 1.5 MB still does).
 _SWALLOWED = 1024 * 1024
 _PIECE = 256 * 1024
+_LINK = re.compile(r"/[!-~]{1,8000}", re.ASCII)
 
 
 class _UploadResponse(http.Response):
@@ -528,6 +542,10 @@ def _unreachable(error: Exception, path: str) -> StorageUnavailable:
     return StorageUnavailable(f"{path}: {type(error).__name__}: {error}")
 
 
+def _too_large(path: str, most: int) -> StorageRefused:
+    return StorageRefused(f"{path}: larger than {most} bytes", status=413)
+
+
 def _failure(status: int, body: bytes, path: str) -> Exception:
     """Return what an answer that is not a success means.
 
@@ -535,12 +553,13 @@ def _failure(status: int, body: bytes, path: str) -> Exception:
     as text; older servers leave `code` out. A gateway in front answers with HTML or plain text.
     """
     try:
-        fields = json.loads(body)
+        fields = foreign.parse(body)
         status = int(fields["statusCode"])
-    except (ValueError, TypeError, KeyError):
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         fields = {"message": body[:200].decode(errors="replace")}
-    code = str(fields.get("code") or fields.get("error") or "")
-    message = f"{path}: {status} {code} {fields.get('message') or ''}".rstrip()
+    code = foreign.text(fields.get("code") or fields.get("error"), 100)
+    said = foreign.text(fields.get("message"), 1000)
+    message = f"{path}: {status} {code} {said}".rstrip()
     if status in (408, 429) or status >= 500:
         return StorageUnavailable(message)
     if status == 404 and code in ("NoSuchKey", "not_found"):
@@ -553,9 +572,27 @@ def _failure(status: int, body: bytes, path: str) -> Exception:
 def _parsed(body: bytes) -> Any:
     """Return a good answer's JSON; anything else comes from something in front of the server."""
     try:
-        return json.loads(body)
+        return foreign.parse(body)
     except ValueError as error:
         raise StorageUnavailable("the store's answer is not JSON") from error
+
+
+@contextlib.contextmanager
+def _making_sense() -> Iterator[None]:
+    """Raise StorageUnavailable for what a good answer of an unexpected shape raises."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StorageUnavailable(f"the store's answer makes no sense: {error!r}"[:500]) from error
+
+
+def _signed(answer: Any) -> str:
+    """Return the path and query of a signed link."""
+    with _making_sense():
+        link = answer["signedURL"]
+        if not _LINK.fullmatch(link):
+            raise ValueError("no signed link")
+        return str(link)
 
 
 def _check_stored(body: bytes) -> None:

@@ -70,6 +70,9 @@ def test_pictures_come_one_by_one_each_charged_before_it_is_sent(
     asked = [(call.body["stream"], call.body["partial_images"]) for call in openai.calls]
     assert asked == [(True, 2), (True, 2)]
     assert [call.body.get("n", 1) for call in openai.calls] == [1, 1]
+    # The places of the views are of each picture's own.
+    views = [data["partial_image_index"] for kind, data in told if kind.endswith("partial_image")]
+    assert sorted(views) == [0, 0, 1, 1]
 
 
 def test_a_model_without_early_views_streams_finished_pictures_only(

@@ -62,7 +62,7 @@ def ids(request: GenerationRequest, **options: Any) -> list[str]:
 def sent(model: str, *, sandbox: bool = False, **fields: Any) -> ImageRequest:
     """Return what the provider is asked."""
     (candidate,), _ = route(ask(model, **fields))
-    return candidate.for_provider(deadline=99.0, sandbox=sandbox)
+    return candidate.for_provider(deadline=99.0, sandbox=sandbox, caller="acme")
 
 
 def adjusted(model: str, **fields: Any) -> list[tuple[str, Any, Any]]:
@@ -302,6 +302,7 @@ def test_a_bare_request_asks_for_the_models_default() -> None:
         deadline=99.0,
         per_call=8,
         size="1024x1024",
+        caller="acme",
     )
 
 
@@ -339,6 +340,22 @@ def test_each_provider_is_asked_only_for_what_it_can() -> None:
     # Early views come of one picture a call, so only who sends none is asked for several.
     assert [(one.n, one.per_call) for one in (gpt, dalle, flux)] == [(3, 1), (3, 1), (3, 4)]
     assert sent(GPT, n=3).per_call == 8
+
+
+def test_the_quality_that_auto_means_here_is_sent_when_none_is_asked_for() -> None:
+    """The provider's own choice may cost more than the price."""
+    assert sent("openai/gpt-image-2.5-sunburst").quality == "medium"
+    assert sent("xai/grok-imagine-image-2.0").quality == "medium"
+    assert sent("openai/gpt-image-2").quality is None
+
+
+def test_a_transparent_background_is_asked_of_those_that_have_it() -> None:
+    for model, background in [
+        (GPT, "transparent"),
+        ("openai/gpt-image-2.5-sunburst", "transparent"),
+        ("openai/gpt-image-2", None),
+    ]:
+        assert sent(model, background="transparent").background == background
 
 
 def test_the_size_and_quality_sent_are_those_drawn() -> None:

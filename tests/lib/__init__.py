@@ -1,7 +1,10 @@
 """What tests of outgoing calls share: small servers on the loopback address, good and bad."""
 
 import asyncio
+import functools
+import gzip
 import socket
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -51,3 +54,12 @@ def dead_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@functools.cache
+def zipped(size: int, layers: int) -> bytes:
+    """Return so many zeros in so many layers of gzip; a layer is a thousandth of the one inside."""
+    packer = zlib.compressobj(9, wbits=31)
+    piece = bytes(2**20)
+    body = b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
+    return body if layers == 1 else gzip.compress(body)

@@ -1,15 +1,17 @@
 """Downloads: a URL that a provider gave us is input from outside."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
+from pytest_django.fixtures import Settings
 
 from images import pictures
 from images.providers.downloads import ATTEMPTS, DownloadRefused, Downloads
-from tests.lib import dead_port, saying, serving
+from tests.lib import dead_port, saying, serving, zipped
 
 ALLOWED = ["imgen.x.ai", "*.fal.media", "localhost", "http://127.0.0.1:9000"]
 
@@ -257,3 +259,26 @@ def test_a_listed_address_without_its_origin_is_refused(host: str) -> None:
 
     with pytest.raises(DownloadRefused, match="is no name"):
         asyncio.run(run())
+
+
+def test_fals_own_name_is_on_the_list_beside_its_subdomains(settings: Settings) -> None:
+    assert {"fal.media", "*.fal.media"} <= set(settings.PROVIDER_DOWNLOAD_HOSTS)
+
+
+@pytest.mark.parametrize(
+    ("layers", "encodings"), [(1, "gzip"), (2, "gzip, gzip"), (2, "gzip, br"), (1, "deflate")]
+)
+def test_a_picture_that_unpacks_to_gigabytes_is_not_unpacked(layers: int, encodings: str) -> None:
+    body = zipped(128 * 2**20, layers)
+
+    def answer(count: int) -> web.Response:
+        return web.Response(body=body, headers={"Content-Encoding": encodings})
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(DownloadRefused):
+            fetch_from(Host(answer))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * pictures.MAX_BYTES
