@@ -64,6 +64,7 @@ class Behaviour:
     gate: threading.Event | None = None
     polls: int | None = None
     step: Literal["submit", "status", "result"] | None = None
+    urls_on: str | None = None
 
     def changed(self) -> set[str]:
         """The names of the knobs that differ from a good answer."""
@@ -234,6 +235,7 @@ class Emulator:
     KNOBS: ClassVar[frozenset[str]] = frozenset(f.name for f in fields(Behaviour)) - {
         "polls",
         "step",
+        "urls_on",
     }
     PICTURES: ClassVar[frozenset[str]] = frozenset(
         {"ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge"}
@@ -373,7 +375,7 @@ class Emulator:
             raise ValueError(f"{self.NAME} cannot serve a picture as {behaviour.picture!r}")
         if "retry_after" in changed and behaviour.error is None:
             raise ValueError("retry_after belongs to an error")
-        held = {"delay", "gate", "polls", "step"}
+        held = {"delay", "gate", "polls", "step", "urls_on"}
         if behaviour.drop and changed - held - {"drop"}:
             raise ValueError("a dropped call has no answer to change")
         content = {"fewer", "refuse", "picture", "bad_base64"}
