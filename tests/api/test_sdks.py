@@ -260,7 +260,7 @@ def test_the_python_sdk_waits_as_the_rate_limit_says(
 
 
 def _node(app: AppServer, key: NewKey, **parameters: Any) -> dict[str, Any]:
-    folder = node_sdk.node_openai()
+    folder = node_sdk.node_clients()
     if folder is None:
         pytest.skip(node_sdk.why_no_node())
     done = subprocess.run(

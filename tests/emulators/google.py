@@ -11,6 +11,7 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
 * A Gemini image model makes one picture per call and mixes text parts with pictures unless
   `responseModalities` is `["IMAGE"]`. Its refusals are HTTP 200.
 * Every path is served under /v1beta and /v1, which google-genai 3.x asks by default.
+* A field's name may be in snake case (google-genai 3.6.1 sends `thinking_level` so).
 * `personGeneration` has no case: the SDKs write ALLOW_ADULT.
 * The extra ratios are those of gemini-nano-banana-2.1 (google-genai 3.6.1); the 512 tier is UNSURE,
   so it is refused. gemini-3.1-flash-image was switched off on 29 October 2026.
@@ -428,12 +429,19 @@ def _known(value: Any, allowed: frozenset[str], where: str) -> dict[str, Any]:
     """The object, when every name in it is one the API knows."""
     if not isinstance(value, dict):
         raise _bad(f"Invalid value at '{where}': expected an object.")
-    for name in sorted(value.keys() - allowed):
+    read = {_camel(name): one for name, one in value.items()}
+    for name in sorted(read.keys() - allowed):
         place = f" at '{where}'" if where else ""
         raise _bad(
             f'Invalid JSON payload received. Unknown name "{name}"{place}: Cannot find field.'
         )
-    return value
+    return read
+
+
+def _camel(name: str) -> str:
+    """The name as the API documents it: it also reads a name in snake case, as the SDK may send."""
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)
 
 
 def _choice(value: dict[str, Any], name: str, allowed: Any, default: str) -> str:
