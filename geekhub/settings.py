@@ -399,7 +399,12 @@ MODEL_ALIASES = env.dict("MODEL_ALIASES", default={})
 RETIRE_SWITCHED_OFF = env.bool("RETIRE_SWITCHED_OFF", default=False)
 PROVIDER_DOWNLOAD_HOSTS = env.list(
     "PROVIDER_DOWNLOAD_HOSTS",
-    default=["oaidalleapiprodscus.blob.core.windows.net", "imgen.x.ai", "*.fal.media"],
+    default=[
+        "oaidalleapiprodscus.blob.core.windows.net",
+        "imgen.x.ai",
+        "fal.media",  # which the next does not cover: links of fal's older CDN
+        "*.fal.media",
+    ],
 )
 
 # --- Pictures -------------------------------------------------------------------------------

@@ -38,11 +38,16 @@ class ImageModel:
     for; empty means it decides. `compresses` are those whose `output_compression` it can be told;
     in the others it is done here. `per_call` is the most pictures one upstream call returns,
     `edits` the most an edit may start from: none means that the model cannot edit. `masks` and
-    `fidelity` tell whether an edit may have a mask and an `input_fidelity`.
+    `fidelity` tell whether an edit may have a mask and an `input_fidelity`; with `keeps_shape` it
+    has the shape of the picture it starts from, whatever size is asked for.
+    With `pinned`, the quality that `auto` means here is sent when none was asked for, since the
+    provider's own may cost more than the price.
     `good_for` is English, as the API says it; a page translates it.
     `cost_micro` is what the provider is known to charge us for a picture at the default size and at
     the quality that `auto` means here, the dearest where the provider itself decides; None: it is
-    not known. Customers are not told.
+    not known. Customers are not told. `costs_micro` is the most one may cost by the
+    provider's word for a quality, where that differs; `input_micro` is what each picture that an
+    edit starts from adds.
     `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
     have switched it off, `successor` the id to use instead.
     """
@@ -70,7 +75,11 @@ class ImageModel:
     edits: int = 0
     masks: bool = False
     fidelity: bool = False
+    keeps_shape: bool = False
+    pinned: bool = False
     cost_micro: int | None = None
+    costs_micro: Mapping[str, int] = field(default_factory=dict)
+    input_micro: int = 0
     status: Status = Status.LIVE
     shutdown_date: date | None = None
     upstream_off: date | None = None
@@ -80,6 +89,17 @@ class ImageModel:
     def default_size(self) -> str:
         """Return the size drawn when a request names none."""
         return next(iter(self.sizes.values()))
+
+    def most_inputs(self, quality: str | None, price_micro: int) -> int:
+        """Return from how many pictures an edit may start without costing us more than its price.
+
+        `quality` is what was asked for, `price_micro` what the delivered picture is sold at.
+        """
+        word = self.qualities.get(quality or "auto", "")
+        cost = self.costs_micro.get(word, self.cost_micro or 0)
+        if not self.input_micro:
+            return self.edits
+        return max(0, min(self.edits, (price_micro - cost) // self.input_micro))
 
     @property
     def created_timestamp(self) -> int:
@@ -123,6 +143,19 @@ GROK_QUALITIES = {
     "high": "medium",
     "auto": "medium",
 }
+
+# 3,050 tokens, fal's figure for a picture of 1024x1024, at 8 USD a million; an estimate. OpenAI
+# always reads the pictures of gpt-image-2 and its successors at high fidelity.
+GPT_INPUT = _usd("0.0244")
+# The longest prompt (1,000 tokens at 5 USD a million) and three early views (100 each at 30).
+GPT_EXTRA = _usd("0.014")
+
+
+def _gpt_costs(low: str, medium: str, high: str) -> dict[str, int]:
+    """Return the most a picture costs us by quality; `auto` may be the dearest."""
+    costs = {"low": low, "medium": medium, "high": high, "auto": high}
+    return {quality: _usd(cost) + GPT_EXTRA for quality, cost in costs.items()}
+
 
 GPT_SIZES = _as_they_are("1024x1024", "1536x1024", "1024x1536") | {
     "1792x1024": "1536x1024",
@@ -275,7 +308,8 @@ _ROWS = [
         name="GPT Image 2", good_for=gettext_noop("highest quality"),
         # OpenAI's guide, 1024x1024 high: `auto` may be that; medium is 0.053.
         cost_micro=_usd("0.211"),
-        price_micro=_usd("0.23"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
+        costs_micro=_gpt_costs("0.006", "0.053", "0.211"), input_micro=GPT_INPUT,
+        price_micro=_usd("0.25"), p50_seconds=20, p95_seconds=60, created=date(2026, 4, 21),
         sizes=GPT_SIZES, per_call=8, qualities=GPT_QUALITIES, formats=("png", "jpeg", "webp"),
         compresses=("jpeg", "webp"),
         moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
@@ -286,10 +320,12 @@ _ROWS = [
         name="GPT Image 2.5 Sunburst", good_for=gettext_noop("quality at a low price"),
         # litellm's price table, 1024x1024 medium, to which `auto` is pinned; high is 0.053.
         cost_micro=_usd("0.013"),
+        costs_micro=_gpt_costs("0.006", "0.013", "0.053"), input_micro=GPT_INPUT,
         price_micro=_usd("0.10"), p50_seconds=12, p95_seconds=40, created=date(2026, 9, 8),
         sizes=GPT_SIZES, per_call=8, qualities=PINNED_QUALITIES, formats=("png", "jpeg", "webp"),
-        compresses=("jpeg", "webp"),
-        moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
+        compresses=("jpeg", "webp"), pinned=True,
+        # Of gpt-image-2 it is a preview still (OpenAI's reference, 2026-11-28).
+        transparent=True, moderation=True, partial_images=True, edits=MAX_INPUTS, masks=True,
     ),
     ImageModel(
         id="google/gemini-nano-banana-2.1", provider="google",
@@ -312,18 +348,20 @@ _ROWS = [
     ImageModel(
         id="xai/grok-imagine-image", provider="xai", upstream_id="grok-imagine-image",
         name="Grok Imagine", good_for=gettext_noop("photorealism"),
-        # xAI's price list.
-        cost_micro=_usd("0.02"),
-        price_micro=_usd("0.02"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
-        sizes=GROK_SIZES, per_call=8, edits=1,
+        # xAI's price list; the input from Runware's schema, read 2026-11-28.
+        cost_micro=_usd("0.02"), input_micro=_usd("0.002"),
+        price_micro=_usd("0.025"), p50_seconds=9, p95_seconds=25, created=date(2026, 1, 28),
+        sizes=GROK_SIZES, per_call=8, edits=1, keeps_shape=True,
     ),
     ImageModel(
         id="xai/grok-imagine-image-2.0", provider="xai", upstream_id="grok-imagine-image-2.0",
         name="Grok Imagine 2.0", good_for=gettext_noop("photorealism, fine detail"),
-        # litellm's price table, medium at 1K, to which `auto` is pinned; low is 0.04.
-        cost_micro=_usd("0.06"),
-        price_micro=_usd("0.06"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),
+        # litellm's price table, medium at 1K, to which `auto` is pinned; low is 0.04. The input
+        # from pages that cite docs.x.ai of 2026-10-13.
+        cost_micro=_usd("0.06"), costs_micro={"low": _usd("0.04")}, input_micro=_usd("0.01"),
+        price_micro=_usd("0.08"), p50_seconds=9, p95_seconds=25, created=date(2026, 8, 13),
         sizes=GROK_SIZES, per_call=8, qualities=GROK_QUALITIES, edits=1,
+        keeps_shape=True, pinned=True,
     ),
 ]
 # fmt: on

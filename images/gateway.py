@@ -73,12 +73,12 @@ class Gateway:
         """Return who draws the model, or None when its provider is not configured."""
         return self.sandbox if sandbox else self.providers.get(model.provider)
 
-    def why_off(self, model: ImageModel, *, sandbox: bool) -> str | None:
-        """Return why the model's provider cannot be called now, or None when it can."""
+    def why_off(self, model: ImageModel, *, sandbox: bool, caller: str) -> str | None:
+        """Return why the model's provider cannot be called for a caller now; None: it can."""
         provider = self.provider_for(model, sandbox=sandbox)
         if provider is None:
             return "its provider is not configured"
-        if provider.circuit.state == "open":
+        if provider.circuit.is_open_for(caller):
             return "its provider is failing and is left alone for a moment"
         return None
 

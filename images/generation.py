@@ -175,7 +175,9 @@ def begin(
     candidates, skipped = routing.candidates(
         request,
         allowed=key.allowed_models,
-        off=lambda model: gateway.why_off(model, sandbox=key.sandbox),
+        off=lambda model: gateway.why_off(
+            model, sandbox=key.sandbox, caller=str(key.organization_id)
+        ),
         prices={model: quote.unit_micro for model, quote in quotes.items()},
         latencies=gateway.latencies.current() if timed else {},
     )
@@ -307,7 +309,7 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
             break
         until, began = _until(deadline, after), time.monotonic()
         try:
-            drawn = await _draw_with(gateway, candidate, started.sandbox, until, on_item)
+            drawn = await _draw_with(gateway, candidate, started, until, on_item)
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
@@ -335,15 +337,18 @@ def _until(deadline: float, after: Candidate | None) -> float:
 
 
 async def _draw_with(
-    gateway: Gateway, candidate: Candidate, sandbox: bool, deadline: float, on_item: OnItem
+    gateway: Gateway, candidate: Candidate, started: Started, deadline: float, on_item: OnItem
 ) -> _Drawn:
     """Return the candidate's pictures and how many were refused; raises ProviderError if none."""
+    sandbox, caller = started.sandbox, str(started.generation.organization_id)
     provider = gateway.provider_for(candidate.model, sandbox=sandbox)
     if provider is None:
         raise unavailable(detail="not configured")
     images: list[ProviderImage] = []
     missing: list[Shortfall] = []
-    items = provider.generate(candidate.for_provider(deadline=deadline, sandbox=sandbox))
+    items = provider.generate(
+        candidate.for_provider(deadline=deadline, sandbox=sandbox, caller=caller)
+    )
     try:
         async with asyncio.timeout_at(deadline):
             async for item in items:

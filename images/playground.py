@@ -55,7 +55,7 @@ def offers(gateway: Gateway | None) -> list[Offer]:
         Offer(
             row,
             quotes[row.id].unit_micro,
-            gateway.why_off(row, sandbox=False) if gateway is not None else None,
+            gateway.why_off(row, sandbox=False, caller="") if gateway is not None else None,
         )
         for row in rows
     ]

@@ -79,9 +79,11 @@ class Candidate:
         lossy = asked.output_compression is not None and asked.output_format in ("jpeg", "webp")
         return lossy and asked.output_format not in self.model.compresses
 
-    def for_provider(self, *, deadline: float, sandbox: bool) -> ImageRequest:
+    def for_provider(self, *, deadline: float, sandbox: bool, caller: str) -> ImageRequest:
         """Return the provider's request; `deadline` is the event loop's time."""
         asked, model = self.request, self.model
+        early_views = asked.partial_images if model.partial_images else 0
+        quality = asked.quality or (AUTO if model.pinned else None)
         ignored = {one.param for one in self.adjusted if one.used is None}
         return ImageRequest(
             model=model.id,
@@ -89,9 +91,10 @@ class Candidate:
             prompt=asked.prompt,
             deadline=deadline,
             n=asked.n,
-            per_call=MAX_N if sandbox else model.per_call,
+            # OpenAI streams one picture a call.
+            per_call=MAX_N if sandbox else 1 if early_views else model.per_call,
             size=_drawn_size(asked, model),
-            quality=model.qualities.get(asked.quality) if asked.quality else None,
+            quality=model.qualities.get(quality) if quality else None,
             style=asked.style if model.style else None,
             output_format=self._upstream_format(sandbox=sandbox),
             output_compression=(
@@ -102,10 +105,11 @@ class Candidate:
             seed=asked.seed if model.seed or sandbox else None,
             # Providers get a name for the end user that means nothing outside.
             user=hashlib.sha256(asked.user.encode()).hexdigest()[:32] if asked.user else None,
-            partial_images=asked.partial_images if model.partial_images else 0,
+            partial_images=early_views,
             images=asked.inputs.images if asked.inputs else (),
             mask=asked.inputs.mask if asked.inputs else None,
             input_fidelity=asked.input_fidelity if model.fidelity else None,
+            caller=caller,
         )
 
     def _upstream_format(self, *, sandbox: bool) -> str | None:
@@ -233,7 +237,7 @@ def fit(
     if len(request.prompt) > model.max_prompt:
         raise ModelUnfit("prompt", f"{model.id} takes at most {model.max_prompt} characters.")
     if request.inputs is not None:
-        _fit_inputs(request.inputs, model)
+        _fit_inputs(request.inputs, model, request.quality, price_micro)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         raise ModelUnfit(
             "size",
@@ -254,16 +258,24 @@ def fit(
     return adjusted
 
 
-def _fit_inputs(inputs: Inputs, model: ImageModel) -> None:
-    """Raise ModelUnfit when the model cannot start from these pictures."""
+def _fit_inputs(inputs: Inputs, model: ImageModel, quality: str | None, price_micro: int) -> None:
+    """Raise ModelUnfit when the model cannot start from these pictures at its price."""
     if not model.edits:
         able = ", ".join(row.id for row in editors())
         raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
-    if len(inputs.images) > model.edits:
-        what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
-        raise ModelUnfit("image", f"{model.id} starts from {what}.")
+    count = len(inputs.images)
+    if count > model.edits:
+        raise ModelUnfit("image", f"{model.id} starts from {_at_most(model.edits)}.")
+    most = {each: model.most_inputs(each, price_micro) for each in model.qualities or (AUTO,)}
+    if count > most[quality if quality in most else AUTO]:
+        able = ", ".join(f"{each} {number}" for each, number in most.items())
+        raise ModelUnfit("image", f"{model.id} starts from fewer pictures at this quality: {able}.")
     if inputs.mask is not None and not model.masks:
         raise ModelUnfit("mask", f"{model.id} takes no mask.")
+
+
+def _at_most(pictures: int) -> str:
+    return "one picture" if pictures == 1 else f"at most {pictures} pictures"
 
 
 def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> list[Adjustment]:
@@ -276,7 +288,9 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("model", asked, model.id, f"draws what is asked of {asked}.")
     drawn = _drawn_size(request, model)
     if request.size not in (None, AUTO) and drawn != request.size:
-        note("size", request.size, drawn, f"draws {drawn} in its place.")
+        kept = model.keeps_shape and request.inputs is not None
+        why = "keeps the shape of the picture." if kept else f"draws {drawn} in its place."
+        note("size", request.size, drawn, why)
     if request.quality in OPENAI_LEVELS | {"hd"}:
         word = model.qualities.get(request.quality)
         if word is None:
@@ -313,7 +327,8 @@ def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
 
 
 def _shape(request: GenerationRequest, model: ImageModel) -> str:
-    if request.size not in (None, AUTO):
+    kept = model.keeps_shape and request.inputs is not None
+    if request.size not in (None, AUTO) and not kept:
         return model.sizes[request.size]
     if request.inputs is None:
         return model.default_size

@@ -30,7 +30,7 @@ from django.utils.deconstruct import deconstructible
 from django.utils.encoding import filepath_to_uri
 
 from geekhub.lib import http
-from geekhub.lib.http import USER_AGENT, BodyTooLarge, read_at_most
+from geekhub.lib.http import BodyTooLarge, read_at_most, read_at_most_now
 from images import pictures
 from images.local_storage import (
     NAMES,
@@ -99,7 +99,7 @@ class SupabaseStorage(Storage):
         self._backoff = backoff
         self._timeout = httpx.Timeout(timeout, connect=connect_timeout)
         self._seconds = timeout
-        self._headers = {"User-Agent": USER_AGENT, **_credentials(key)}
+        self._headers = {**http.OURS, **_credentials(key)}
         self._lock = threading.Lock()
         self._client: tuple[int, httpx.Client] | None = None
         self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
@@ -228,9 +228,7 @@ class SupabaseStorage(Storage):
                     return body
                 raise _failure(response.status_code, body, path)
             except BodyTooLarge as error:
-                raise StorageRefused(
-                    f"{path}: larger than {self.max_bytes} bytes", status=413
-                ) from error
+                raise _too_large(path, self.max_bytes) from error
             except (httpx.HTTPError, TimeoutError) as error:
                 failure = _unreachable(error, path)
             except StorageUnavailable as error:
@@ -424,13 +422,17 @@ class SupabaseStorage(Storage):
                 if into is not None and response.is_success:
                     into.seek(0)
                     into.truncate()
-                    for chunk in response.iter_raw():
+                    for chunk in response.iter_bytes():
+                        if into.tell() + len(chunk) > self.max_bytes:
+                            raise BodyTooLarge
                         into.write(chunk)
                     return b""
-                body = response.read()
+                body = read_at_most_now(response, self.max_bytes)
                 if content is not None and not response.is_success:
                     # See _UploadResponse.
                     response.extensions["network_stream"].close()
+        except BodyTooLarge as error:
+            raise _too_large(path, self.max_bytes) from error
         except httpx.HTTPError as error:
             raise _unreachable(error, path) from error
         if response.is_success:
@@ -447,7 +449,10 @@ class SupabaseStorage(Storage):
                         headers=self._headers,
                         timeout=self._timeout,
                         # The server ends an idle connection after 61 seconds.
-                        limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
+                        transport=http.PlainTransport(
+                            limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
+                            trust_env=False,
+                        ),
                         follow_redirects=False,
                         trust_env=False,
                     ),
@@ -526,6 +531,10 @@ def _pauses(attempts: int, first: float) -> Iterator[float]:
 
 def _unreachable(error: Exception, path: str) -> StorageUnavailable:
     return StorageUnavailable(f"{path}: {type(error).__name__}: {error}")
+
+
+def _too_large(path: str, most: int) -> StorageRefused:
+    return StorageRefused(f"{path}: larger than {most} bytes", status=413)
 
 
 def _failure(status: int, body: bytes, path: str) -> Exception:

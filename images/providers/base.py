@@ -7,10 +7,12 @@ retries, the circuit, time and size limits, and safe downloads live here, once.
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import re
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -19,7 +21,7 @@ import httpx
 import orjson
 import pybase64
 
-from geekhub.lib import sse
+from geekhub.lib import foreign, sse
 from geekhub.lib.http import BodyTooLarge, read_at_most
 from images import pictures
 from images.pictures import Picture, Upload
@@ -35,6 +37,11 @@ REFUSAL = "content_policy_violation"
 LONGEST_PAUSE = 20.0
 # Base64 adds a third; the rest of an answer is small.
 ANSWER_BYTES_PER_PICTURE = pictures.MAX_BYTES * 4 // 3 + 64 * 1024
+# The longest prompt that any of the models takes; what they make of one may be as long.
+MAX_WORDS = 32_000
+MAX_DETAIL = 1000
+# How a provider may name a field of ours.
+PARAM = re.compile(r"[A-Za-z_][\w.\[\]-]{0,63}", re.ASCII)
 
 type Stage = Literal["prompt", "output", "provider"]
 
@@ -46,7 +53,8 @@ class ImageRequest:
     `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
     provider's own words; `per_call` is the most pictures one upstream call returns;
     `deadline` is the event loop's time at which nobody waits any more. With `images` it is an edit
-    of them, where the `mask`, if there is one, is transparent.
+    of them, where the `mask`, if there is one, is transparent. `caller` stands for the customer who
+    asks; it is compared, and means nothing.
     """
 
     model: str
@@ -68,6 +76,7 @@ class ImageRequest:
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
     input_fidelity: str | None = None
+    caller: str = ""
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, never below zero."""
@@ -124,7 +133,7 @@ class ProviderError(Exception):
         self.param = param
         self.account = account
         self.retry_after = retry_after
-        self.detail = detail
+        self.detail = foreign.text(detail, MAX_DETAIL)
 
     @property
     def refused(self) -> bool:
@@ -164,8 +173,12 @@ def unavailable(
     )
 
 
-def rejected(param: str | None = None, *, detail: str = "") -> ProviderError:
-    """Return the error for a value that the provider does not take."""
+def rejected(param: object = None, *, detail: str = "") -> ProviderError:
+    """Return the error for a value that the provider does not take.
+
+    `param` is the provider's name for the field, shown only if it can be one.
+    """
+    param = param if isinstance(param, str) and PARAM.fullmatch(param) else None
     what = f"this value of {param!r}" if param else "this request"
     return ProviderError(
         "invalid_request_error",
@@ -195,51 +208,104 @@ type Item = ProviderImage | PartialImage | Shortfall
 
 @dataclass(slots=True)
 class Circuit:
-    """Stops calling a provider that keeps failing.
+    """Stops calling a provider that fails, and looks soon whether it is back.
 
-    Closed until `THRESHOLD` failures in a row, then open for `pause` seconds, then half-open: one
-    call is let through, and its outcome closes or opens it again.
+    It opens when at least `LEAST` of the latest calls failed and these are `SHARE` of them or more.
+    Open for `pause` seconds, then half-open: one call is let through, and its outcome closes the
+    circuit or opens it again, for twice as long each time.
+
+    When one caller alone had all the failures, what that one asks for may be at fault. Then it is
+    open for that caller only, until another's call shows how the provider is.
     """
 
-    THRESHOLD: ClassVar[int] = 5
-    pause: float = 30.0
-    failures: int = 0
+    RECENT: ClassVar[int] = 20
+    RECENT_SECONDS: ClassVar[float] = 60.0
+    LEAST: ClassVar[int] = 5
+    SHARE: ClassVar[float] = 0.8
+    SHORTEST: ClassVar[float] = 1.0
+    LONGEST: ClassVar[float] = 30.0
+
+    clock: Callable[[], float] = time.monotonic
+    pause: float = SHORTEST
     opened_at: float | None = None
     probing: bool = False
+    # Whom it is open for; None: everybody.
+    blamed: str | None = None
+    # When the latest calls ended, whose they were, and whether they failed.
+    _recent: deque[tuple[float, str, bool]] = field(
+        default_factory=lambda: deque(maxlen=Circuit.RECENT)
+    )
+
+    @property
+    def failures(self) -> int:
+        """Return how many of the latest calls failed."""
+        return sum(failed for _, _, failed in self._recent)
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """Return what a call would meet now."""
+        """Return what a call would meet now, of the blamed caller if there is one."""
         opened_at = self.opened_at  # other threads ask, too, while the event loop closes it
         if opened_at is None:
             return "closed"
-        waited = time.monotonic() - opened_at
+        waited = self.clock() - opened_at
         return "half-open" if waited >= self.pause and not self.probing else "open"
 
-    def admit(self) -> bool:
+    def is_open_for(self, caller: str) -> bool:
+        """Return whether a call of that caller would not be made now."""
+        return self.state == "open" and self.blamed in (None, caller)
+
+    def admit(self, caller: str) -> bool:
         """Return whether a call may be made; in the half-open state only the first may."""
-        state = self.state
-        self.probing = self.probing or state == "half-open"
-        return state != "open"
-
-    def succeeded(self) -> None:
-        """Note that the provider answered sensibly, a refusal included."""
-        if self.opened_at is not None and not self.probing:
-            return  # a call from before the circuit opened; the probe will tell
-        self.failures, self.opened_at, self.probing = 0, None, False
-
-    def failed(self, *, at_once: bool) -> bool:
-        """Note a failure; return whether the circuit has just opened."""
-        self.failures += 1
-        if not (at_once or self.probing or self.failures >= self.THRESHOLD):
+        if self.is_open_for(caller):
             return False
-        newly = self.opened_at is None
-        self.opened_at, self.probing = time.monotonic(), False
-        return newly
+        self.probing = self.probing or self.state == "half-open"
+        return True
 
-    def abandoned(self) -> None:
+    def succeeded(self, caller: str, *, began: float) -> None:
+        """Note that the provider answered sensibly, a refusal included.
+
+        `began` is the clock's time when the call was made: one from before the circuit opened says
+        nothing about now.
+        """
+        if self.opened_at is not None:
+            if began < self.opened_at:
+                return
+            self.close()
+        self._recent.append((self.clock(), caller, False))
+
+    def failed(self, caller: str, *, began: float, at_once: bool) -> bool:
+        """Note a failure; return whether the circuit has just opened.
+
+        `at_once`: our account is at fault, whoever calls, and no short pause mends it.
+        """
+        now = self.clock()
+        if self.opened_at is None:
+            self._recent.append((now, caller, True))
+            latest = [one for one in self._recent if one[0] > now - self.RECENT_SECONDS]
+            failed = [who for _, who, failed in latest if failed]
+            if not at_once and len(failed) < max(self.LEAST, self.SHARE * len(latest)):
+                return False
+            self.pause = self.LONGEST if at_once else self.SHORTEST
+            self.blamed = caller if len(set(failed)) == 1 and not at_once else None
+            self.opened_at = now
+            return True
+        if began >= self.opened_at:
+            if self.blamed not in (None, caller):
+                self.blamed = None
+            else:
+                self.pause = min(self.LONGEST, self.pause * 2)
+            self.opened_at, self.probing = now, False
+        return False
+
+    def abandoned(self, *, began: float) -> None:
         """Note that a call ended without telling anything about the provider."""
-        self.probing = False
+        if self.opened_at is not None and began >= self.opened_at:
+            self.probing = False
+
+    def close(self) -> None:
+        """Begin anew."""
+        self.pause, self.opened_at, self.probing, self.blamed = self.SHORTEST, None, False, None
+        self._recent.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,8 +319,8 @@ class Answer:
     def json(self) -> Any:
         """Return the parsed body, or None when it is no JSON."""
         try:
-            return orjson.loads(self.body)
-        except orjson.JSONDecodeError:
+            return foreign.parse(self.body)
+        except ValueError:
             return None
 
 
@@ -315,7 +381,7 @@ class Provider(ABC):
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(patience.told.wait(), HEAD_START_SECONDS)
                     async for item in self._insist(part, patience):
-                        if not isinstance(item, Shortfall):
+                        if isinstance(item, ProviderImage):
                             item = replace(item, index=offset + item.index)
                         arrived.put_nowait(item)
             finally:
@@ -343,18 +409,20 @@ class Provider(ABC):
         """Call once, and again where that is safe and there is time; yield all items of it."""
         while True:
             delivered = 0
-            if patience.failures_left <= 0 or not self.circuit.admit():
+            if patience.failures_left <= 0 or not self.circuit.admit(request.caller):
                 yield Shortfall(patience.last or unavailable(detail="circuit open"), request.n)
                 return
+            began = self.circuit.clock()
             try:
                 async for item in self.call(request):
                     delivered += not isinstance(item, PartialImage)
                     yield item
-                self.circuit.succeeded()
+                self.circuit.succeeded(request.caller, began=began)
                 patience.note(None)
                 return
-            except ProviderError as error:
-                self._judge(error)
+            except Exception as caught:
+                error = understood(caught)
+                self._judge(error, request.caller, began)
                 patience.note(error)
                 pause = self._pause(error, request, patience) if not delivered else None
                 if pause is None:
@@ -362,16 +430,17 @@ class Provider(ABC):
                     return
             except BaseException:
                 if request.seconds_left() > 0:
-                    self.circuit.abandoned()
+                    self.circuit.abandoned(began=began)
                 else:
-                    self._judge(unavailable(charged=True, detail="no answer by the deadline"))
+                    late = unavailable(charged=True, detail="no answer by the deadline")
+                    self._judge(late, request.caller, began)
                 raise
             await asyncio.sleep(pause)
 
-    def _judge(self, error: ProviderError) -> None:
+    def _judge(self, error: ProviderError, caller: str, began: float) -> None:
         if error.code != "provider_unavailable":
-            self.circuit.succeeded()
-        elif self.circuit.failed(at_once=error.account) or error.account:
+            self.circuit.succeeded(caller, began=began)
+        elif self.circuit.failed(caller, began=began, at_once=error.account) or error.account:
             # Worth a person's attention: nothing else will mend it.
             log.error("provider %s is cut off: %s", self.name, error.detail)
         else:
@@ -426,7 +495,7 @@ class HttpProvider(Provider):
         request: httpx.Request,
         *,
         error: Callable[[Answer], ProviderError],
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[sse.Event]:
         """Yield the server-sent events that answer a request.
 
         Raises what `error` makes of an answer that is none, and ProviderError
@@ -463,7 +532,7 @@ class HttpProvider(Provider):
             raise unavailable(charged=True, detail=f"answer over {limit} bytes") from error
         return Answer(response.status_code, dict(response.headers), body)
 
-    async def fetch(self, url: object, *, revised_prompt: str | None = None) -> ProviderImage:
+    async def fetch(self, url: object, *, revised_prompt: object = None) -> ProviderImage:
         """Return the picture at a URL that the provider gave us."""
         if not isinstance(url, str):
             raise unavailable(charged=True, detail="no picture URL in the answer")
@@ -508,6 +577,18 @@ def settled(outcomes: Iterable[ProviderImage | ProviderError]) -> Iterator[Item]
         yield Shortfall(reason, 1)
 
 
+def understood(error: Exception) -> ProviderError:
+    """Return what ended a call as a ProviderError.
+
+    Whatever else is raised comes from an answer that nobody thought of. The picture may have been
+    drawn, and the next candidate can still be asked.
+    """
+    if isinstance(error, ProviderError):
+        return error
+    log.error("an answer was not understood", exc_info=error)
+    return unavailable(charged=True, detail=f"{type(error).__name__}: {error}")
+
+
 def lost(error: httpx.HTTPError) -> ProviderError:
     """Return the error for a call without an answer: only if it was never sent is it safe again."""
     unsent = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
@@ -516,12 +597,20 @@ def lost(error: httpx.HTTPError) -> ProviderError:
     )
 
 
-def picture(data: bytes, *, index: int = 0, revised_prompt: str | None = None) -> ProviderImage:
-    """Return the bytes as a picture; raises ProviderError when they are none."""
+def picture(data: bytes, *, index: int = 0, revised_prompt: object = None) -> ProviderImage:
+    """Return the bytes as a picture; raises ProviderError when they are none.
+
+    `revised_prompt` is what the provider has in its place, which is kept if it is text.
+    """
     try:
-        return ProviderImage(pictures.inspect(data), index, revised_prompt or None)
+        return ProviderImage(pictures.inspect(data), index, words(revised_prompt) or None)
     except pictures.NotAPicture as error:
         raise unavailable(charged=True, detail=f"not a picture: {error}") from error
+
+
+def words(value: object) -> str:
+    """Return what an answer has in the place of a text; empty when it is none."""
+    return foreign.text(value, MAX_WORDS)
 
 
 def decode(text: object) -> bytes:
@@ -537,9 +626,9 @@ def decode(text: object) -> bytes:
 def retry_after(headers: Mapping[str, str], text: str = "") -> float | None:
     """Return the seconds an upstream asks us to wait, from its headers or its message."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) / unit)
-        except (KeyError, ValueError):
-            continue
-    told = re.search(r"try again in (\d+(?:\.\d+)?) ?(ms|s)", text)
+        with contextlib.suppress(KeyError, ValueError):
+            wait = float(headers[name]) / unit
+            if math.isfinite(wait):
+                return max(0.0, wait)
+    told = re.search(r"try again in (\d{1,9}(?:\.\d{1,9})?) ?(ms|s)", text)
     return float(told[1]) / (1000 if told[2] == "ms" else 1) if told else None

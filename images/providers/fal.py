@@ -7,6 +7,7 @@ only a lost submit may leave a job behind that nobody sees. The pictures are pub
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,6 +29,7 @@ from images.providers.base import (
     retry_after,
     settled,
     unavailable,
+    words,
 )
 from images.providers.ratios import edges, nearest
 
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 SECONDS_PER_POLL = 15.0
 SECONDS_TO_CANCEL = 2.0
 KEEP_SECONDS = 3600
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class Model(StrEnum):
@@ -53,6 +56,7 @@ ULTRA_RATIOS = ("21:9", "16:9", "4:3", "3:2", "1:1", "2:3", "3:4", "9:16", "9:21
 IDEOGRAM_RATIOS = (
     "1:1", "10:16", "16:10", "9:16", "16:9", "4:3", "3:4", "1:3", "3:1", "3:2", "2:3",
 )
+POLICY = "content_policy_violation"
 # Errors that come as a 4xx although the request is in order.
 NOT_THE_REQUEST = {"downstream_service_error", "client_cancelled", "client_disconnected"}
 # Our words for the fields that a model may find wrong.
@@ -112,7 +116,7 @@ class Fal(HttpProvider):
         )
         if answer.status != 200:
             raise error(answer)
-        job = submitted(answer, self.queue_url)
+        job = submitted(answer, self.queue_url, request.upstream_id)
         try:
             async with asyncio.timeout_at(request.deadline):
                 answer = await self._finish(job)
@@ -160,7 +164,7 @@ class Fal(HttpProvider):
             # From the model itself it is the result, and final.
             return None if url == job.status_url or from_ingress(answer) else answer
         passing = answer.status in (408, 429) or (answer.status == 200 and answer.json() is None)
-        return None if passing else answer
+        return None if passing or early(answer) else answer
 
     async def _cancel(self, job: Job) -> None:
         """Ask the queue to drop a job; goes on when the caller is cancelled once more."""
@@ -168,9 +172,9 @@ class Fal(HttpProvider):
         async def ask() -> None:
             try:
                 async with asyncio.timeout(SECONDS_TO_CANCEL):
-                    answer = await self.http.put(job.cancel_url)
-                    log.info("fal job %s: cancel answered %s", job.id, answer.status_code)
-            except (httpx.HTTPError, TimeoutError) as failure:
+                    async with self.http.stream("PUT", job.cancel_url) as answer:
+                        log.info("fal job %s: cancel answered %s", job.id, answer.status_code)
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError, TimeoutError) as failure:
                 log.warning("fal job %s was not cancelled: %r", job.id, failure)
 
         task = asyncio.create_task(ask())
@@ -281,15 +285,31 @@ def image_size(size: str | None) -> str | dict[str, int]:
     return {"width": width, "height": height}
 
 
-def submitted(answer: Answer, queue_url: str) -> Job:
-    """Return the new job; our key is sent to its URLs, so they must be on the queue's origin."""
+def submitted(answer: Answer, queue_url: str, endpoint: str) -> Job:
+    """Return the new job, which is paid for from now on.
+
+    Our key is sent to its URLs, so they must be on the queue's origin. When they are not, because a
+    proxy or a second domain of fal's is in between, they are made as fal's clients make them: of
+    the endpoint's owner and application and the job's id.
+    """
     content = answer.json()
     content = content if isinstance(content, dict) else {}
+    job_id = words(content.get("request_id"))
     urls = [content.get(f"{step}_url") for step in ("status", "response", "cancel")]
     own = [url for url in urls if isinstance(url, str) and same_origin(url, queue_url)]
-    if len(own) != len(urls):
-        raise unavailable(charged=True, detail="fal named no URLs of its own queue")
-    return Job(str(content.get("request_id")), *own)
+    if len(own) == len(urls):
+        return Job(job_id, *own)
+    if not REQUEST_ID.fullmatch(job_id):
+        raise unavailable(charged=True, detail="fal named no job")
+    url = f"{queue_url}/{'/'.join(endpoint.split('/')[:2])}/requests/{job_id}"
+    return Job(job_id, f"{url}/status", url, f"{url}/cancel")
+
+
+def early(answer: Answer) -> bool:
+    """Return whether a result was asked for before it was there."""
+    content = answer.json() if answer.status == 400 else None
+    said = words(content.get("detail")) if isinstance(content, dict) else ""
+    return "still in progress" in said.lower()
 
 
 def same_origin(url: str, base: str) -> bool:
@@ -311,10 +331,13 @@ def error(answer: Answer) -> ProviderError:
     content = answer.json()
     content = content if isinstance(content, dict) else {}
     told = content.get("detail")
-    first = told[0] if isinstance(told, list) and told and isinstance(told[0], dict) else {}
-    said = str(first.get("msg") or told or "")
-    kind = str(
-        first.get("type") or content.get("error_type") or answer.headers.get("x-fal-error-type")
+    entries = [one for one in told if isinstance(one, dict)] if isinstance(told, list) else []
+    first = next((one for one in entries if one.get("type") == POLICY), next(iter(entries), {}))
+    said = words(first.get("msg")) or words(told)
+    kind = (
+        words(first.get("type"))
+        or words(content.get("error_type"))
+        or answer.headers.get("x-fal-error-type", "")
     )
     detail = f"HTTP {answer.status} {kind}: {said[:300]}"
     says = answer.headers.get("x-fal-retryable", "").lower()
@@ -329,7 +352,7 @@ def error(answer: Answer) -> ProviderError:
         case 408 | 409 | 429:
             wait = retry_after(answer.headers)
             return unavailable(retryable=True, retry_after=wait, detail=detail)
-        case 422 if kind == "content_policy_violation":
+        case 422 if kind == POLICY:
             # Of the prompt or of the picture, and perhaps billed: the documentation leaves it open.
             return refused("provider", charged=True, detail=detail)
         case 422 if kind == "no_media_generated":
@@ -354,5 +377,5 @@ def error(answer: Answer) -> ProviderError:
 def wrong_field(entry: dict[str, Any]) -> str | None:
     """Return our name for the field that a model found wrong (`loc` is like `body, prompt`)."""
     place = entry.get("loc")
-    names = [PARAMS.get(str(name)) for name in place] if isinstance(place, list) else []
+    names = [PARAMS.get(words(name)) for name in place] if isinstance(place, list) else []
     return next((name for name in names if name), None)

@@ -24,6 +24,7 @@ from images.providers.base import (
     retry_after,
     settled,
     unavailable,
+    words,
 )
 from images.providers.ratios import edges, nearest
 
@@ -44,9 +45,14 @@ REFUSALS = {
     "IMAGE_SAFETY",
     "IMAGE_PROHIBITED_CONTENT",
     "IMAGE_RECITATION",
+    "ESCALATION",
 }
+# Our account is limited or disabled for what was asked of it (google-genai 3.6.1, FinishReason).
+DISABLED = "PUP_LIMITED_DISABLED"
 # A refused prompt has no code of its own; the wording is not settled by the documentation.
 REFUSED_PROMPT = re.compile(r"prompt could not be submitted|responsible ai|support codes?", re.I)
+# Money, not speed, said in the words of a rate limit or of a bad request; waiting does not help.
+UNPAID = re.compile(r"prepay|credits are depleted|spending cap|accessible to billed users", re.I)
 
 
 def headers(key: str) -> dict[str, str]:
@@ -135,16 +141,18 @@ def predicted(content: dict[str, Any], n: int) -> Iterator[ProviderImage | Provi
             except ProviderError as broken:
                 yield broken
         else:
-            yield refused("output", detail=str(row.get("raiFilteredReason") or "filtered")[:300])
+            yield refused("output", detail=words(row.get("raiFilteredReason")) or "filtered")
 
 
 def generated(content: dict[str, Any]) -> ProviderImage:
     """Return the picture of a `:generateContent` answer, which may stand between texts."""
     match content:
-        case {"promptFeedback": {"blockReason": blocked}}:
+        case {"promptFeedback": {"blockReason": str(blocked)}} if blocked:
             raise refused("prompt", detail=f"blockReason {blocked}")
     candidate = next(iter(objects(content.get("candidates"))), {})
-    reason = candidate.get("finishReason")
+    reason = words(candidate.get("finishReason"))
+    if reason == DISABLED:
+        raise unavailable(account=True, detail=f"finishReason {reason}")
     if reason in REFUSALS:
         raise refused("output", detail=f"finishReason {reason}")
     spoken = candidate.get("content")
@@ -164,15 +172,17 @@ def error(answer: Answer) -> ProviderError:
     told = content.get("error") if isinstance(content, dict) else None
     told = told if isinstance(told, dict) else {}
     details = objects(told.get("details"))
-    reasons = [str(row.get("reason")) for row in details if "reason" in row]
-    said = str(told.get("message") or "")
-    detail = f"HTTP {answer.status} {told.get('status')} {' '.join(reasons)}: {said[:300]}"
+    reasons = [words(row.get("reason")) for row in details if "reason" in row]
+    said, status = words(told.get("message")), words(told.get("status"))
+    detail = f"HTTP {answer.status} {status} {' '.join(reasons)}: {said[:300]}"
+    if answer.status in (400, 403, 429) and UNPAID.search(said):
+        return unavailable(account=True, detail=detail)
     if any(reason.startswith("API_KEY_") for reason in reasons):
         return unavailable(account=True, detail=detail)
     match answer.status:
         case 401 | 403:
             return unavailable(account=True, detail=detail)
-        case 400 if told.get("status") == "FAILED_PRECONDITION":
+        case 400 if status == "FAILED_PRECONDITION":
             # Billing is off, or the API is not sold where this server stands.
             return unavailable(account=True, detail=detail)
         case 400 if REFUSED_PROMPT.search(said):
@@ -186,7 +196,7 @@ def error(answer: Answer) -> ProviderError:
             return unavailable(
                 retryable=not daily(details), retry_after=wait(answer, details), detail=detail
             )
-        case status if status >= 500 or status == 408:
+        case code if code >= 500 or code == 408:
             return unavailable(retryable=True, retry_after=wait(answer, details), detail=detail)
         case _:
             return unavailable(detail=detail)
@@ -200,7 +210,7 @@ def objects(rows: object) -> list[dict[str, Any]]:
 def daily(details: list[dict[str, Any]]) -> bool:
     """Return whether a quota counted by the day is used up."""
     return any(
-        "PerDay" in str(violation.get("quotaId"))
+        "PerDay" in words(violation.get("quotaId"))
         for row in details
         for violation in objects(row.get("violations"))
     )
@@ -209,7 +219,7 @@ def daily(details: list[dict[str, Any]]) -> bool:
 def wait(answer: Answer, details: list[dict[str, Any]]) -> float | None:
     """Return the seconds to wait: from RetryInfo (`"41s"`), else from the headers."""
     for row in details:
-        told = re.fullmatch(r"(\d+(?:\.\d+)?)s", str(row.get("retryDelay")))
+        told = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)s", words(row.get("retryDelay")))
         if told:
             return float(told[1])
     return retry_after(answer.headers)

@@ -5,12 +5,12 @@ call, as a URL that lives for an hour. Unknown fields are a 400, so each model h
 OpenAI has no idempotency for images: an answer that is lost may have been billed.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import IO, Any, cast
 
 import httpx
-import orjson
 
+from geekhub.lib.sse import Event
 from images.providers.base import (
     Answer,
     HttpProvider,
@@ -29,6 +29,7 @@ from images.providers.base import (
     retry_after,
     settled,
     unavailable,
+    words,
 )
 
 REFUSALS = {"moderation_blocked", "content_policy_violation"}
@@ -39,8 +40,9 @@ EXHAUSTED = {
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
     "billing_hard_limit_reached",
+    "billing_not_active",
 }
-STAGES: Mapping[object, Stage] = {"input": "prompt", "output": "output"}
+MAX_PARTIALS = 3
 
 
 class OpenAI(HttpProvider):
@@ -65,21 +67,26 @@ class OpenAI(HttpProvider):
 
     async def _streamed(self, request: ImageRequest) -> AsyncIterator[Item]:
         """Yield early views and pictures; with n > 1 each picture has a `completed` event."""
-        drawn = 0
+        drawn = views = 0
         try:
             async for event in self.events(self._request(request), error=error):
-                match str(event.get("type")).removeprefix(event_prefix(request)):
+                if failed(event):
+                    # It came inside a 200: the picture may have been drawn.
+                    reason = error(Answer(500, {}, b""), event.data)
+                    reason.retryable, reason.charged = False, True
+                    raise reason
+                content = event.data
+                match str(content.get("type")).removeprefix(event_prefix(request)):
                     case "partial_image":
-                        view = picture(decode(event.get("b64_json"))).picture
-                        yield PartialImage(view, int(event.get("partial_image_index") or 0))
+                        view = picture(decode(content.get("b64_json"))).picture
+                        place = content.get("partial_image_index")
+                        if type(place) is not int or not 0 <= place < MAX_PARTIALS:
+                            place = views
+                        yield PartialImage(view, place)
+                        views += 1
                     case "completed":
-                        yield picture(decode(event.get("b64_json")), index=drawn)
+                        yield picture(decode(content.get("b64_json")), index=drawn)
                         drawn += 1
-                    case "error":
-                        # It came inside a 200: the picture may have been drawn.
-                        told = error(Answer(500, {}, orjson.dumps(event)))
-                        told.retryable, told.charged = False, True
-                        raise told
             if drawn < request.n:
                 raise unavailable(charged=True, detail="the stream ended early")
         except ProviderError as lost:
@@ -130,6 +137,8 @@ def body(request: ImageRequest) -> dict[str, Any]:
             "output_format": request.output_format,
             "output_compression": request.output_compression,
             "moderation": request.moderation,
+            # What `user` is being replaced by (openai 3.57.0, image_generate_params, 2026-11-28).
+            "safety_identifier": request.user,
         }
         if request.partial_images:
             fields |= {"stream": True, "partial_images": request.partial_images}
@@ -163,18 +172,30 @@ def files(request: ImageRequest) -> list[tuple[str, tuple[str, IO[bytes], str]]]
     ]
 
 
-def error(answer: Answer) -> ProviderError:
-    """Return what an error answer means; branches on `code`, as OpenAI advises."""
-    content = answer.json()
-    details = content.get("error") if isinstance(content, dict) else None
-    details = details if isinstance(details, dict) else {}
-    code, kind = details.get("code"), details.get("type")
-    said = str(details.get("message") or "")
+def failed(event: Event) -> bool:
+    """Return whether an event of a stream says that the drawing failed.
+
+    OpenAI's SDK looks for an `error` in any event; what is in front of OpenAI may send it flat.
+    """
+    kind = str(event.data.get("type"))
+    named = event.name == "error" or kind == "error" or kind.endswith(".failed")
+    return named or bool(event.data.get("error"))
+
+
+def error(answer: Answer, content: object = None) -> ProviderError:
+    """Return what an error answer means; branches on `code`, as OpenAI advises.
+
+    `content` is what it says when that did not come as its body.
+    """
+    content = answer.json() if content is None else content
+    content = content if isinstance(content, dict) else {}
+    inner = content.get("error")
+    details = inner if isinstance(inner, dict) else {"message": inner, **content}
+    code, kind, said = (words(details.get(name)) for name in ("code", "type", "message"))
     detail = f"HTTP {answer.status} {kind} {code}: {said[:300]}"
     if code in REFUSALS:
-        where = (details.get("moderation_details") or {}).get("moderation_stage")
-        return refused(STAGES.get(where, "provider"), detail=detail)
-    if code in EXHAUSTED or kind == "insufficient_quota":
+        return refused(stage(details), detail=detail)
+    if {code, kind} & EXHAUSTED:
         return unavailable(account=True, detail=detail)
     match answer.status:
         case 401 | 403:
@@ -183,12 +204,23 @@ def error(answer: Answer) -> ProviderError:
             return gone(detail=detail)
         case 400 if code == "model_not_found":
             return gone(detail=detail)
-        case 429:
-            wait = retry_after(answer.headers, said)
-            return unavailable(retryable=True, retry_after=wait, detail=detail)
-        case status if status >= 500:
-            return unavailable(
-                retryable=True, retry_after=retry_after(answer.headers), detail=detail
-            )
-        case _:
+        case 400 | 413 | 415 | 422:
             return rejected(details.get("param"), detail=detail)
+        case status:
+            return unavailable(
+                retryable=(status in (408, 409, 429) or status >= 500)
+                and answer.headers.get("x-should-retry") != "false",
+                retry_after=retry_after(answer.headers, said if status == 429 else ""),
+                detail=detail,
+            )
+
+
+def stage(details: dict[str, Any]) -> Stage:
+    """Return where a refusal was made."""
+    match details.get("moderation_details"):
+        case {"moderation_stage": "input"}:
+            return "prompt"
+        case {"moderation_stage": "output"}:
+            return "output"
+        case _:
+            return "provider"

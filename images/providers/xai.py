@@ -28,6 +28,7 @@ from images.providers.base import (
     retry_after,
     settled,
     unavailable,
+    words,
 )
 from images.providers.ratios import edges, nearest
 
@@ -43,6 +44,7 @@ LONGEST_1K = 1536
 REFUSED = re.compile(r"content moderation|moderation_blocked|usage guidelines", re.I)
 RETIRED = re.compile(r"deprecated|no longer (available|supported)", re.I)
 EXHAUSTED = re.compile(r"credits|spending limit", re.I)
+UNKNOWN = re.compile(r"model not found", re.I)
 
 
 def headers(key: str) -> dict[str, str]:
@@ -63,7 +65,10 @@ class XAI(HttpProvider):
         if answer.status != 200:
             raise error(answer)
         content = answer.json()
-        rows = content.get("data") if isinstance(content, dict) else None
+        content = content if isinstance(content, dict) else {}
+        rows, blocked = content.get("data"), words(content.get("block_reason"))
+        if blocked and not rows:
+            raise refused("output", charged=True, detail=blocked)
         if not isinstance(rows, list):
             raise unavailable(charged=True, detail="200 without pictures")
         for item in settled(outcomes(rows, request.n)):
@@ -82,10 +87,10 @@ def body(request: ImageRequest) -> dict[str, Any]:
     }
     if request.upstream_id.startswith("grok-imagine-"):
         longest = max(edges(request.size)) if request.size else 0
-        fields |= {
-            "aspect_ratio": nearest(request.size, RATIOS),
-            "resolution": "2k" if longest > LONGEST_1K else "1k",
-        }
+        fields["resolution"] = "2k" if longest > LONGEST_1K else "1k"
+        if not request.images:
+            # An edit has the ratio of its picture: "do not set this" (xAI's OpenAPI, 2026-11-28).
+            fields["aspect_ratio"] = nearest(request.size, RATIOS)
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -103,8 +108,9 @@ def outcomes(rows: list[Any], n: int) -> Iterator[ProviderImage | ProviderError]
     """Yield what became of each of `n` pictures; an empty list is how a refusal of all looks."""
     for row in [*rows, *[None] * n][:n]:
         row = row if isinstance(row, dict) else {}
-        if not rows or row.get("respect_moderation") is False or row.get("block_reason"):
-            yield refused("output", charged=True, detail=str(row.get("block_reason") or "filtered"))
+        blocked = words(row.get("block_reason"))
+        if not rows or row.get("respect_moderation") is False or blocked:
+            yield refused("output", charged=True, detail=blocked or "filtered")
             continue
         text = row.get("b64_json")
         if isinstance(text, str) and text.startswith("data:"):
@@ -123,13 +129,13 @@ def error(answer: Answer) -> ProviderError:
     content = answer.json()
     content = content if isinstance(content, dict) else {}
     told = content.get("error")
-    said = str(told.get("message") if isinstance(told, dict) else told or "")
-    detail = f"HTTP {answer.status} {content.get('code')}: {said[:300]}"
+    said = words(told.get("message") if isinstance(told, dict) else told)
+    detail = f"HTTP {answer.status} {words(content.get('code'))}: {said[:300]}"
     if answer.status in (400, 403) and REFUSED.search(said):
         # The cost tells a refused picture, which is billed, from a refused prompt.
         usage = content.get("usage")
         ticks = usage.get("cost_in_usd_ticks") if isinstance(usage, dict) else None
-        charged = isinstance(ticks, int) and ticks > 0
+        charged = isinstance(ticks, int | float) and ticks > 0
         return refused("output" if charged else "provider", charged=charged, detail=detail)
     match answer.status:
         case 401 | 402 | 403:
@@ -137,6 +143,9 @@ def error(answer: Answer) -> ProviderError:
         case 400 if "api key" in said.lower():
             return unavailable(account=True, detail=detail)
         case 404:
+            return gone(detail=detail)
+        case 400 if UNKNOWN.match(said):
+            # Seen in August 2026 in place of the 404 that is documented.
             return gone(detail=detail)
         case 429 if EXHAUSTED.search(said):
             return unavailable(account=True, detail=detail)

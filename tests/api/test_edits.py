@@ -207,7 +207,7 @@ def test_a_stream_of_a_model_without_early_views(api: Api, xai: XaiEmulator) -> 
     repeated = edit(api, model=GROK, stream="true", n=2, headers=KEY)
     assert [kind for kind, _ in events(repeated.text)] == ["image_edit.completed"] * 2
     assert len(xai.calls) == 1
-    expect_books_agree(images=2, cost_micro=40_000)
+    expect_books_agree(images=2, cost_micro=50_000)
 
 
 @pytest.mark.parametrize("name", ["image", "image[]"])
@@ -268,8 +268,43 @@ def test_xai_gets_the_picture_as_a_data_uri(api: Api, xai: XaiEmulator) -> None:
     kind, _, data = call.body["image"]["url"].partition(",")
     assert kind == "data:image/webp;base64"
     assert base64.b64decode(data) == first
-    assert call.body["aspect_ratio"] == "3:2"
-    expect_books_agree(images=3, cost_micro=60_000)
+    # xAI takes the ratio of the picture, and wants to be told none.
+    assert "aspect_ratio" not in call.body
+    assert "adjusted" not in answer.json()
+    expect_books_agree(images=3, cost_micro=75_000)
+
+
+def test_an_edit_by_xai_keeps_the_shape_of_its_picture_and_says_so(
+    api: Api, xai: XaiEmulator
+) -> None:
+    answer = edit(api, file("image", photo(400, 640)), model=GROK, size="1360x768")
+
+    assert answer.status_code == 200, answer.text
+    assert "aspect_ratio" not in xai.calls[0].body
+    (told,) = answer.json()["adjusted"]
+    assert (told["param"], told["asked"]) == ("size", "1360x768")
+    assert told["why"] == f"{GROK} keeps the shape of the picture."
+
+    strict = edit(api, model=GROK, size="1360x768", strict="true")
+    expect_error(strict, BAD, param="size", says="keeps the shape")
+    assert len(xai.calls) == 1
+
+
+def test_an_edit_starts_from_no_more_pictures_than_its_price_covers(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    two = [file("image[]", photo(colour=colour)) for colour in ("red", "green")]
+
+    for quality in (None, "auto", "high", "hd"):
+        answer = edit(api, *two, model=GPT_2, quality=quality)
+        expect_error(answer, BAD, param="image", says="standard 7, hd 1, low 9")
+    expect_nothing_happened(openai)
+
+    answer = edit(api, *two, model=GPT_2, quality="medium")
+    assert answer.status_code == 200, answer.text
+    assert len(of(openai, "image[]")) == 2
+    answer = edit(api, *two[:1], model=GPT_2)
+    assert answer.status_code == 200, answer.text
 
 
 def test_input_fidelity_is_for_the_models_that_have_it(api: Api, openai: OpenAIEmulator) -> None:
@@ -337,7 +372,7 @@ def test_a_list_skips_who_cannot_and_falls_back(
     assert len(openai.calls) == 3
     assert of(openai, "image") == [first]
     assert len(xai.calls) == 1
-    expect_books_agree(images=1, cost_micro=20_000)
+    expect_books_agree(images=1, cost_micro=25_000)
 
 
 def test_auto_considers_only_models_that_can(api: Api, xai: XaiEmulator) -> None:

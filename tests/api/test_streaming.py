@@ -65,8 +65,11 @@ def test_pictures_come_one_by_one_each_charged_before_it_is_sent(
     assert (hold.state, hold.captured) == (HoldState.CAPTURED, 2)
     account = BillingAccount.objects.get(organization=acme)
     assert (account.balance_micro, account.held_micro) == (9_620_000, 0)
-    assert len(openai.calls) == 1
-    assert openai.calls[0].body["partial_images"] == 2
+    # OpenAI streams one picture a call.
+    assert [(one.body["n"], one.body["partial_images"]) for one in openai.calls] == [(1, 2)] * 2
+    # The places of the views are of each picture's own.
+    views = [data["partial_image_index"] for kind, data in told if kind.endswith("partial_image")]
+    assert sorted(views) == [0, 0, 1, 1]
 
 
 def test_a_model_without_early_views_streams_finished_pictures_only(

@@ -41,7 +41,6 @@ from tests.gateway import (
     RECRAFT,
     Emulators,
     calls,
-    circuit_of,
     circuits,
     drawn,
     expect_charged,
@@ -49,6 +48,7 @@ from tests.gateway import (
     expect_sound_books,
     mend,
     provider_of,
+    stop_clock,
 )
 from tests.server import Api, AppServer
 
@@ -511,9 +511,9 @@ def test_a_bare_auto_may_use_every_model_and_takes_the_cheapest(
     expect_pictures(answer, 1)
     assert answer.json()["geekhub"]["requested"] == ["auto"]
     assert answer.json()["geekhub"]["final_model"] == "xai/grok-imagine-image"
-    assert answer.headers["x-geekhub-cost-usd"] == "0.02"
+    assert answer.headers["x-geekhub-cost-usd"] == "0.025"
     assert calls(emulators) == {"xai": 1}
-    expect_books_agree(1, 20_000)
+    expect_books_agree(1, 25_000)
 
 
 def test_auto_leaves_out_who_cannot_draw_the_size(api: Api, emulators: Emulators) -> None:
@@ -598,6 +598,7 @@ def test_a_provider_that_answers_500_costs_three_calls_a_request_and_then_none(
     api: Api, app: AppServer, openai: OpenAIEmulator
 ) -> None:
     openai.always(Behaviour(error="server_error", retry_after=AT_ONCE))
+    stop_clock(app, "openai")
     assert circuits(app) == ALL_CLOSED
     told = []
 
@@ -623,7 +624,7 @@ def test_a_provider_that_is_not_there_costs_three_calls_and_then_none(
     gone = {"key": "any", "base_url": url, "queue_base_url": url}
     settings.PROVIDERS = {**settings.PROVIDERS, name: gone}
     app, api = begin()
-    circuit = circuit_of(app, name)
+    circuit = stop_clock(app, name)
     model = {"openai": GPT, "google": IMAGEN, "xai": GROK, "fal": FLUX}[name]
     other = GPT if name == "fal" else RECRAFT
     told = []
@@ -662,7 +663,7 @@ def test_a_list_of_open_circuits_only_fails_without_a_call(
 def test_half_open_lets_one_call_through_and_its_outcome_decides(
     api: Api, app: AppServer, openai: OpenAIEmulator
 ) -> None:
-    circuit = circuit_of(app, "openai")
+    circuit = stop_clock(app, "openai")
     openai.always(Behaviour(error="server_error", retry_after=AT_ONCE))
     expect_error(api.draw(model=GPT), DOWN)
     expect_error(api.draw(model=GPT), DOWN)
@@ -693,6 +694,25 @@ def test_half_open_lets_one_call_through_and_its_outcome_decides(
     expect_pictures(api.draw(model=GPT, n=2), 2)
     assert len(openai.calls) == 2
     expect_books_agree(3, 3 * PRICES[GPT])
+
+
+def test_one_organizations_failures_do_not_take_the_provider_from_another(
+    api: Api, app: AppServer, connect: Connect, openai: OpenAIEmulator
+) -> None:
+    stop_clock(app, "openai")
+    other = connect(KeyFactory(organization=OrganizationFactory(bonus="10")).secret)
+    openai.always(Behaviour(error="server_error", retry_after=AT_ONCE))
+    for _ in range(2):
+        expect_error(api.draw(model=GPT), DOWN)
+    expect_left_alone(api.draw(model=GPT), GPT)
+    openai.reset()
+
+    expect_pictures(other.draw(model=GPT), 1)
+
+    assert circuits(app) == ALL_CLOSED
+    expect_pictures(api.draw(model=GPT), 1)
+    assert len(openai.calls) == 2
+    expect_sound_books()
 
 
 def test_a_refusal_is_no_failure_of_the_provider(

@@ -97,3 +97,54 @@ def test_a_model_that_its_provider_switched_off_retires_only_if_the_operator_wan
     retired = as_of(row, row.upstream_off, retire_switched_off=True)
     assert (retired.status, retired.shutdown_date) == (Status.RETIRED, row.upstream_off)
     assert as_of(row, row.created, retire_switched_off=True).status == Status.RETIRING
+
+
+# --- Money ------------------------------------------------------------------------------------
+
+# The prices of the nine are the product's; of four of them the provider has ended the model.
+OURS = [row for row in CATALOG.values() if row.id not in SEEDS]
+
+
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.id)
+def test_no_picture_is_sold_below_what_it_may_cost(row: ImageModel) -> None:
+    assert row.cost_micro is not None
+    assert row.price_micro >= max([row.cost_micro, *row.costs_micro.values()])
+
+
+@pytest.mark.parametrize("row", [row for row in OURS if row.edits], ids=lambda row: row.id)
+def test_no_edit_is_let_in_that_costs_more_than_its_price(row: ImageModel) -> None:
+    assert row.input_micro > 0
+    for quality in [None, *row.qualities]:
+        word = row.qualities.get(quality or "auto", "")
+        cost = row.costs_micro.get(word, row.cost_micro or 0)
+        for price in (row.price_micro, row.price_micro // 2, row.price_micro * 10, 0):
+            most = row.most_inputs(quality, price)
+            assert 0 <= most <= row.edits
+            assert most == 0 or cost + most * row.input_micro <= price
+        # Each of them can edit, at every quality.
+        assert row.most_inputs(quality, row.price_micro) >= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("openai/gpt-image-2", {"low": 9, "medium": 7, "high": 1, None: 1}),
+        ("openai/gpt-image-2.5-sunburst", {"low": 3, "medium": 2, "high": 1, None: 2}),
+        ("xai/grok-imagine-image", {None: 1}),
+        ("xai/grok-imagine-image-2.0", {"low": 1, "high": 1, None: 1}),
+        ("openai/gpt-image-1", {"low": 16, "high": 16, None: 16}),
+        ("fal/flux-1.1-pro", {None: 0}),
+    ],
+)
+def test_from_how_many_pictures_an_edit_may_start(model: str, most: dict[str | None, int]) -> None:
+    row = CATALOG[model]
+    assert {quality: row.most_inputs(quality, row.price_micro) for quality in most} == most
+
+
+def test_a_quality_that_is_not_asked_for_is_no_dearer_one() -> None:
+    """Where the provider's own choice may cost more than the price, ours is always sent."""
+    for row in OURS:
+        if row.qualities and row.qualities["auto"] not in ("auto", "1K"):
+            assert row.pinned, row.id
+    pinned = {row.id for row in CATALOG.values() if row.pinned}
+    assert pinned == {"openai/gpt-image-2.5-sunburst", "xai/grok-imagine-image-2.0"}

@@ -61,7 +61,7 @@ def ids(request: GenerationRequest, **options: Any) -> list[str]:
 def sent(model: str, *, sandbox: bool = False, **fields: Any) -> ImageRequest:
     """Return what the provider is asked."""
     (candidate,), _ = route(ask(model, **fields))
-    return candidate.for_provider(deadline=99.0, sandbox=sandbox)
+    return candidate.for_provider(deadline=99.0, sandbox=sandbox, caller="acme")
 
 
 def adjusted(model: str, **fields: Any) -> list[tuple[str, Any, Any]]:
@@ -290,6 +290,7 @@ def test_a_bare_request_asks_for_the_models_default() -> None:
         deadline=99.0,
         per_call=8,
         size="1024x1024",
+        caller="acme",
     )
 
 
@@ -316,7 +317,23 @@ def test_each_provider_is_asked_only_for_what_it_can() -> None:
     assert (gpt.seed, dalle.seed, flux.seed) == (None, None, 7)
     assert (gpt.partial_images, dalle.partial_images, flux.partial_images) == (2, 0, 0)
     assert {one.output_compression for one in (gpt, dalle, flux)} == {50}
-    assert [(one.n, one.per_call) for one in (gpt, dalle, flux)] == [(3, 8), (3, 1), (3, 4)]
+    # OpenAI streams one picture a call.
+    assert [(one.n, one.per_call) for one in (gpt, dalle, flux)] == [(3, 1), (3, 1), (3, 4)]
+
+
+def test_a_pinned_quality_is_sent_when_none_is_asked_for() -> None:
+    assert sent("openai/gpt-image-2.5-sunburst").quality == "medium"
+    assert sent("xai/grok-imagine-image-2.0").quality == "medium"
+    assert sent("openai/gpt-image-2").quality is None
+
+
+def test_a_transparent_background_is_asked_of_those_that_have_it() -> None:
+    for model, background in [
+        (GPT, "transparent"),
+        ("openai/gpt-image-2.5-sunburst", "transparent"),
+        ("openai/gpt-image-2", None),
+    ]:
+        assert sent(model, background="transparent").background == background
 
 
 def test_the_size_and_quality_sent_are_those_drawn() -> None:

@@ -1,18 +1,30 @@
 """The transport under httpx: exact errors, nothing kept between customers, connections reused."""
 
 import asyncio
+import functools
 import gzip
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import aiohttp
 import httpx
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 
 from geekhub.lib import http
-from geekhub.lib.http import AddressRefused, BodyTooLarge, PublicResolver, is_public, read_at_most
-from tests.lib import dead_port, saying, serving
+from geekhub.lib.http import (
+    AddressRefused,
+    BodyTooLarge,
+    PublicResolver,
+    is_public,
+    read_at_most,
+    read_at_most_now,
+)
+from tests.lib import Handler, dead_port, saying, serving
 
 
 def use[T](work: Callable[[httpx.AsyncClient], Awaitable[T]], **options: Any) -> T:
@@ -239,18 +251,147 @@ def test_as_many_connections_as_calls() -> None:
     assert {reply.status_code for reply in use(work)} == {200}
 
 
-def test_a_compressed_answer_is_decoded_once() -> None:
+def encoded(body: bytes, *encodings: str) -> Handler:
+    """Answer with a body and say how it is encoded, one header each; nothing else is asked for."""
+
     async def answer(request: web.BaseRequest) -> web.Response:
-        assert "gzip" in request.headers["Accept-Encoding"]
-        return web.Response(
-            body=gzip.compress(b'{"a": 1}' * 50), headers={"Content-Encoding": "gzip"}
-        )
+        assert request.headers["Accept-Encoding"] == "identity"
+        headers = CIMultiDict(("Content-Encoding", one) for one in encodings)
+        return web.Response(body=body, headers=headers)
+
+    return answer
+
+
+@functools.cache
+def zipped(size: int, layers: int) -> bytes:
+    """Return so many zeros in so many layers of gzip; a layer is a thousandth of the one inside."""
+    packer = zlib.compressobj(9, wbits=31)
+    piece = bytes(2**20)
+    body = b"".join(packer.compress(piece) for _ in range(size // len(piece))) + packer.flush()
+    return body if layers == 1 else gzip.compress(body)
+
+
+def fetch(answer: Handler, *, limit: int = 2**20, sync: bool = False) -> bytes:
+    """Return the body of an answer, read with a limit."""
 
     async def work(client: httpx.AsyncClient) -> bytes:
         async with serving(answer) as origin:
-            return (await client.get(origin)).content
+            if sync:
+                return await asyncio.to_thread(read, origin)
+            async with client.stream("GET", origin) as reply:
+                return await read_at_most(reply, limit)
 
-    assert use(work) == b'{"a": 1}' * 50
+    def read(origin: str) -> bytes:
+        with (
+            httpx.Client(headers=http.OURS, transport=http.PlainTransport()) as client,
+            client.stream("GET", origin) as reply,
+        ):
+            return read_at_most_now(reply, limit)
+
+    return use(work)
+
+
+TEXT = b'{"a": 1}' * 100_000
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    ("encodings", "body"),
+    [
+        ([], TEXT),
+        (["identity"], TEXT),
+        (["gzip"], gzip.compress(TEXT)),
+        (["X-GZip"], gzip.compress(TEXT)),
+        (["gzip"], gzip.compress(TEXT, 0)),
+    ],
+)
+def test_an_answer_may_be_one_gzip(encodings: list[str], body: bytes, sync: bool) -> None:
+    assert fetch(encoded(body, *encodings), sync=sync) == TEXT
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    "encodings",
+    [
+        ["gzip, gzip"],
+        ["gzip", "gzip"],
+        ["gzip,identity"],
+        ["gzip,"],
+        [",gzip"],
+        ["deflate"],
+        ["br"],
+        ["zstd"],
+        ["x" * 5000],
+        ["gzip, " * 100 + "gzip"],
+    ],
+)
+def test_any_other_encoding_is_refused_before_a_byte_is_read(
+    encodings: list[str], sync: bool
+) -> None:
+    with pytest.raises(httpx.DecodingError, match="content-encoding"):
+        fetch(encoded(zipped(2**20, 2), *encodings), sync=sync)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"plain",
+        b"\x1f",
+        gzip.compress(TEXT)[:-1],
+        gzip.compress(TEXT)[:500],
+        gzip.compress(b"a") * 2,
+        gzip.compress(b"a") + b"?",
+        zlib.compress(TEXT),
+    ],
+)
+def test_what_is_no_gzip_is_an_error_and_not_a_shorter_body(body: bytes, sync: bool) -> None:
+    with pytest.raises(httpx.DecodingError):
+        fetch(encoded(body, "gzip"), sync=sync)
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_empty_body_is_empty_however_it_is_encoded(sync: bool) -> None:
+    assert fetch(encoded(b"", "gzip"), sync=sync) == b""
+
+
+@pytest.mark.parametrize("sync", [False, True])
+@pytest.mark.parametrize(
+    ("layers", "encodings", "error"),
+    [
+        (1, ["gzip"], BodyTooLarge),
+        (2, ["gzip"], None),
+        (2, ["gzip, gzip"], httpx.DecodingError),
+        (2, ["gzip", "gzip"], httpx.DecodingError),
+    ],
+)
+def test_what_unpacks_to_much_is_never_unpacked(
+    layers: int, encodings: list[str], error: type[Exception] | None, sync: bool
+) -> None:
+    body = zipped(64 * 2**20, layers)
+    tracemalloc.start()
+    try:
+        with pytest.raises(error) if error else nullcontext():
+            fetch(encoded(body, *encodings), sync=sync)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # The limit of a megabyte, a few copies of it, and the server of the test.
+    assert peak < 8 * 2**20
+
+
+def test_a_client_that_reads_all_at_once_undoes_no_layers_either() -> None:
+    """Not even what forgets the limit is unpacked twice."""
+
+    async def work(client: httpx.AsyncClient) -> None:
+        async with serving(encoded(zipped(2**20, 2), "gzip, gzip")) as origin:
+            with pytest.raises(httpx.DecodingError):
+                await client.get(origin)
+            # The connection is gone with it, and the next one works.
+        async with serving(encoded(b"next")) as origin:
+            assert (await client.get(origin)).content == b"next"
+
+    use(work)
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -343,6 +484,8 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
     [
         ("8.8.8.8", True),
         ("2606:4700::1111", True),
+        ("2a00:1450:4001:830::200e", True),
+        ("64:ff9b::8.8.8.8", True),
         ("::ffff:8.8.8.8", True),
         ("127.0.0.1", False),
         ("127.8.8.8", False),
@@ -364,6 +507,36 @@ def test_an_error_of_ours_stays_what_it_is() -> None:
         ("2001:db8::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:169.254.169.254", False),
+        # An IPv4 address inside, in each way there is to write one: NAT64 and its local kind,
+        # 6to4, Teredo, IPv4-compatible, translated, ISATAP.
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::127.0.0.1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b:1::a9fe:a9fe", False),
+        ("64:ff9b:1::8.8.8.8", False),
+        ("64:ff9b:1:ffff::1", False),
+        ("2002:7f00:1::1", False),
+        ("2002:a9fe:a9fe::", False),
+        ("2002:808:808::1", False),
+        ("2001:0:4136:e378:8000:63bf:80ff:fffe", False),
+        ("::127.0.0.1", False),
+        ("::8.8.8.8", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("::ffff:0:8.8.8.8", False),
+        ("2606:4700::5efe:10.0.0.1", False),
+        ("2606:4700::200:5efe:10.0.0.1", False),
+        ("fe80::5efe:8.8.8.8", False),
+        # Never handed out, or not to the public.
+        ("fec0::1", False),
+        ("100::1", False),
+        ("3fff::1", False),
+        ("5f00::1", False),
+        ("4000::1", False),
+        ("ff0e::1", False),
+        ("192.88.99.1", False),
+        ("192.0.2.1", False),
+        ("203.0.113.1", False),
+        ("::ffff:192.88.99.1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:

@@ -97,13 +97,21 @@ def _details(row: ImageModel) -> str:
         f"- Also takes: {_words([name for name, able in can.items() if able])}",
         f"- Prompt: up to {row.max_prompt} characters",
     ]
+    if row.input_micro and row.qualities:
+        most = [f"{quality} {number}" for quality, number in _inputs(row).items()]
+        lines.append(f"- Pictures an edit may start from, by quality: {_words(most)}")
     return "\n".join(lines)
 
 
 def _edits(row: ImageModel) -> str:
     if not row.edits:
         return NO
-    return "of 1 picture" if row.edits == 1 else f"of up to {row.edits} pictures"
+    most = max(_inputs(row).values())
+    return "of 1 picture" if most == 1 else f"of up to {most} pictures"
+
+
+def _inputs(row: ImageModel) -> dict[str, int]:
+    return {each: row.most_inputs(each, row.price_micro) for each in row.qualities or ("auto",)}
 
 
 def _status(row: ImageModel) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from aiohttp import web
 
 from geekhub.lib import http
 from images.providers.base import HttpProvider, ImageRequest, Item, ProviderImage, Shortfall
 from images.providers.downloads import Downloads
 from tests.emulators.base import Emulator, make_picture
+from tests.lib import serving
 
 # The smallest picture, as base64.
 DOT = base64.b64encode(make_picture(1, 1, "png")).decode()
@@ -37,6 +39,25 @@ def draw(make: Maker, emulator: Emulator, headers: dict[str, str], **fields: Any
         finally:
             await provider.aclose()
             await downloads.aclose()
+
+    return asyncio.run(run())
+
+
+def exchange(make: Maker, answer: web.StreamResponse, **fields: Any) -> list[Item]:
+    """Return what a provider yields when its upstream gives this answer to everything."""
+
+    async def run() -> list[Item]:
+        async def reply(request: web.BaseRequest) -> web.StreamResponse:
+            return answer
+
+        async with serving(reply) as origin:
+            downloads = Downloads([origin])
+            provider = make(http.client(base_url=origin, connect=2, read=10), downloads)
+            try:
+                return await call(provider, **fields)
+            finally:
+                await provider.aclose()
+                await downloads.aclose()
 
     return asyncio.run(run())
 

@@ -222,19 +222,38 @@ def test_what_does_not_come_is_counted_and_explained() -> None:
     ]
 
 
-def test_a_fault_of_ours_is_raised_and_leaves_the_circuit_usable() -> None:
+@pytest.mark.parametrize(
+    "fault", [KeyError("x"), TypeError("unhashable type: 'list'"), RecursionError(), OSError(5)]
+)
+def test_whatever_a_call_raises_is_an_outage_that_may_cost_and_is_logged_once(
+    fault: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
         if number == 1:
-            raise KeyError("ours")
+            raise fault
         yield ProviderImage(PICTURE)
 
     provider = Scripted(script=script)
-    provider.circuit = Circuit(pause=0, failures=5, opened_at=0.0)
-    with pytest.raises(KeyError):
-        draw(provider)
-    assert provider.circuit.state == "half-open"
-    assert len(images(draw(provider))) == 1
-    assert provider.circuit.state == "closed"
+    items = draw(provider, n=2)
+    assert len(images(items)) == 1
+    (shortfall,) = shortfalls(items)
+    error = shortfall.error
+    assert (error.code, error.charged, error.retryable) == ("provider_unavailable", True, False)
+    assert error.detail.startswith(type(fault).__name__)
+    assert len(provider.calls) == 2  # not repeated
+    assert provider.circuit.failures == 1
+    assert [one.exc_info is not None for one in caplog.records if one.levelname == "ERROR"] == [
+        True
+    ]
+
+
+def test_a_fault_after_a_picture_keeps_the_picture() -> None:
+    async def script(request: ImageRequest, number: int) -> AsyncIterator[Item]:
+        yield ProviderImage(PICTURE)
+        raise KeyError("index")
+
+    items = draw(Scripted(script=script), n=2, per_call=2)
+    assert (len(images(items)), [one.count for one in shortfalls(items)]) == (1, [1])
 
 
 def test_a_circuit_may_be_asked_by_other_threads_while_it_closes() -> None:
@@ -251,9 +270,9 @@ def test_a_circuit_may_be_asked_by_other_threads_while_it_closes() -> None:
         with ThreadPoolExecutor(1) as other:
             asking = other.submit(ask)
             while not asking.done():
-                circuit.failed(at_once=True)
+                circuit.failed("a", began=time.monotonic(), at_once=True)
                 circuit.probing = True
-                circuit.succeeded()
+                circuit.succeeded("a", began=time.monotonic())
             asking.result()
     finally:
         sys.setswitchinterval(before)
@@ -267,13 +286,12 @@ def test_a_call_that_may_be_repeated_is() -> None:
     provider = Scripted(script=failing(unavailable(**AGAIN), times=2))
     assert len(images(draw(provider))) == 1
     assert len(provider.calls) == 3
-    assert provider.circuit.failures == 0
+    assert (provider.circuit.state, provider.circuit.failures) == ("closed", 2)
 
 
 @pytest.mark.parametrize("n", [1, 4, 8])
 def test_a_request_puts_up_with_three_failures_over_all_its_calls(n: int) -> None:
     provider = Scripted(script=failing(unavailable(**AGAIN)))
-    provider.circuit = Circuit(failures=-100)
     items = draw(provider, n=n)
     assert len(provider.calls) == 3
     assert images(items) == []
@@ -373,69 +391,152 @@ def test_a_retry_that_leaves_no_time_to_draw_is_not_made(seconds: float, calls: 
 # --- The circuit ------------------------------------------------------------------------------
 
 
-def test_the_circuit_opens_at_the_fifth_failure_in_a_row() -> None:
+class Time:
+    """A clock that goes when it is told to, and a circuit that looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.circuit = Circuit(clock=lambda: self.now)
+
+    def play(self, calls: str) -> str:
+        """Make calls one after another, and return the circuit's state.
+
+        `a` to `z` are callers whose call succeeds, `A` to `Z` the same whose call fails. A call
+        that is not let through must be written in brackets.
+        """
+        circuit, refused = self.circuit, False
+        for letter in calls:
+            if letter in "[]":
+                refused = letter == "["
+                continue
+            caller, began = letter.lower(), self.now
+            assert circuit.admit(caller) is not refused, (calls, letter)
+            if refused:
+                continue
+            if letter.isupper():
+                circuit.failed(caller, began=began, at_once=False)
+            else:
+                circuit.succeeded(caller, began=began)
+        return circuit.state
+
+
+@pytest.mark.parametrize(
+    ("calls", "state"),
+    [
+        ("ABAB", "closed"),
+        ("ABABA", "open"),
+        # What succeeded before and between counts.
+        ("aABABA", "open"),
+        ("aaABABA", "closed"),
+        ("aaABABABAB", "open"),
+        ("aaaaABABABABABABABA", "closed"),
+        ("aaaaABABABABABABABAB", "open"),
+        # Half of the calls fail, however long.
+        ("aB" * 50, "closed"),
+        ("aBBB" * 20, "closed"),
+        # What was long ago is forgotten.
+        ("b" * 50 + "AB" * 8, "open"),
+    ],
+)
+def test_the_circuit_opens_when_most_of_the_latest_calls_failed(calls: str, state: str) -> None:
+    assert Time().play(calls) == state
+
+
+def test_failures_of_another_minute_do_not_count() -> None:
+    time = Time()
+    assert time.play("ABAB") == "closed"
+    time.now += Circuit.RECENT_SECONDS
+    assert time.play("ABAB") == "closed"
+    assert time.play("A") == "open"
+
+
+def test_only_opening_is_news() -> None:
     circuit = Circuit()
-    assert [circuit.failed(at_once=False) for _ in range(4)] == [False] * 4
-    assert (circuit.state, circuit.admit()) == ("closed", True)
-    assert circuit.failed(at_once=False) is True
-    assert (circuit.state, circuit.admit()) == ("open", False)
-    # It has opened already.
-    assert circuit.failed(at_once=False) is False
+    began = circuit.clock()
+    told = [circuit.failed(who, began=began, at_once=False) for who in "ababab"]
+    assert told == [False] * 4 + [True, False]
 
 
-def test_one_success_starts_the_count_anew() -> None:
-    circuit = Circuit()
-    for _ in range(3):
-        for _ in range(4):
-            circuit.failed(at_once=False)
-        circuit.succeeded()
-    assert circuit.state == "closed"
+def test_one_callers_failures_close_nobody_elses_door() -> None:
+    """Five timeouts of one customer's prompts, and everybody else is served as before."""
+    time = Time()
+    assert time.play("AAAAA") == "open"
+    assert (time.circuit.is_open_for("a"), time.circuit.is_open_for("b")) == (True, False)
+    assert time.play("[aaa]") == "open"
+    # Another's call shows that it is not the provider.
+    assert time.play("b") == "closed"
+    assert time.play("AAAAA[a]b") == "closed"
+    # Or that it is.
+    assert time.play("AAAAAB[abc]") == "open"
+    assert time.circuit.is_open_for("c")
 
 
-def test_a_fault_of_our_account_opens_the_circuit_at_once() -> None:
-    circuit = Circuit()
-    assert circuit.failed(at_once=True) is True
-    assert circuit.state == "open"
+def test_calls_from_before_it_opened_say_nothing() -> None:
+    time = Time()
+    before = time.now
+    time.now += 1
+    assert time.play("ABABA") == "open"
+    opened_at = time.circuit.opened_at
+    time.circuit.succeeded("b", began=before)
+    time.now += 0.5
+    time.circuit.failed("b", began=before, at_once=False)
+    time.circuit.failed("b", began=before, at_once=True)
+    assert (time.circuit.state, time.circuit.opened_at, time.circuit.pause) == (
+        "open",
+        opened_at,
+        1,
+    )
 
 
-def test_a_call_from_before_does_not_close_an_open_circuit() -> None:
-    circuit = Circuit()
-    circuit.failed(at_once=True)
-    circuit.succeeded()
-    assert (circuit.state, circuit.admit()) == ("open", False)
+def test_it_looks_again_soon_and_then_less_and_less_often() -> None:
+    time = Time()
+    assert time.play("ABABA") == "open"
+    for pause in (1, 2, 4, 8, 16, 30, 30):
+        assert time.circuit.pause == pause
+        time.now += pause - 0.1
+        assert time.play("[a]") == "open"
+        time.now += 0.1
+        assert time.circuit.state == "half-open"
+        assert time.play("A[b]") == "open"
+    time.now += 30
+    assert time.play("a") == "closed"
+    # All is forgotten: it takes as much to open it again, and it begins with a second.
+    assert time.play("ABAB") == "closed"
+    assert time.play("A") == "open"
+    assert time.circuit.pause == 1
 
 
-def test_after_the_pause_one_call_is_let_through() -> None:
-    circuit = Circuit(pause=3600)
-    circuit.failed(at_once=True)
-    assert circuit.state == "open"
-    assert circuit.opened_at is not None
-    circuit.opened_at -= 3600
-    assert circuit.state == "half-open"
-    assert [circuit.admit() for _ in range(3)] == [True, False, False]
-    assert circuit.state == "open"
+def test_a_fault_of_our_account_opens_it_at_once_for_everybody_and_longest() -> None:
+    time = Time()
+    assert time.circuit.failed("a", began=time.now, at_once=True) is True
+    assert time.play("[ab]") == "open"
+    assert time.circuit.pause == Circuit.LONGEST
 
 
-def test_the_probes_outcome_decides() -> None:
-    def probing() -> Circuit:
-        circuit = Circuit(pause=3600)
-        circuit.failed(at_once=True)
-        circuit.opened_at = time.monotonic() - 3600
-        assert circuit.admit()
-        return circuit
+def test_after_the_pause_one_call_is_let_through_and_its_outcome_decides() -> None:
+    def probing() -> Time:
+        time = Time()
+        time.play("ABABA")
+        time.now += 1
+        assert [time.circuit.admit(who) for who in "aab"] == [True, False, False]
+        assert time.circuit.state == "open"
+        return time
 
-    good, bad, silent = probing(), probing(), probing()
-    good.succeeded()
-    assert (good.state, good.failures) == ("closed", 0)
-    bad.failed(at_once=False)
-    assert (bad.state, bad.admit()) == ("open", False)
-    silent.abandoned()
-    assert (silent.state, silent.admit()) == ("half-open", True)
+    good, bad, silent, late = probing(), probing(), probing(), probing()
+    good.circuit.succeeded("a", began=good.now)
+    assert (good.circuit.state, good.circuit.failures) == ("closed", 0)
+    bad.circuit.failed("a", began=bad.now, at_once=False)
+    assert bad.play("[ab]") == "open"
+    silent.circuit.abandoned(began=silent.now)
+    assert (silent.circuit.state, silent.circuit.admit("b")) == ("half-open", True)
+    # Another call that ends meanwhile, from before, is not the one that was let through.
+    late.circuit.abandoned(began=late.now - 2)
+    assert late.play("[ab]") == "open"
 
 
 def test_an_open_circuit_calls_nobody() -> None:
     provider = Scripted(script=deliver)
-    provider.circuit.failed(at_once=True)
+    provider.circuit.failed("", began=provider.circuit.clock(), at_once=True)
     (shortfall,) = draw(provider, n=4, per_call=4)
     assert isinstance(shortfall, Shortfall)
     assert (shortfall.count, shortfall.error.code) == (4, "provider_unavailable")
@@ -444,7 +545,7 @@ def test_an_open_circuit_calls_nobody() -> None:
 
 
 def test_an_outage_opens_the_circuit_and_a_refusal_does_not() -> None:
-    down = Scripted(script=failing(unavailable()))
+    down = Scripted(script=failing(unavailable()), circuit=Time().circuit)
     for _ in range(7):
         draw(down)
     assert len(down.calls) == 5
@@ -571,6 +672,15 @@ def test_a_lost_call_is_charged_unless_it_was_never_sent(
     assert error.detail == f"{kind.__name__}: why"
 
 
+def test_a_callers_failures_are_the_callers() -> None:
+    down = Scripted(script=failing(unavailable(), times=5))
+    for _ in range(6):
+        draw(down, caller="acme")
+    assert (down.circuit.state, down.circuit.blamed, len(down.calls)) == ("open", "acme", 5)
+    assert len(images(draw(down, caller="umbrella"))) == 1
+    assert down.circuit.state == "closed"
+
+
 # --- Small parts ------------------------------------------------------------------------------
 
 
@@ -601,6 +711,13 @@ def test_a_text_is_base64_or_an_error_that_may_cost(text: object) -> None:
         ({"retry-after": "0.5"}, "", 0.5),
         ({"retry-after-ms": "250", "retry-after": "7"}, "", 0.25),
         ({"retry-after": "-3"}, "", 0.0),
+        ({"retry-after": "nan"}, "", None),
+        ({"retry-after": "inf"}, "", None),
+        ({"retry-after": "-inf"}, "", None),
+        ({"retry-after": "1e400"}, "", None),
+        ({"retry-after": "1" + "0" * 30}, "", 1e30),
+        ({"retry-after-ms": "nan", "retry-after": "7"}, "", 7.0),
+        ({}, "try again in " + "9" * 400 + "s", None),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, "", None),
         ({"retry-after": "soon"}, "try again in 2s", 2.0),
         ({}, "Please try again in 1.5s.", 1.5),
@@ -618,7 +735,65 @@ def test_how_long_an_upstream_asks_us_to_wait(
     assert base.retry_after(headers, text) == seconds
 
 
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("a kite, in red", "a kite, in red"),
+        ("a\0b", "ab"),
+        ("half \ud83d", "half "),
+        ("\udc00\0", None),
+        ("", None),
+        ("x" * 40_000, "x" * 32_000),
+        (None, None),
+        (True, None),
+        (0, None),
+        (1e308, None),
+        (["a"], None),
+        ({"a": 1}, None),
+    ],
+)
+def test_words_of_a_provider_are_kept_only_as_text_that_may_be_kept(
+    value: object, kept: str | None
+) -> None:
+    assert base.picture(PICTURE.data, revised_prompt=value).revised_prompt == kept
+
+
+@pytest.mark.parametrize(
+    ("param", "named"),
+    [
+        ("size", "size"),
+        ("image[0].url", "image[0].url"),
+        ("", None),
+        (None, None),
+        (["size"], None),
+        (10**30, None),
+        ("a\0b", None),
+        ("two words", None),
+        ("x" * 65, None),
+        ("größe", None),
+    ],
+)
+def test_a_field_that_a_provider_names_is_shown_only_if_it_can_be_one(
+    param: object, named: str | None
+) -> None:
+    error = rejected(param)
+    assert error.param == named
+    assert error.message == (
+        f"The provider does not accept this value of {named!r}."
+        if named
+        else "The provider does not accept this request."
+    )
+
+
+def test_what_an_operator_reads_is_cut_and_printable() -> None:
+    assert unavailable(detail="a\0b\ud800" + "x" * 9999).detail == "ab" + "x" * 996
+
+
 def test_an_answer_that_is_no_json_is_none() -> None:
     assert Answer(200, {}, b'{"a": 1}').json() == {"a": 1}
     assert Answer(200, {}, b"<html>").json() is None
     assert Answer(200, {}, b"\xff").json() is None
+    assert Answer(200, {}, b'{"a": NaN}').json() is None
+    assert Answer(200, {}, b"[" * 100_000).json() is None
+    # Half an emoji, as JavaScript writes it when it has cut a text.
+    assert Answer(200, {}, b'{"a": "\\ud83d"}').json() == {"a": "\ud83d"}

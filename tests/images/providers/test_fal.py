@@ -302,6 +302,34 @@ def test_the_wrong_field_is_named_in_our_words(loc: Any, param: str | None) -> N
     assert fal.error(Answer(422, {}, body)).param == param
 
 
+def test_a_policy_is_the_reason_wherever_it_is_named() -> None:
+    detail = [
+        {"loc": ["body", "seed"], "msg": "bad seed", "type": "int_type"},
+        {"loc": ["body", "prompt"], "msg": "flagged", "type": "content_policy_violation"},
+    ]
+
+    error = fal.error(Answer(422, {}, json.dumps({"detail": detail}).encode()))
+
+    assert (error.code, error.stage, error.charged) == (REFUSED, "provider", True)
+    assert "flagged" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "is_early"),
+    [
+        (400, "Request is still in progress", True),
+        (400, "Bad request", False),
+        (400, [{"msg": "still in progress"}], False),
+        (422, "Request is still in progress", False),
+    ],
+)
+def test_a_result_asked_for_too_soon_is_asked_for_again(
+    status: int, detail: Any, is_early: bool
+) -> None:
+    answer = Answer(status, {}, json.dumps({"detail": detail}).encode())
+    assert fal.early(answer) is is_early
+
+
 def test_the_wait_that_a_rate_limit_names(emulator: FalEmulator) -> None:
     emulator.queue(Behaviour(error="rate_limited", retry_after=3))
 
@@ -445,15 +473,50 @@ def test_a_queue_that_is_not_there_was_never_asked() -> None:
     assert (error.code, error.retryable, error.charged) == (UNAVAILABLE, True, False)
 
 
-def test_the_key_goes_to_no_other_origin(emulator: FalEmulator) -> None:
+def test_the_key_goes_to_no_other_origin_and_the_job_is_followed_all_the_same(
+    emulator: FalEmulator,
+) -> None:
     """The emulator names itself by its address; here the queue is configured by its name."""
     by_name = emulator.queue_url.replace("127.0.0.1", "localhost")
 
-    error = fails(emulator, queue_url=by_name)
+    items = ask(emulator, Model.ULTRA, queue_url=by_name)
 
-    assert (error.code, error.charged, error.retryable) == (UNAVAILABLE, True, False)
+    assert len(images(items)) == 1
+    (job,) = emulator.runs
+    base = f"/queue/fal-ai/flux-pro/requests/{job}"
+    assert emulator.followups == [("GET", f"{base}/status"), ("GET", base)]
     assert len(emulator.calls) == 1
-    assert emulator.followups == []
+
+
+QUEUE = "https://queue.fal.run"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://queue.falrun.com", "http://queue.fal.run", "https://a@queue.fal.run", ""]
+)
+@pytest.mark.parametrize("queue", [QUEUE, "https://proxy.test/fal"])
+def test_urls_that_are_not_the_queues_own_are_made_of_the_jobs_id(origin: str, queue: str) -> None:
+    said = {
+        "request_id": "764c-ab_1",
+        "status_url": f"{origin}/elsewhere",
+        "response_url": f"{origin}/elsewhere",
+        "cancel_url": f"{queue}/own",
+    }
+
+    job = fal.submitted(Answer(200, {}, json.dumps(said).encode()), queue, Model.STABLE)
+
+    base = f"{queue}/fal-ai/stable-diffusion-v35-large/requests/764c-ab_1"
+    assert job == fal.Job("764c-ab_1", f"{base}/status", base, f"{base}/cancel")
+
+
+def test_the_queues_own_urls_are_taken_as_they_are() -> None:
+    said = {"request_id": "764c"} | {
+        f"{step}_url": f"{QUEUE}/x/{step}" for step in ("status", "response", "cancel")
+    }
+
+    job = fal.submitted(Answer(200, {}, json.dumps(said).encode()), QUEUE, Model.STABLE)
+
+    assert job == fal.Job("764c", f"{QUEUE}/x/status", f"{QUEUE}/x/response", f"{QUEUE}/x/cancel")
 
 
 @pytest.mark.parametrize(
@@ -474,12 +537,26 @@ def test_an_origin_is_scheme_host_and_port(url: str, same: bool) -> None:
     assert fal.same_origin(url, "https://queue.fal.run") is same
 
 
-@pytest.mark.parametrize("answer", [b"[]", b"{}", b'{"status_url": 5}', b"<html>"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"[]",
+        b"{}",
+        b'{"status_url": 5}',
+        b"<html>",
+        b'{"request_id": "../../admin"}',
+        b'{"request_id": "a/b"}',
+        b'{"request_id": "a?b"}',
+        b'{"request_id": ""}',
+        b'{"request_id": 7}',
+        b'{"request_id": "%s"}' % (b"a" * 65),
+    ],
+)
 def test_a_submit_that_is_not_understood_may_be_charged(
     answer: bytes,
 ) -> None:
     with pytest.raises(ProviderError) as caught:
-        fal.submitted(Answer(200, {}, answer), "https://queue.fal.run")
+        fal.submitted(Answer(200, {}, answer), QUEUE, Model.FLUX)
 
     assert (caught.value.code, caught.value.charged) == (UNAVAILABLE, True)
 

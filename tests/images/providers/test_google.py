@@ -9,7 +9,7 @@ import pytest
 
 from geekhub.lib import http
 from images.providers import google
-from images.providers.base import ImageRequest, Item, ProviderError, ProviderImage
+from images.providers.base import Answer, ImageRequest, Item, ProviderError, ProviderImage
 from images.providers.downloads import Downloads
 from tests.emulators.base import Behaviour
 from tests.emulators.google import GoogleEmulator
@@ -273,6 +273,43 @@ def test_gemini_answers_without_a_picture(emulator: GoogleEmulator, name: str) -
 
     assert (error.code, error.retryable, error.stage) == FINISHED[name]
     assert error.charged is False
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "account"),
+    [
+        ("ESCALATION", REFUSED, False),
+        ("PUP_LIMITED_DISABLED", UNAVAILABLE, True),
+        ("CONTINUATION", UNAVAILABLE, False),
+        (["SAFETY"], UNAVAILABLE, False),
+        (None, UNAVAILABLE, False),
+    ],
+)
+def test_why_gemini_drew_nothing(reason: Any, code: str, account: bool) -> None:
+    with pytest.raises(ProviderError) as caught:
+        google.generated({"candidates": [{"finishReason": reason}]})
+
+    error = caught.value
+    assert (error.code, error.account, error.charged) == (code, account, False)
+    # What another try may change is tried again.
+    assert error.retryable is (code == UNAVAILABLE and not account)
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "account"),
+    [
+        (429, "Your prepayment credits are depleted. Please go to AI Studio.", True),
+        (429, "Your project has exceeded its monthly spending cap.", True),
+        (429, "You exceeded your current quota, please check your plan.", False),
+        (400, "Imagen API is only accessible to billed users at this time.", True),
+    ],
+)
+def test_money_in_the_words_of_something_else(status: int, said: str, account: bool) -> None:
+    body = json.dumps({"error": {"status": "RESOURCE_EXHAUSTED", "message": said}}).encode()
+
+    error = google.error(Answer(status, {}, body))
+
+    assert (error.code, error.account, error.retryable) == (UNAVAILABLE, account, not account)
 
 
 def test_no_error_of_the_emulator_is_left_out() -> None:

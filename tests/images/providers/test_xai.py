@@ -1,16 +1,18 @@
 """xAI's adapter against the emulator, over sockets."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
+from images.pictures import Upload
 from images.providers import xai
-from images.providers.base import Answer, Item, ProviderError, ProviderImage
+from images.providers.base import Answer, ImageRequest, Item, ProviderError, ProviderImage
 from images.providers.downloads import Downloads
 from tests.emulators.base import Behaviour
 from tests.emulators.xai import XaiEmulator
-from tests.images.providers import DOT, draw, images, shortfalls, sizes
+from tests.images.providers import DOT, draw, exchange, images, shortfalls, sizes
 
 GROK_2, IMAGINE, IMAGINE_2 = "grok-2-image", "grok-imagine-image", "grok-imagine-image-2.0"
 
@@ -166,6 +168,9 @@ def test_no_error_of_the_emulator_is_left_out() -> None:
         (403, "Content violates usage guidelines.", REFUSED, False),
         (400, "Prompt rejected by content moderation.", REFUSED, False),
         (429, "Your team has used all available credits.", UNAVAILABLE, True),
+        # Seen in August 2026 where a 404 is documented.
+        (400, "Model not found: grok-imagine-image-9", GONE, False),
+        (400, "The prompt says: model not found.", INVALID, False),
         (302, "", UNAVAILABLE, False),
     ],
 )
@@ -178,6 +183,29 @@ def test_error_answers_told_apart_by_their_words(
     assert error.charged is False
     if code == REFUSED:
         assert error.stage == "provider"
+
+
+@pytest.mark.parametrize("data", [{}, {"data": None}, {"data": []}])
+def test_a_refusal_of_all_may_be_said_of_the_whole_answer(data: dict[str, Any]) -> None:
+    answer = web.json_response({"block_reason": "CONTENT_MODERATION", **data})
+
+    with pytest.raises(ProviderError) as caught:
+        exchange(make, answer, upstream_id=IMAGINE)
+
+    error = caught.value
+    assert (error.code, error.stage, error.charged) == (REFUSED, "output", True)
+    assert error.detail == "CONTENT_MODERATION"
+
+
+def test_an_edit_is_not_told_a_ratio() -> None:
+    fields: dict[str, Any] = {"model": "m", "prompt": "p", "deadline": 0, "size": "1360x768"}
+    drawn, edited = (
+        xai.body(ImageRequest(upstream_id=IMAGINE, images=images, **fields))
+        for images in ((), (cast(Upload, None),))
+    )
+    assert (drawn["aspect_ratio"], drawn["resolution"]) == ("16:9", "1k")
+    assert "aspect_ratio" not in edited
+    assert edited["resolution"] == "1k"
 
 
 def test_the_wait_that_a_rate_limit_names(emulator: XaiEmulator) -> None:
