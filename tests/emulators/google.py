@@ -122,15 +122,13 @@ _CONFIG_FIELDS = frozenset(
 )
 _PART_FIELDS = frozenset({"text", "inlineData", "fileData", "thought", "thoughtSignature"})
 _THINKING = frozenset({"includeThoughts", "thinkingBudget", "thinkingLevel"})
-# The enums of google-genai 3.6.1, without STOP and what says nothing.
+# The enums of google-genai 3.6.1, without STOP, what says nothing and what is Vertex AI's alone.
 BLOCK_REASONS = (
     "SAFETY",
     "OTHER",
     "BLOCKLIST",
     "PROHIBITED_CONTENT",
     "IMAGE_SAFETY",
-    "MODEL_ARMOR",
-    "JAILBREAK",
 )
 FINISH_REASONS = (
     "IMAGE_SAFETY",
@@ -145,7 +143,6 @@ FINISH_REASONS = (
     "SPII",
     "ESCALATION",
     "PUP_LIMITED_DISABLED",
-    "MODEL_ARMOR",
     "MAX_TOKENS",
     "LANGUAGE",
     "OTHER",
