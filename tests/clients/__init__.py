@@ -20,11 +20,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from tests import node_sdk
 
 FOLDER = Path(__file__).resolve().parent
 INSTALLED = FOLDER / ".installed"
 INSTALL_SECONDS = 180
+
+
+# The older majors are installed by `make prove`, and run wherever they are.
+OLDER = ("first", "second")
 
 
 def missing(name: str) -> bool:
@@ -34,7 +40,14 @@ def missing(name: str) -> bool:
 
 @cache
 def why_not(name: str) -> str:
-    """Install the set unless it is there; why it cannot be had, for pytest.skip, or nothing."""
+    """Install the set unless it is there; why it cannot be had, for pytest.skip, or nothing.
+
+    `node` is the one set for Node.
+    """
+    if name == "node":
+        return node_sdk.why_no_node()
+    if name in OLDER and missing(name) and "PROVE" not in os.environ:
+        return "installs older majors of the official clients; PROVE=1 runs it"
     INSTALLED.mkdir(exist_ok=True)
     with (INSTALLED / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the suite may be at it
@@ -117,16 +130,15 @@ class Client:
         )
 
     @classmethod
-    def python(cls, name: str, calls: str, environment: Mapping[str, str]) -> Self:
-        """A client of the set `name`, which must be installed."""
+    def of(cls, name: str, calls: str, environment: Mapping[str, str]) -> Self:
+        """A client of a set with a module of calls; installs the set, or skips the test."""
+        if reason := why_not(name):
+            pytest.skip(reason)
+        if name == "node":
+            return cls(["node", "drive.mjs", calls], node_sdk.FOLDER, environment)
         own = {"PYTHONPATH": str(INSTALLED / name), "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-S", "drive.py", f"calls_{calls}"]
         return cls(command, FOLDER, {**own, **environment})
-
-    @classmethod
-    def node(cls, calls: str, environment: Mapping[str, str]) -> Self:
-        """A client for Node; all of them are one set."""
-        return cls(["node", "drive.mjs", calls], node_sdk.FOLDER, environment)
 
     def __call__(self, call: str, /, **arguments: Any) -> Any:
         assert self._process.stdin is not None
