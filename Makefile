@@ -55,13 +55,15 @@ screenshots: setup ## take every page, light and dark, phone and desktop; ARGS=D
 	@exec $(python) -m tests.screenshots $(ARGS)
 
 # Without UPGRADE=1 the versions already locked are kept wherever pyproject.toml still allows them.
-lock_command = .venv/bin/uv pip compile -q --no-header --no-annotate --no-emit-index-url --generate-hashes \
-    --universal --python-version 3.12 $(if $(UPGRADE),--upgrade) pyproject.toml
-lock: setup ## recompile both lock files from pyproject.toml; UPGRADE=1 takes the newest versions
+lock_sets = .venv/bin/uv pip compile -q --no-header --no-annotate --no-emit-index-url --generate-hashes \
+    --universal --python-version 3.12 $(if $(UPGRADE),--upgrade)
+lock_command = $(lock_sets) pyproject.toml
+lock: setup ## recompile the lock files, ours and those of the clients for tests; UPGRADE=1 takes the newest versions
 	@$(lock_command) -o requirements.lock
 	@$(lock_command) --extra dev -c requirements.lock -o requirements-dev.lock
+	@for set in first second newest; do $(lock_sets) tests/clients/$$set.in -o tests/clients/$$set.lock || exit; done
 
 clean: ## remove .venv and all that tools leave behind; var/, where the data is, stays
 	@rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis .coverage htmlcov \
-	    tests/node/node_modules
+	    tests/node/node_modules tests/clients/.installed
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

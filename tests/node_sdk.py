@@ -1,4 +1,4 @@
-"""The official OpenAI SDK for Node, installed into tests/node when a test first asks for it."""
+"""The official clients for Node, installed into tests/node when a test first asks for one."""
 
 import fcntl
 import hashlib
@@ -11,13 +11,13 @@ FOLDER = Path(__file__).resolve().parent / "node"
 INSTALL_SECONDS = 180
 
 
-def node_openai() -> Path | None:
-    """Return the folder to run `node draw.mjs` in, or None; `why_no_node()` then says why."""
+def node_clients() -> Path | None:
+    """Return the folder to run `node` in, or None; `why_no_node()` then says why."""
     return FOLDER if _problem() is None else None
 
 
 def why_no_node() -> str:
-    """Return why `node_openai()` is None, for pytest.skip; empty when it is not."""
+    """Return why `node_clients()` is None, for pytest.skip; empty when it is not."""
     return _problem() or ""
 
 
@@ -43,9 +43,9 @@ def _problem() -> str | None:
                 timeout=INSTALL_SECONDS,
             )
         except subprocess.TimeoutExpired:
-            return f"npm could not install the OpenAI SDK in {INSTALL_SECONDS} seconds"
+            return f"npm could not install the official clients in {INSTALL_SECONDS} seconds"
         if done.returncode:
             last = ((done.stderr or done.stdout).strip() or "no message").splitlines()[-1]
-            return f"npm could not install the OpenAI SDK: {last}"
+            return f"npm could not install the official clients: {last}"
         stamp.write_text(locked)
         return None

@@ -35,7 +35,8 @@ from images.catalog import CATALOG
 from images.models import Generation
 from tests import node_sdk
 from tests.api.checks import REQUEST_ID, expect_books_agree, expect_nothing_happened
-from tests.emulators.base import Behaviour
+from tests.clients import Client, Raised
+from tests.emulators.base import Behaviour, make_picture
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory, OrganizationFactory
 from tests.server import AppServer
@@ -260,7 +261,7 @@ def test_the_python_sdk_waits_as_the_rate_limit_says(
 
 
 def _node(app: AppServer, key: NewKey, **parameters: Any) -> dict[str, Any]:
-    folder = node_sdk.node_openai()
+    folder = node_sdk.node_clients()
     if folder is None:
         pytest.skip(node_sdk.why_no_node())
     done = subprocess.run(
@@ -306,3 +307,63 @@ def test_the_node_sdk_s_errors_carry_what_happened(
     assert (error["name"], error["status"]) == ("AuthenticationError", 401)
     assert error["code"] == "key_revoked"
     expect_nothing_happened(openai)
+
+
+@pytest.fixture(
+    params=["newest", "second", "first", "node openai-6"],
+    ids=["python 3.57.0", "python 2.54.0", "python 1.109.1", "node 6.49.0"],
+)
+def major(request: pytest.FixtureRequest, app: AppServer, live_key: NewKey) -> Iterator[Client]:
+    """Another major of the SDK, in a process of its own."""
+    name, _, package = request.param.partition(" ")
+    environment = {
+        "OPENAI_API_KEY": live_key.secret,
+        "OPENAI_BASE_URL": f"{app.origin}/v1",
+        "OPENAI_PACKAGE": package,
+    }
+    client = Client.of(name, "openai", environment)
+    yield client
+    client.close()
+
+
+def test_other_majors_of_the_sdk_work_as_well(major: Client, openai: OpenAIEmulator) -> None:
+    asked = {"model": GPT, "prompt": "a kite"}
+    drawn = major("draw", **asked, n=2, response_format="b64_json")
+    assert [base64.b64decode(row["b64_json"]) for row in drawn["data"]] == openai.pictures
+    assert major("draw", **asked)["data"][0]["url"].endswith("/0.png")
+    events = major("stream", **asked, partial_images=1)
+    assert [event["type"].partition(".")[2] for event in events] == ["partial_image", "completed"]
+    edited = major("edit", **asked, image=make_picture(64, 64, "png"))
+    assert edited["data"][0]["url"].endswith("/0.png")
+    expect_books_agree(images=5, cost_micro=5 * 190_000)
+
+    assert major("models") == list(CATALOG)
+    assert major("model", name=GPT)["id"] == GPT
+    for changes, name, status, code in (
+        ({"n": 9}, "BadRequestError", 400, "invalid_request_error"),
+        ({"model": "no/such"}, "NotFoundError", 404, "model_not_found"),
+        ({"key": "ghub_sk_none"}, "AuthenticationError", 401, "invalid_api_key"),
+    ):
+        with pytest.raises(Raised) as caught:
+            major("draw", **{**asked, **changes})
+        error = caught.value
+        assert (error.name, error.status, error.code) == (name, status, code)
+    assert len(openai.calls) == 4
+
+
+def test_the_ai_sdk_draws(app: AppServer, live_key: NewKey, openai: OpenAIEmulator) -> None:
+    key, url = live_key.secret, f"{app.origin}/v1"
+    environment = {"AI_PROVIDER": "openai", "AI_KEY": key, "AI_URL": url}
+    client = Client.of("node", "ai", environment)
+    try:
+        answer = client("draw", model=GPT, prompt="a kite", n=2, size="1536x1024")
+        # It asks for one picture a call of a model whose name it does not know.
+        drawn = {base64.b64decode(row["data"]) for row in answer["pictures"]}
+        assert (len(drawn), drawn) == (2, set(openai.pictures))
+        assert [(one.body["n"], one.body["size"]) for one in openai.calls] == [(1, "1536x1024")] * 2
+        with pytest.raises(Raised) as caught:
+            client("draw", model="no/such", prompt="a kite")
+        assert (caught.value.name, caught.value.status) == ("APICallError", 404)
+    finally:
+        client.close()
+    expect_books_agree(images=2, cost_micro=380_000)

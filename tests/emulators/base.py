@@ -64,6 +64,7 @@ class Behaviour:
     gate: threading.Event | None = None
     polls: int | None = None
     step: Literal["submit", "status", "result"] | None = None
+    urls_on: str | None = None
 
     def changed(self) -> set[str]:
         """The names of the knobs that differ from a good answer."""
@@ -139,18 +140,32 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def _canvas(width: int, height: int, fmt: str, mode: str, black: bool) -> bytes:
+def _canvas(width: int, height: int, fmt: str, mode: str, black: bool, frames: int) -> bytes:
     colour = (0, 0, 0) if black else (70, 130, 180)
     image = Image.new(mode, (width, height), colour + ((0,) if mode == "RGBA" else ()))
     if not black:
         image.paste((240, 200, 60), (width // 4, height // 4, width // 2, height // 2))
+    options: dict[str, Any] = {"lossless": True, "method": 0} if fmt == "webp" else {}
+    if frames > 1:
+        # Each differs in one pixel, or they would be one.
+        rest = [image.copy() for _ in range(1, frames)]
+        for number, frame in enumerate(rest):
+            frame.putpixel((number, 0), (255,) * len(mode))
+        options = {"save_all": True, "append_images": rest, "duration": 200}
     buffer = io.BytesIO()
-    image.save(buffer, fmt, **({"lossless": True, "method": 0} if fmt == "webp" else {}))
+    image.save(buffer, fmt, **options)
     return buffer.getvalue()
 
 
 def make_picture(
-    width: int, height: int, fmt: str, *, black: bool = False, alpha: bool = False, pad: int = 0
+    width: int,
+    height: int,
+    fmt: str,
+    *,
+    black: bool = False,
+    alpha: bool = False,
+    pad: int = 0,
+    frames: int = 1,
 ) -> bytes:
     """A real picture, unlike every other one this process made (the difference is metadata)."""
     mark = f"picture {next(_MARKS)}".encode().ljust(pad, b".")
@@ -159,7 +174,11 @@ def make_picture(
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">'
             f'<!--{mark.decode()}--><rect width="100%" height="100%" fill="steelblue"/></svg>'
         ).encode()
-    body = _canvas(width, height, fmt, "RGBA" if alpha and fmt != "jpeg" else "RGB", black)
+    mode = "RGBA" if alpha and fmt != "jpeg" else "RGB"
+    body = _canvas(width, height, fmt, mode, black, frames)
+    if fmt == "gif":
+        # The comment goes before the trailer.
+        return body[:-1] + b"\x21\xfe" + bytes([len(mark[:255])]) + mark[:255] + b"\x00;"
     if fmt == "png":
         return body[:-12] + _chunk(b"tEXt", b"Comment\0" + mark) + body[-12:]
     if fmt == "jpeg":
@@ -216,6 +235,7 @@ class Emulator:
     KNOBS: ClassVar[frozenset[str]] = frozenset(f.name for f in fields(Behaviour)) - {
         "polls",
         "step",
+        "urls_on",
     }
     PICTURES: ClassVar[frozenset[str]] = frozenset(
         {"ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge"}
@@ -355,7 +375,7 @@ class Emulator:
             raise ValueError(f"{self.NAME} cannot serve a picture as {behaviour.picture!r}")
         if "retry_after" in changed and behaviour.error is None:
             raise ValueError("retry_after belongs to an error")
-        held = {"delay", "gate", "polls", "step"}
+        held = {"delay", "gate", "polls", "step", "urls_on"}
         if behaviour.drop and changed - held - {"drop"}:
             raise ValueError("a dropped call has no answer to change")
         content = {"fewer", "refuse", "picture", "bad_base64"}
@@ -530,12 +550,14 @@ class Emulator:
     def _pieces(answer: Answer, behaviour: Behaviour) -> list[bytes]:
         """The body in the parts it is written in: one per event, or twenty."""
         if answer.events:
+            # An event without a name has no line for it.
+            heads = [f"event: {name}\n" if name else "" for name, _ in answer.events]
             frames = [
-                f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
-                for name, data in answer.events
+                f"{head}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+                for head, (_, data) in zip(heads, answer.events, strict=True)
             ]
             if behaviour.bad_json:
-                frames[-1] = f'event: {answer.events[-1][0]}\ndata: {{"type":\n\n'.encode()
+                frames[-1] = f'{heads[-1]}data: {{"type":\n\n'.encode()
             return frames
         body = answer.body
         raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
@@ -549,21 +571,35 @@ class Emulator:
             self._billed += count
 
     def _draw(
-        self, width: int, height: int, fmt: str, *, black: bool = False, alpha: bool = False
+        self,
+        width: int,
+        height: int,
+        fmt: str,
+        *,
+        black: bool = False,
+        alpha: bool = False,
+        frames: int = 1,
     ) -> bytes:
         """A picture that is not billed, such as a preview."""
         if not self.tiny:
-            return make_picture(width, height, fmt, black=black, alpha=alpha)
+            return make_picture(width, height, fmt, black=black, alpha=alpha, frames=frames)
         bare = len(make_picture(32, 32, fmt, black=black, alpha=alpha))
         return make_picture(
             32, 32, fmt, black=black, alpha=alpha, pad=max(0, TINY_BYTES - bare + 16)
         )
 
     def _make(
-        self, width: int, height: int, fmt: str, *, black: bool = False, alpha: bool = False
+        self,
+        width: int,
+        height: int,
+        fmt: str,
+        *,
+        black: bool = False,
+        alpha: bool = False,
+        frames: int = 1,
     ) -> bytes:
         """Make one picture, and put it on the bill."""
-        data = self._draw(width, height, fmt, black=black, alpha=alpha)
+        data = self._draw(width, height, fmt, black=black, alpha=alpha, frames=frames)
         with self._changed:
             self._pictures.append(data)
             self._billed += 1

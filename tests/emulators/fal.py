@@ -8,25 +8,32 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
 * What a client does not send gets the model's default: 4:3 for flux and SD 3.5, 16:9 for ultra.
 * A picture the safety checker stops is black, flagged in `has_nsfw_concepts`, and billed. Models
   without that field refuse the whole request with 422.
-* flux and SD 3.5 are billed per megapixel, rounded up per picture (UNSURE: 1024x1024 counts two).
+* flux and SD 3.5 are billed per megapixel, rounded up per picture; 1024x1024 is one (fal's
+  llms.txt of each model, 28 November 2026).
 * Sizes outside what a model is made for are refused (UNSURE: they may be corrected instead):
   flux 256-1440 in multiples of 32, SD 3.5 512-1440, recraft 512-2048. A recraft prompt has at most
   1000 characters.
 * A 502, 503 or 504 from the ingress has no `x-fal-request-id`; the work never began.
+* A status names the request and its three URLs, and has log lines only when `logs` asks for them
+  (@fal-ai/client 1.10.1, QueueStatus); `/status/stream` sends the same until COMPLETED.
+* `/stream` answers with server-sent events, the last of which is the output.
 * A cancelled request that had not started is never run; one that had is billed all the same.
 """
 
 import asyncio
 import base64
+import contextlib
+import json
 import re
 import uuid
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from aiohttp import web
 
 from tests.emulators.base import (
+    HOLD_LIMIT,
     Answer,
     Behaviour,
     Call,
@@ -44,7 +51,7 @@ PRESETS = {
     "landscape_4_3": (1024, 768),
     "landscape_16_9": (1024, 576),
 }
-MEGAPIXEL = 1_000_000
+MEGAPIXEL = 1024 * 1024
 SEED = 42
 
 RECRAFT_STYLES = (
@@ -264,6 +271,7 @@ _GATEWAY_ROWS: dict[str, ErrorRow] = {
     ),
     "user_locked_other": ErrorRow(403, {}, {"detail": "User is locked. Reason: Account review."}),
     "not_found": ErrorRow(404, {}, {"detail": "Application not found"}),
+    "still_in_progress": ErrorRow(400, {}, {"detail": "Request is still in progress"}),
     "rate_limited": ErrorRow(429, {}, {"detail": "Too many concurrent requests"}),
     "ingress_502": _ingress(502, "Bad Gateway"),
     "ingress_503": _ingress(503, "Service Temporarily Unavailable"),
@@ -292,6 +300,17 @@ _MODEL_ROWS: dict[str, ErrorRow] = {
     "content_policy_violation": _model(422, "content_policy_violation", _POLICY),
     "content_policy_violation_billed": _model(
         422, "content_policy_violation", _POLICY, x_fal_billable_units="1"
+    ),
+    # The model's own complaint comes first, the checker's after it.
+    "content_policy_violation_second": ErrorRow(
+        422,
+        {"x-fal-error-type": "value_error"},
+        {
+            "detail": [
+                detail(["image_url"], "value_error", "The image was not used", input=None),
+                detail(["prompt"], "content_policy_violation", _POLICY, input="a prompt"),
+            ]
+        },
     ),
     "no_media_generated": _model(422, "no_media_generated", "No media was generated"),
     **{kind: _model(422, kind, message) for kind, message in _VALIDATION.items()},
@@ -332,6 +351,7 @@ class Plan:
     inline: bool
     seed: int
     prompt: str
+    stream: bool = False
 
 
 @dataclass(slots=True)
@@ -340,24 +360,44 @@ class Job:
 
     id: str
     app: str
+    # Where the URLs of its answers point.
+    base: str
     polls: int
     disturbance: Behaviour | None = None
     seen: bool = False
     answer: Answer | None = field(default=None, repr=False)
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def urls(self) -> dict[str, str]:
+        """What names the request in every answer of the queue."""
+        url = f"{self.base}/{self.app}/requests/{self.id}"
+        return {
+            "request_id": self.id,
+            "response_url": url,
+            "status_url": f"{url}/status",
+            "cancel_url": f"{url}/cancel",
+        }
+
+    def end(self, answer: Answer) -> None:
+        """Keep what the result is from now on."""
+        self.answer = answer
+        self.over.set()
 
 
 class FalEmulator(Emulator):
-    """POST {url}/{endpoint}, and the queue's submit, status, result and cancel.
+    """POST {url}/{endpoint}[/stream], and the queue's submit, status, result and cancel.
 
     On the queue `gate` and `delay` hold back the run, not the submit answer; `polls` is the number
     of status calls answered 202 before COMPLETED. `step` moves the failure (drop, cut, error, ...)
     to the next submit, status or result answer, once. Errors of the model itself go to the result
-    and stay there unless `step` says otherwise.
+    and stay there unless `step` says otherwise. `urls_on` is where the answer to a submit says that
+    the request is to be followed, as with fal's backup domain or behind a proxy.
     """
 
     NAME = "fal"
     BASE_PATH = "/run"
-    KNOBS = Emulator.KNOBS - {"bad_base64"} | {"polls", "step"}
+    KNOBS = Emulator.KNOBS - {"bad_base64"} | {"polls", "step", "urls_on"}
     ERRORS: ClassVar[dict[str, ErrorRow]] = _GATEWAY_ROWS | _MODEL_ROWS
     BARE_ERRORS = frozenset({"ingress_502", "ingress_503", "ingress_504"})
     BILLED_ERRORS = frozenset({"content_policy_violation_billed"})
@@ -412,6 +452,7 @@ class FalEmulator(Emulator):
     def _routes(self, app: web.Application) -> None:
         request = "/queue/{owner}/{app}/requests/{id}"
         app.router.add_get(f"{request}/status", self._status)
+        app.router.add_get(f"{request}/status/stream", self._status_stream)
         app.router.add_get(request, self._result)
         app.router.add_put(f"{request}/cancel", self._cancel)
         app.router.add_post("/run/{endpoint:.+}", self._generation)
@@ -426,10 +467,11 @@ class FalEmulator(Emulator):
 
     def _check(self, call: Call) -> Plan:
         self._admit(call.headers)
-        name = call.path.split("/", 2)[2]
+        path = call.path.split("/", 2)[2]
+        name = path.removesuffix("/stream")
         if name not in ENDPOINTS:
             raise Fault(self.ERRORS["not_found"])
-        return self._validate(name, call.body)
+        return replace(self._validate(name, call.body), stream=name != path)
 
     def _validate(self, name: str, body: Any) -> Plan:
         if not isinstance(body, dict):
@@ -441,7 +483,10 @@ class FalEmulator(Emulator):
         return _plan(endpoint, body)
 
     def _work(self, plan: Plan, behaviour: Behaviour) -> Answer:
-        return self._output(plan, behaviour, str(uuid.uuid4()))
+        answer = self._output(plan, behaviour, str(uuid.uuid4()))
+        if not plan.stream or answer.status != 200:
+            return answer
+        return Answer(200, headers=answer.headers, events=[("", answer.body)])
 
     def _fail(self, plan: Plan | None, behaviour: Behaviour) -> Answer:
         answer = super()._fail(plan, behaviour)
@@ -502,7 +547,12 @@ class FalEmulator(Emulator):
         at_submit = behaviour.step == "submit" or (behaviour.step is None and not lasting)
         if at_submit and (behaviour.error or behaviour.drop == "before"):
             return await self._disturb(request, None, behaviour)
-        job = Job(str(uuid.uuid4()), "/".join(name.split("/")[:2]), behaviour.polls or 0)
+        job = Job(
+            str(uuid.uuid4()),
+            "/".join(name.split("/")[:2]),
+            behaviour.urls_on or self.queue_url,
+            behaviour.polls or 0,
+        )
         if behaviour.step in ("status", "result"):
             job.disturbance = behaviour
         with self._changed:
@@ -510,7 +560,8 @@ class FalEmulator(Emulator):
             while len(self._jobs) > self._keep:
                 self._jobs.popitem(last=False)
         await self._begin(job, name, call, behaviour, lasting)
-        answer = Answer(200, self._submitted(job), {"x-fal-request-id": job.id})
+        body = {"status": "IN_QUEUE", "queue_position": 0, "gateway_request_id": job.id, **job.urls}
+        answer = Answer(200, body, {"x-fal-request-id": job.id})
         if behaviour.step != "submit":
             behaviour = _without_hold(behaviour)
         return await self._disturb(request, answer, behaviour if at_submit else Behaviour())
@@ -530,14 +581,14 @@ class FalEmulator(Emulator):
             try:
                 plan = self._validate(name, call.body)
             except Fault as fault:
-                job.answer = fault.answer
+                job.end(fault.answer)
                 return
             if lasting:
                 with self._changed:
                     self._runs[job.id] += 1
-                job.answer = self._fail(plan, behaviour)
+                job.end(self._fail(plan, behaviour))
             else:
-                job.answer = self._output(plan, behaviour, job.id)
+                job.end(self._output(plan, behaviour, job.id))
 
         if behaviour.step is None and (behaviour.gate or behaviour.delay):
             task = asyncio.create_task(run())
@@ -545,17 +596,6 @@ class FalEmulator(Emulator):
             task.add_done_callback(self._tasks.discard)
         else:
             await run()
-
-    def _submitted(self, job: Job) -> dict[str, Any]:
-        base = f"{self.queue_url}/{job.app}/requests/{job.id}"
-        return {
-            "status": "IN_QUEUE",
-            "request_id": job.id,
-            "queue_position": 0,
-            "response_url": base,
-            "status_url": f"{base}/status",
-            "cancel_url": f"{base}/cancel",
-        }
 
     async def _disturb(
         self, request: web.Request, answer: Answer | None, behaviour: Behaviour
@@ -592,20 +632,43 @@ class FalEmulator(Emulator):
             job = self._follow(request)
         except Fault as fault:
             return await self._send(request, fault.answer, Behaviour())
-        answer = Answer(*self._progress(job))
+        answer = Answer(*self._progress(job, request))
         return await self._disturb(request, answer, self._once(job, "status"))
 
+    async def _status_stream(self, request: web.Request) -> web.StreamResponse:
+        try:
+            job = self._follow(request)
+        except Fault as fault:
+            return await self._send(request, fault.answer, Behaviour())
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", **self._headers()}
+        )
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            status = 202
+            while status == 202:
+                status, body = self._progress(job, request)
+                await response.write(f"data: {json.dumps(body)}\n\n".encode())
+                if status == 202 and job.polls <= 0:
+                    await asyncio.wait_for(job.over.wait(), HOLD_LIMIT)
+            await response.write_eof()
+        return response
+
     @staticmethod
-    def _progress(job: Job) -> tuple[int, dict[str, Any]]:
+    def _progress(job: Job, request: web.Request) -> tuple[int, dict[str, Any]]:
+        asked = request.query.get("logs", "").lower() in ("1", "true")
+        line = {"message": "drawing", "level": "INFO", "source": "USER"}
+        logs = [line | {"timestamp": "2026-11-28T11:00:00.000000"}] if asked else []
         if job.answer is None or job.polls > 0:
             job.polls -= job.polls > 0
             first, job.seen = not job.seen, True
             if first:
-                return 202, {"status": "IN_QUEUE", "queue_position": 0}
-            return 202, {"status": "IN_PROGRESS", "logs": []}
+                return 202, {"status": "IN_QUEUE", **job.urls, "queue_position": 0}
+            return 202, {"status": "IN_PROGRESS", **job.urls, "logs": logs}
         body: dict[str, Any] = {
             "status": "COMPLETED",
-            "logs": [],
+            **job.urls,
+            "logs": logs,
             "metrics": {"inference_time": 0.01},
         }
         if job.answer.status >= 400:
@@ -622,8 +685,8 @@ class FalEmulator(Emulator):
         except Fault as fault:
             return await self._send(request, fault.answer, Behaviour())
         if job.answer is None or job.polls > 0:
-            early = Answer(400, {"detail": "Request is still in progress"})
-            return await self._send(request, early, Behaviour())
+            row = self.ERRORS["still_in_progress"]
+            return await self._send(request, Answer(row.status, row.body), Behaviour())
         headers = {**job.answer.headers, "x-fal-request-id": job.id}
         answer = Answer(job.answer.status, job.answer.body, headers)
         return await self._disturb(request, answer, self._once(job, "result"))
@@ -641,7 +704,7 @@ class FalEmulator(Emulator):
         job.polls = 0
         if job.answer is None:
             row = self.ERRORS["client_cancelled"]
-            job.answer = Answer(row.status, row.body, row.headers)
+            job.end(Answer(row.status, row.body, row.headers))
         return await self._send(
             request, Answer(202, {"status": "CANCELLATION_REQUESTED"}), Behaviour()
         )

@@ -10,15 +10,25 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
   and `input_fidelity` (UNSURE in part); `xhigh` and `max` exist from 2.5 on.
 * `auto` quality may cost the most, so it is `high` here; `auto` size is 1024x1024.
 * Usage is what is billed: image output tokens by model, quality and shape, 100 more per partial
-  image. The counts of gpt-image-1 are published; later ones follow from the published prices.
-* A stream is of one picture: `n` above 1 is refused. It ends without `[DONE]`.
+  image. The counts of gpt-image-1 are published; later ones follow from the published prices. An
+  input picture counts 323 tokens, and about 3,050 for each 1024x1024 of it from gpt-image-2 on
+  (UNSURE: fal's figure).
+* A stream makes one picture ("Streaming is only supported with n=1.", llmgateway issue 3963 of
+  6 September 2026) and ends without `[DONE]`. An error in it comes in one of three forms: nested
+  under `error`, flat, or as `image_generation.failed`; clients take any data with an `error` for
+  one.
+* An edit is multipart, or JSON with `images` of `{image_url}` or `{file_id}` (openai 3.57.0,
+  ImageInputReferenceParam). A mask stays under 4 MB, a picture under 50 MB.
+* Variations belong to dall-e-2, which ended on 12 May 2026 together with the endpoint.
 * Whether a refusal of the finished picture is charged is unknown; it is billed here.
 """
 
+import base64
+import binascii
 import io
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from aiohttp import web
@@ -37,6 +47,7 @@ from tests.emulators.base import (
 
 CREATED = 1_795_312_800
 MAX_UPLOAD_BYTES = 50 << 20
+MAX_MASK_BYTES = 4 << 20
 INPUT_IMAGE_TOKENS = 323
 
 _SQUARE, _TALL, _WIDE = "1024x1024", "1024x1536", "1536x1024"
@@ -44,6 +55,11 @@ _TOKENS_1 = {
     "low": {_SQUARE: 272, _TALL: 408, _WIDE: 400},
     "medium": {_SQUARE: 1056, _TALL: 1584, _WIDE: 1568},
     "high": {_SQUARE: 4160, _TALL: 6240, _WIDE: 6208},
+}
+_TOKENS_MINI = {
+    "low": {_SQUARE: 625, "other": 750},
+    "medium": {_SQUARE: 1375, "other": 1875},
+    "high": {_SQUARE: 4500, "other": 6500},
 }
 _TOKENS_2 = {
     "low": {_SQUARE: 200, "other": 167},
@@ -74,7 +90,9 @@ _GPT_FIELDS = frozenset(
         "safety_identifier",
     ]
 )
-_EDIT_FIELDS = _GPT_FIELDS - {"moderation"} | {"image", "image[]", "mask", "input_fidelity"}
+_EDIT_FIELDS = frozenset({"image", "image[]", "images", "mask", "input_fidelity"})
+_ANIMATION = frozenset({"complexity", "frame_count", "frame_duration_ms"})
+_DALLE_FIELDS = frozenset(["prompt", "model", "n", "size", "response_format", "user"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,9 @@ class Model:
     formats: tuple[str, ...] = ("png", "jpeg", "webp")
     transparent: bool = True
     fidelities: tuple[str, ...] = ("low", "high")
+    # Of an input picture of 1024x1024; None where every picture counts the same.
+    input_tokens: int | None = None
+    ends: str | None = None
 
 
 _GPT_1 = Model(
@@ -98,6 +119,7 @@ _GPT_1 = Model(
     ("low", "medium", "high", "auto"),
     tokens=_TOKENS_1,
 )
+_GPT_15 = replace(_GPT_1, ends="2026-12-01")
 _GPT_2 = Model(
     _GPT_FIELDS,
     None,
@@ -105,26 +127,46 @@ _GPT_2 = Model(
     tokens=_TOKENS_2,
     transparent=False,
     fidelities=(),
+    input_tokens=3050,
 )
 _GPT_25 = Model(
     _GPT_FIELDS,
     None,
     ("low", "medium", "high", "xhigh", "max", "auto"),
     tokens=_TOKENS_25,
+    input_tokens=3050,
+)
+_GPT_26 = replace(
+    _GPT_25, fields=_GPT_FIELDS | _ANIMATION, formats=("png", "jpeg", "webp", "gif", "svg")
 )
 MODELS: dict[str, Model] = {
-    "gpt-image-1": _GPT_1,
+    "gpt-image-1": replace(_GPT_1, ends="2026-10-23"),
+    "gpt-image-1-mini": replace(_GPT_15, tokens=_TOKENS_MINI, fidelities=("low",)),
+    "gpt-image-1.5": _GPT_15,
+    "gpt-image-1.5-2025-12-16": _GPT_15,
+    "chatgpt-image-latest": _GPT_15,
     "gpt-image-2": _GPT_2,
+    "gpt-image-2-2026-04-21": _GPT_2,
     "gpt-image-2.5-flare": _GPT_25,
+    "gpt-image-2.5-flare-2026-09-08": _GPT_25,
     "gpt-image-2.5-sunburst": _GPT_25,
-    "gpt-image-2.6-flare": _GPT_25,
-    "gpt-image-2.6-sunburst": _GPT_25,
+    "gpt-image-2.5-sunburst-2026-09-08": _GPT_25,
+    "gpt-image-2.6-flare": _GPT_26,
+    "gpt-image-2.6-sunburst": _GPT_26,
+    "dall-e-2": Model(
+        _DALLE_FIELDS,
+        ("256x256", "512x512", _SQUARE),
+        ("standard",),
+        prompt_limit=1_000,
+        ends="2026-05-12",
+    ),
     "dall-e-3": Model(
-        frozenset(["prompt", "model", "n", "size", "quality", "style", "response_format", "user"]),
+        _DALLE_FIELDS | {"quality", "style"},
         (_SQUARE, "1792x1024", "1024x1792"),
         ("standard", "hd"),
         prompt_limit=4_000,
         most=1,
+        ends="2026-05-12",
     ),
 }
 
@@ -151,7 +193,7 @@ def _row(status: int, message: str, kind: str, code: str | None = None, **more: 
     return ErrorRow(status, {}, error_body(message, kind, code, **more))
 
 
-_INVALID = "invalid_request_error"
+_INVALID, _MISSING = "invalid_request_error", "missing_required_parameter"
 _SAFETY = (
     "Your request was rejected by the safety system. If you believe this is an error, contact us "
     "at help.openai.com and include the request ID."
@@ -162,8 +204,31 @@ def _safety(stage: str) -> dict[str, Any]:
     return {"moderation_details": {"moderation_stage": stage, "categories": ["sexual"]}}
 
 
+def _unknown(name: str) -> ErrorRow:
+    message = f"The model `{name}` does not exist or you do not have access to it."
+    return _row(404, message, _INVALID, "model_not_found", param="model")
+
+
+def _card(name: str, model: Model) -> dict[str, Any]:
+    """The model as GET /models shows it."""
+    card = {"id": name, "object": "model", "created": CREATED, "owned_by": "openai"}
+    return card | {"shutdown_date": model.ends}
+
+
 def _bad(message: str, param: str | None, code: str = "invalid_value") -> Fault:
     return Fault(_row(400, message, _INVALID, code, param=param))
+
+
+# How an error comes inside a stream, by the ending of its name: nested under `error` in an event
+# of that name, flat in such an event, nested without a name of the event, and as
+# `image_generation.failed`.
+STREAM_FORMS = ("", "_flat", "_bare", "_failed")
+_STREAM_ROWS = {
+    "stream_server_error": _row(500, "The server had an error.", "server_error"),
+    "stream_moderation_blocked": _row(
+        400, _SAFETY, "image_generation_user_error", "moderation_blocked", **_safety("output")
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +246,8 @@ class Plan:
     url: bool
     stream: bool
     partials: int
-    inputs: int
+    input_tokens: int
+    frames: int
     event: Literal["image_generation", "image_edit"]
 
     @property
@@ -191,7 +257,7 @@ class Plan:
 
 
 class OpenAIEmulator(Emulator):
-    """POST /v1/images/generations and /v1/images/edits, GET /v1/models.
+    """POST /v1/images/generations, /edits and /variations, GET /v1/models and /v1/models/{id}.
 
     `retired` names the models that answer 404 although they once existed.
     """
@@ -199,10 +265,12 @@ class OpenAIEmulator(Emulator):
     NAME = "openai"
     BASE_PATH = "/v1"
     KNOBS = Emulator.KNOBS - {"refuse"}
-    BILLED_ERRORS = frozenset({"moderation_blocked_output", "stream_moderation_blocked"})
     STREAM_ERRORS: ClassVar[frozenset[str]] = frozenset(
-        {"stream_server_error", "stream_moderation_blocked"}
+        f"{name}{form}" for name in _STREAM_ROWS for form in STREAM_FORMS
     )
+    BILLED_ERRORS = frozenset({"moderation_blocked_output"}) | {
+        f"stream_moderation_blocked{form}" for form in STREAM_FORMS
+    }
     ERRORS: ClassVar[dict[str, ErrorRow]] = {
         "invalid_value": _row(
             400, "Invalid value: '1x1'.", _INVALID, "invalid_value", param="size"
@@ -276,15 +344,18 @@ class OpenAIEmulator(Emulator):
             "insufficient_quota",
             "project_spend_limit_exceeded",
         ),
+        "billing_not_active": _row(
+            429,
+            "Your account is not active, please check your billing details on our website.",
+            "billing_not_active",
+            "billing_not_active",
+        ),
         "slow_down": _row(429, "Slow down.", "rate_limit_error", "slow_down"),
         "server_error": _row(500, "The server had an error.", "server_error"),
         "server_is_overloaded": _row(
             503, "The server is overloaded.", "service_unavailable_error", "server_is_overloaded"
         ),
-        "stream_server_error": _row(500, "The server had an error.", "server_error"),
-        "stream_moderation_blocked": _row(
-            400, _SAFETY, "image_generation_user_error", "moderation_blocked", **_safety("output")
-        ),
+        **{f"{name}{form}": row for name, row in _STREAM_ROWS.items() for form in STREAM_FORMS},
     }
 
     def __init__(self, *, retired: frozenset[str] = frozenset(), **options: Any) -> None:
@@ -294,18 +365,22 @@ class OpenAIEmulator(Emulator):
     def _routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/images/generations", self._generation)
         app.router.add_post("/v1/images/edits", self._generation)
+        app.router.add_post("/v1/images/variations", self._generation)
         app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{id:.+}", self._models)
 
     async def _models(self, request: web.Request) -> web.Response:
+        wanted = request.match_info.get("id")
+        listed = {name: model for name, model in MODELS.items() if name not in self.retired}
+        answer: Any = {"object": "list", "data": [_card(*one) for one in listed.items()]}
+        status = 200
         if request.headers.get("authorization") != f"Bearer {self.key}":
-            row = self.ERRORS["invalid_api_key"]
-            return web.json_response(row.body, status=row.status, headers=self._headers())
-        data = [
-            {"id": name, "object": "model", "created": CREATED, "owned_by": "openai"}
-            for name in MODELS
-            if name not in self.retired
-        ]
-        return web.json_response({"object": "list", "data": data}, headers=self._headers())
+            status, _, answer = self.ERRORS["invalid_api_key"]
+        elif wanted is not None and wanted not in listed:
+            status, _, answer = _unknown(wanted)
+        elif wanted is not None:
+            answer = _card(wanted, listed[wanted])
+        return web.json_response(answer, status=status, headers=self._headers())
 
     def _headers(self) -> dict[str, str]:
         return {
@@ -335,16 +410,27 @@ class OpenAIEmulator(Emulator):
             )
             code = "invalid_api_key" if sent.startswith("Bearer ") else None
             raise Fault(_row(401, message, _INVALID, code))
-        edit = call.path.endswith("/edits")
-        if edit:
-            if call.form is None:
-                raise Fault(_row(400, "This endpoint takes multipart/form-data.", _INVALID))
+        kind = call.path.rpartition("/")[2]
+        if call.form is not None and kind != "generations":
             body = _typed(call.form)
-        elif isinstance(call.body, dict):
+        elif isinstance(call.body, dict) and kind != "variations":
             body = {name: value for name, value in call.body.items() if value is not None}
+        elif kind == "variations":
+            raise Fault(_row(400, "This endpoint takes multipart/form-data.", _INVALID))
         else:
             raise Fault(_row(400, "We could not parse the JSON body of your request.", _INVALID))
-        return self._plan(body, edit)
+        if kind != "variations":
+            return self._plan(body, kind == "edits")
+        if len(_files(body, "image")) != 1:
+            raise _bad("Missing required parameter: 'image'.", "image", _MISSING)
+        _open(_files(body, "image")[0], "image", ("PNG",), MAX_MASK_BYTES)
+        if "prompt" in body:
+            raise _bad("Unknown parameter: 'prompt'.", "prompt", "unknown_parameter")
+        variation = {"model": "dall-e-2", "prompt": "a variation"} | body
+        del variation["image"]
+        if variation["model"] != "dall-e-2":
+            raise _bad("Invalid value for 'model': only dall-e-2 makes variations.", "model")
+        return self._plan(variation, False)
 
     def _plan(self, body: dict[str, Any], edit: bool) -> Plan:
         name = body.get("model", "dall-e-2")
@@ -352,18 +438,16 @@ class OpenAIEmulator(Emulator):
             raise _bad("Invalid type for 'model': expected a string.", "model", "invalid_type")
         model = MODELS.get(name)
         if model is None or name in self.retired or (edit and model.tokens is None):
-            message = f"The model `{name}` does not exist or you do not have access to it."
-            raise Fault(_row(404, message, _INVALID, "model_not_found", param="model"))
+            raise Fault(_unknown(name))
         allowed = model.fields
         if edit:
-            allowed = _EDIT_FIELDS if model.fidelities else _EDIT_FIELDS - {"input_fidelity"}
+            allowed = allowed - {"moderation"} | _EDIT_FIELDS
+            allowed -= set() if model.fidelities else {"input_fidelity"}
         for unknown in sorted(body.keys() - allowed):
             raise _bad(f"Unknown parameter: '{unknown}'.", unknown, "unknown_parameter")
         prompt = body.get("prompt")
         if prompt is None or prompt == "":
-            raise _bad(
-                "Missing required parameter: 'prompt'.", "prompt", "missing_required_parameter"
-            )
+            raise _bad("Missing required parameter: 'prompt'.", "prompt", _MISSING)
         if not isinstance(prompt, str):
             raise _bad("Invalid type for 'prompt': expected a string.", "prompt", "invalid_type")
         if len(prompt) > model.prompt_limit:
@@ -380,7 +464,7 @@ class OpenAIEmulator(Emulator):
         if not isinstance(stream, bool):
             raise _bad("Invalid type for 'stream': expected a boolean.", "stream", "invalid_type")
         if stream and n > 1:
-            raise _bad("Streaming is only supported when n is 1.", "n")
+            raise Fault(_row(400, "Streaming is only supported with n=1.", _INVALID))
         if "partial_images" in body and not stream:
             raise _bad("'partial_images' is only allowed when streaming.", "partial_images")
         fmt, background = self._look(body, model)
@@ -405,7 +489,8 @@ class OpenAIEmulator(Emulator):
             url=model.tokens is None and answer == "url",
             stream=stream,
             partials=_integer(body, "partial_images", 0, 0, 3),
-            inputs=_uploads(body) if edit else 0,
+            input_tokens=_inputs(body, model) if edit else 0,
+            frames=_frames(body, fmt, n, stream),
             event="image_edit" if edit else "image_generation",
         )
 
@@ -416,9 +501,9 @@ class OpenAIEmulator(Emulator):
         if background == "transparent" and (fmt == "jpeg" or not model.transparent):
             raise _bad("Transparent background is not supported here.", "background")
         compression = _integer(body, "output_compression", 100, 0, 100)
-        if fmt == "png" and compression != 100:
+        if fmt in ("png", "gif", "svg") and compression != 100:
             raise _bad(
-                "Compression less than 100 is not supported for PNG output format.",
+                f"Compression less than 100 is not supported for {fmt.upper()} output format.",
                 "output_compression",
             )
         return fmt, "opaque" if background == "auto" else background
@@ -426,7 +511,7 @@ class OpenAIEmulator(Emulator):
     def _work(self, plan: Plan, behaviour: Behaviour) -> Answer:
         alpha = plan.background == "transparent"
         made = [
-            self._make(plan.width, plan.height, plan.fmt, alpha=alpha)
+            self._make(plan.width, plan.height, plan.fmt, alpha=alpha, frames=plan.frames)
             for _ in range(max(0, plan.n - behaviour.fewer))
         ]
         if MODELS[plan.model].tokens is None:
@@ -440,11 +525,13 @@ class OpenAIEmulator(Emulator):
         if plan.stream:
             return Answer(200, events=self._events(plan, made, behaviour, shape))
         data = [{"b64_json": self._inline(picture, behaviour)} for picture in made]
-        usage = _usage(plan, len(made), 0, True)
+        usage = _usage(plan, len(made))
         return Answer(200, {"created": CREATED, **shape, "data": data, "usage": usage})
 
     def _dalle(self, plan: Plan, made: list[bytes], behaviour: Behaviour) -> list[dict[str, str]]:
-        revised = {"revised_prompt": f"{plan.prompt}, in detail"}
+        revised = (
+            {"revised_prompt": f"{plan.prompt}, in detail"} if plan.model != "dall-e-2" else {}
+        )
         if plan.url:
             return [revised | {"url": self._host(data, "png", behaviour)} for data in made]
         return [revised | {"b64_json": self._inline(data, behaviour)} for data in made]
@@ -452,11 +539,10 @@ class OpenAIEmulator(Emulator):
     def _events(
         self, plan: Plan, made: list[bytes], behaviour: Behaviour, shape: dict[str, str]
     ) -> list[tuple[str, dict[str, Any]]]:
-        events: list[tuple[str, dict[str, Any]]] = []
-        for number, picture in enumerate(made):
-            events += self._partials(plan, shape)
-            done = f"{plan.event}.completed"
-            usage = _usage(plan, 1, plan.partials, number == 0)
+        events = self._partials(plan, shape)
+        done = f"{plan.event}.completed"
+        usage = _usage(plan, 1)
+        for picture in made:
             data = {"type": done, "b64_json": self._inline(picture, behaviour)}
             events.append((done, data | {"created_at": CREATED, **shape, "usage": usage}))
         return events
@@ -481,14 +567,23 @@ class OpenAIEmulator(Emulator):
             "background": plan.background,
             "output_format": plan.fmt,
         }
-        error = ("error", {"type": "error", "error": answer.body["error"]})
+        error = _in_stream(str(behaviour.error), answer.body, plan.event)
         return Answer(200, events=[*self._partials(plan, shape), error])
 
 
-def _usage(plan: Plan, pictures: int, partials: int, with_input: bool) -> dict[str, Any]:
-    text = text_tokens(plan.prompt) if with_input else 0
-    image = plan.inputs * INPUT_IMAGE_TOKENS if with_input else 0
-    output = pictures * (output_tokens(plan.model, plan.quality, plan.size) + 100 * partials)
+def _in_stream(name: str, body: dict[str, Any], event: str) -> tuple[str, dict[str, Any]]:
+    """The event that an error is, in the form that the ending of its name says."""
+    if name.endswith("_flat"):
+        return "error", {**body["error"], "type": "error"}
+    if name.endswith("_failed"):
+        return f"{event}.failed", {"type": f"{event}.failed", **body}
+    return ("", body) if name.endswith("_bare") else ("error", {"type": "error", **body})
+
+
+def _usage(plan: Plan, pictures: int) -> dict[str, Any]:
+    text, image = text_tokens(plan.prompt), plan.input_tokens
+    each = output_tokens(plan.model, plan.quality, plan.size) + 100 * plan.partials
+    output = pictures * each
     return {
         "input_tokens": text + image,
         "output_tokens": output,
@@ -543,7 +638,7 @@ def _size(body: dict[str, Any], model: Model) -> tuple[int, int]:
 def _typed(form: dict[str, str | list[Upload]]) -> dict[str, Any]:
     """The form with its numbers and booleans read from their text."""
     body: dict[str, Any] = dict(form)
-    for field in ("n", "partial_images", "output_compression"):
+    for field in ("n", "partial_images", "output_compression", "frame_count", "frame_duration_ms"):
         text = body.get(field)
         if isinstance(text, str) and re.fullmatch(r"-?\d{1,6}", text):
             body[field] = int(text)
@@ -552,19 +647,57 @@ def _typed(form: dict[str, str | list[Upload]]) -> dict[str, Any]:
     return body
 
 
-def _uploads(body: dict[str, Any]) -> int:
-    """Check the input pictures and the mask; the number of pictures."""
-    images = [*_files(body, "image"), *_files(body, "image[]")]
+def _frames(body: dict[str, Any], fmt: str, n: int, stream: bool) -> int:
+    """How many pictures one answer shows after another, after a check of what goes with it."""
+    _choice(body, "complexity", ("low", "medium", "high"), "medium")
+    if fmt != "gif":
+        for field in ("frame_count", "frame_duration_ms"):
+            if field in body:
+                raise _bad(f"'{field}' is only supported with output_format=gif.", field)
+    if fmt in ("gif", "svg") and (stream or "mask" in body or (fmt == "svg" and n > 1)):
+        raise _bad(f"output_format={fmt} takes no stream and no mask, svg only n=1.", "n")
+    _integer(body, "frame_duration_ms", 200, 1, 655_350)
+    return _integer(body, "frame_count", 9, 2, 16) if fmt == "gif" else 1
+
+
+def _inputs(body: dict[str, Any], model: Model) -> int:
+    """Check the input pictures and the mask; the tokens that the pictures count."""
+    if isinstance(body.get("images"), list):
+        images = [_referred(one) for one in body["images"]]
+    else:
+        images = [*_files(body, "image"), *_files(body, "image[]")]
     if not images:
-        raise _bad("Missing required parameter: 'image'.", "image", "missing_required_parameter")
+        raise _bad("Missing required parameter: 'image'.", "image", _MISSING)
     if len(images) > 16:
         raise _bad("Too many images: at most 16 are allowed.", "image")
-    opened = [_open(upload, "image", ("PNG", "JPEG", "WEBP")) for upload in images]
+    kinds = ("PNG", "JPEG", "WEBP")
+    sizes = [
+        _open(one, "image", kinds, MAX_UPLOAD_BYTES).size if one is not None else (1024, 1024)
+        for one in images
+    ]
     for mask in _files(body, "mask"):
-        picture = _open(mask, "mask", ("PNG",))
-        if picture.mode not in ("RGBA", "LA") or picture.size != opened[0].size:
+        picture = _open(mask, "mask", ("PNG",), MAX_MASK_BYTES)
+        if picture.mode not in ("RGBA", "LA") or picture.size != sizes[0]:
             raise _bad("Invalid mask: it needs alpha and the size of the first image.", "mask")
-    return len(images)
+    if model.input_tokens is None:
+        return len(images) * INPUT_IMAGE_TOKENS
+    return sum(-(-model.input_tokens * wide * high // (1024 * 1024)) for wide, high in sizes)
+
+
+def _referred(image: Any) -> Upload | None:
+    """A picture of a JSON edit: a data URL's bytes, or None for one that is fetched elsewhere."""
+    if not isinstance(image, dict) or len(image.keys() & {"image_url", "file_id"}) != 1:
+        raise _bad("Expected exactly one of 'image_url' and 'file_id'.", "images")
+    url = image.get("image_url", "https://files.example/" + str(image.get("file_id")))
+    if not isinstance(url, str) or not url.startswith(("https://", "data:image/")):
+        raise _bad("Invalid 'image_url': expected an https or data URL.", "images")
+    if url.startswith("https://"):
+        return None
+    try:
+        data = base64.b64decode(url.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise _bad("Invalid 'image_url': the base64 does not decode.", "images") from error
+    return Upload("image", url.removeprefix("data:").partition(";")[0], data)
 
 
 def _files(body: dict[str, Any], field: str) -> list[Upload]:
@@ -574,8 +707,8 @@ def _files(body: dict[str, Any], field: str) -> list[Upload]:
     return value
 
 
-def _open(upload: Upload, field: str, kinds: tuple[str, ...]) -> Image.Image:
-    if len(upload.data) >= MAX_UPLOAD_BYTES:
+def _open(upload: Upload, field: str, kinds: tuple[str, ...], limit: int) -> Image.Image:
+    if len(upload.data) >= limit:
         raise _bad(f"Invalid '{field}': the file is too large.", field)
     try:
         picture = Image.open(io.BytesIO(upload.data), formats=kinds)

@@ -7,14 +7,19 @@ Facts it encodes:
 * The gateway makes a JWT of `apikey` when there is no Authorization or only `Bearer sb_...`.
 * An upload refused after its body was attached (duplicate, row-level security, invalid key) is
   answered at once, with keep-alive, and the connection is dead from then on: the rest of the body
-  is not read and no further request on it is answered. This is why the HTTP is written by hand.
+  is not read and no further request on it is answered. A body of up to 64 KiB is swallowed by the
+  buffers in between, and the connection lives. This is why the HTTP is written by hand.
 * Whether an object exists is looked at before the body is read, and the object is written after:
   of two uploads of one name at the same moment both may succeed.
 * A body in chunks is not held to the bucket's size limit.
+* The official clients upload as a multipart form: the part's own type counts, and `cacheControl`
+  is a number of seconds. A form is read whole here, so that a refused one leaves its connection
+  alive (UNSURE of large ones).
+* The information on an object of a public bucket is for all, whatever key is sent; a list is not.
 * A bulk delete answers 200 and an empty list when the key may not delete; HEAD says nothing.
 * S3 is the few calls django-storages makes; who asks is checked by the key's id, not by signature.
 
-Not played: uploads as multipart form or by TUS, image transformation, user metadata.
+Not played: uploads by TUS, image transformation.
 """
 
 import asyncio
@@ -35,6 +40,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
+from tests.emulators.base import parse_multipart
+
 PREFIX = "/storage/v1"
 HOLD_LIMIT = 120.0
 # Long: a test that passes does not wait.
@@ -42,6 +49,9 @@ WAIT_SECONDS = 60.0
 PIECE = 1 << 16
 
 _KEY = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
+_UPLOAD = re.compile(
+    r"/object/(?!upload/sign/|sign/|list/|list-v2/|info/|copy$|move$|public/)[^/]+/.+"
+)
 _BUCKET = re.compile(r"[A-Za-z0-9_!.*'() &$@=;:+,?-]+")
 
 # name: HTTP status, statusCode, error, message, code
@@ -88,6 +98,8 @@ ROWS: dict[str, dict[str, Any]] = {
         ),
         "bad_range": (416, "416", "invalid_range", "InvalidRange", "invalid range provided"),
         "bad_link": (400, "400", "InvalidJWT", "InvalidJWT", "signature verification failed"),
+        "bad_expiry": (400, "400", "Error", "InvalidRequest", "body/expiresIn must be integer"),
+        "bad_form": (400, "400", "Error", "InvalidRequest", "No file in the form"),
         "old_link": (400, "400", "InvalidJWT", "InvalidJWT", '"exp" claim timestamp check failed'),
         "empty_json": (400, "400", "FastifyError", "InvalidRequest", _EMPTY),
         "429": (429, "429", "too_many_connections", "SlowDown", "Too many connections"),
@@ -141,6 +153,7 @@ class _Object:
     cache_control: str
     created: datetime
     modified: datetime
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     @property
     def etag(self) -> str:
@@ -191,6 +204,15 @@ class _Gone(Exception):
     """The connection is over."""
 
 
+class _File(NamedTuple):
+    """What an upload brings."""
+
+    data: bytes
+    content_type: str
+    cache_control: str = "no-cache"
+    metadata: dict[str, Any] = {}
+
+
 class _Body:
     """A request's body, read when it is asked for."""
 
@@ -202,6 +224,7 @@ class _Body:
         self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
         self._expects = headers.get("expect", "").lower() == "100-continue"
         self.done = not self._chunked and not self.length
+        self.swallowed = not self._chunked and (self.length or 0) <= PIECE
 
     async def read(self) -> bytes:
         if self.done:
@@ -430,7 +453,7 @@ class SupabaseEmulator:
         request = Request(method, path, query, headers, peer)
         answer = await self._serve(request, url.path, body)
         request.status = answer.status
-        if not body.done and not answer.poison:
+        if not body.done and (body.swallowed or not answer.poison):
             await body.read()
         self._write(writer, method, answer)
         await writer.drain()
@@ -459,9 +482,7 @@ class SupabaseEmulator:
             writer.write(answer.body)
 
     async def _serve(self, request: Request, raw_path: str, body: _Body) -> _Answer:
-        upload = request.method in ("POST", "PUT") and bool(
-            re.fullmatch(r"/object/(?!sign/|list|info/|copy$|move$|public/)[^/]+/.+", request.path)
-        )
+        upload = request.method in ("POST", "PUT") and bool(re.fullmatch(_UPLOAD, request.path))
         with self._changed:
             self._requests.append(request)
             if upload:
@@ -545,35 +566,83 @@ class SupabaseEmulator:
 
     async def _upload(self, request: Request, body: _Body, *, refused: bool) -> _Answer:
         _, _, name, key = request.path.split("/", 3)
+        role = self._role(request.headers)
+        upsert = request.method == "PUT" or request.headers.get("x-upsert") == "true"
+        kept = await self._take(request, body, name, key, role, upsert=upsert, refused=refused)
+        return _reply({"Key": f"{name}/{key}", "Id": kept.id})
+
+    async def _take(
+        self,
+        request: Request,
+        body: _Body,
+        name: str,
+        key: str,
+        role: str,
+        *,
+        upsert: bool,
+        refused: bool = False,
+    ) -> _Object:
+        """Check an upload as the server does, in its order, and keep it."""
         headers = request.headers
-        role = self._role(headers)
         bucket = self._found(name)
         kind = headers.get("content-type", "application/octet-stream")
+        file = None
+        size = body.length or 0
+        if kind.startswith("multipart/form-data"):
+            file = _form(await body.read(), kind)
+            kind, size = file.content_type, len(file.data)
         if bucket.types is not None and kind not in bucket.types:
             raise _Refusal("bad_type", kind)
-        if bucket.limit is not None and (body.length or 0) > bucket.limit:
+        if bucket.limit is not None and size > bucket.limit:
             raise _Refusal("too_large")
         _check_key(key)
-        upsert = request.method == "PUT" or headers.get("x-upsert") == "true"
         if refused or (key in bucket.objects and not upsert):
             raise _Refusal("taken", poison=True)
         if role == "anon":
             raise _Refusal("rls", poison=True)
-        data = await body.read()
+        if file is None:
+            cache = headers.get("cache-control", "no-cache")
+            coded = base64.b64decode(headers.get("x-metadata", "")) or b"{}"
+            file = _File(await body.read(), kind, cache, json.loads(coded))
         if any(len(segment.encode()) > 255 for segment in key.split("/")):
             raise _Refusal("long_segment")
-        cache = headers.get("cache-control", "no-cache")
-        return _reply({"Key": f"{name}/{key}", "Id": self._keep(bucket, key, data, kind, cache).id})
+        return self._keep(bucket, key, file)
 
-    def _keep(self, bucket: _Bucket, key: str, data: bytes, kind: str, cache: str) -> _Object:
+    def _keep(self, bucket: _Bucket, key: str, file: _File) -> _Object:
         now = datetime.now(UTC)
         with self._changed:
             old = bucket.objects.get(key)
-            new = _Object(
-                old.id if old else str(uuid4()), data, kind, cache, old.created if old else now, now
+            created = old.created if old else now
+            name = old.id if old else str(uuid4())
+            new = bucket.objects[key] = _Object(
+                name,
+                file.data,
+                file.content_type,
+                file.cache_control,
+                created,
+                now,
+                file.metadata,
             )
-            bucket.objects[key] = new
         return new
+
+    def _upload_link(self, request: Request, name: str, key: str, role: str) -> _Answer:
+        """Leave to upload one object, for two hours, to whoever has the link."""
+        bucket = self._found(name)
+        _check_key(key)
+        upsert = request.headers.get("x-upsert") == "true"
+        if key in bucket.objects and not upsert:
+            raise _Refusal("taken")
+        if role == "anon":
+            raise _Refusal("rls")
+        token = _jwt(url=f"{name}/{key}", upsert=upsert, exp=int(time()) + 7200)
+        url = f"/object/upload/sign/{name}/{quote(key)}?token={token}"
+        return _reply({"url": url, "token": token})
+
+    async def _upload_signed(self, request: Request, body: _Body, name: str, key: str) -> _Answer:
+        claims = _claims(request.query.get("token", ""), f"{name}/{key}")
+        upsert = bool(claims.get("upsert"))
+        await self._take(request, body, name, key, "service", upsert=upsert)
+        return _reply({"Key": f"{name}/{key}"})
 
     # --- All the rest -----------------------------------------------------------------------
 
@@ -592,6 +661,10 @@ class SupabaseEmulator:
                 return self._signed_read(name, "/".join(rest), request)
             case "GET", ["object", "info", "public", name, *rest] if self._found(name).public:
                 return self._info(name, "/".join(rest))
+            case "GET", ["object", "info", name, *rest] if self._is_public(name):
+                return self._info(name, "/".join(rest))
+            case "PUT", ["object", "upload", "sign", name, *rest]:
+                return await self._upload_signed(request, body, name, "/".join(rest))
         role = self._role(request.headers)
         raw = await body.read()
         if not raw and request.headers.get("content-type") == "application/json":
@@ -604,17 +677,19 @@ class SupabaseEmulator:
                 return self._info(name, "/".join(rest), role)
             case "GET", ["object", "info", name, *rest]:
                 return self._info(name, "/".join(rest), role)
+            case "POST", ["object", "upload", "sign", name, *rest]:
+                return self._upload_link(request, name, "/".join(rest), role)
             case "POST", ["object", "list", name]:
                 return _reply(self._list(name, fields) if role == "service" else [])
             case "POST", ["object", "list-v2", name]:
                 return _reply(self._list_v2(name if role == "service" else "", fields))
             case "POST", ["object", "sign", name]:
-                paths = fields["paths"]
-                return _reply([self._sign_row(name, key, fields["expiresIn"]) for key in paths])
+                seconds = _seconds(fields)
+                return _reply([self._sign_row(name, key, seconds) for key in fields["paths"]])
             case "POST", ["object", "sign", name, *rest]:
                 key = "/".join(rest)
                 self._object(name, key)
-                return _reply({"signedURL": self._link(name, key, fields["expiresIn"])})
+                return _reply({"signedURL": self._link(name, key, _seconds(fields))})
             case "POST", ["object", "move" | "copy" as verb]:
                 return self._transfer(verb, fields)
             case "DELETE", ["object", name]:
@@ -628,6 +703,9 @@ class SupabaseEmulator:
         message = f"Route {method}:{request.path} not found"
         unknown = {"message": message, "error": "Not Found", "statusCode": 404}
         return _reply(unknown, status=404)
+
+    def _is_public(self, name: str) -> bool:
+        return name in self._buckets and self._buckets[name].public
 
     def _readable(self, name: str, key: str, role: str) -> _Object:
         if role == "anon" and not self._found(name).public:
@@ -646,7 +724,7 @@ class SupabaseEmulator:
                 "content_type": found.content_type,
                 "cache_control": found.cache_control,
                 "etag": found.etag,
-                "metadata": {},
+                "metadata": found.metadata,
                 "last_modified": _iso(found.modified),
                 "created_at": _iso(found.created),
             }
@@ -714,9 +792,16 @@ class SupabaseEmulator:
             if not key.startswith(prefix):
                 continue
             first, slash, _ = key.removeprefix(prefix).partition("/")
-            rows[first] = {"name": first, "id": None} if slash else _row(first, found)
+            if fields.get("search", "") in first:
+                rows[first] = _FOLDER | {"name": first} if slash else _row(first, found)
+        order = fields.get("sortBy", {})
+        listed = sorted(
+            rows.values(),
+            key=lambda row: (row[order.get("column", "name")] or "", row["name"]),
+            reverse=order.get("order") == "desc",
+        )
         offset = fields.get("offset", 0)
-        return list(rows.values())[offset : offset + fields.get("limit", 100)]
+        return listed[offset : offset + fields.get("limit", 100)]
 
     def _list_v2(self, name: str, fields: dict[str, Any]) -> dict[str, Any]:
         prefix, limit = fields.get("prefix", ""), fields.get("limit", 1000)
@@ -765,8 +850,8 @@ class SupabaseEmulator:
         with self._changed:
             if key in self._found(target).objects:
                 raise _Refusal("target_taken")
-            kept = found.data, found.content_type, found.cache_control
-            new = self._keep(self._buckets[target], key, *kept)
+            kept = _File(found.data, found.content_type, found.cache_control, found.metadata)
+            new = self._keep(self._buckets[target], key, kept)
             if verb == "copy":
                 return _reply({"Key": f"{target}/{key}", "Id": new.id})
             del self._buckets[name].objects[fields["sourceKey"]]
@@ -786,16 +871,7 @@ class SupabaseEmulator:
         return {"error": error, "path": key, "signedURL": None}
 
     def _signed_read(self, name: str, key: str, request: Request) -> _Answer:
-        token = request.query.get("token", "")
-        try:
-            coded = token.split(".")[1]
-            claims = json.loads(base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4)))
-        except (IndexError, ValueError):
-            raise _Refusal("bad_link") from None
-        if token != _jwt(**claims) or claims["url"] != f"{name}/{key}":
-            raise _Refusal("bad_link")
-        if claims["exp"] < time():
-            raise _Refusal("old_link")
+        claims = _claims(request.query.get("token", ""), f"{name}/{key}")
         answer = _read(self._object(name, key), request)
         answer.headers["Expires"] = formatdate(claims["exp"], usegmt=True)
         answer.headers.pop("Cache-Control", None)
@@ -812,6 +888,8 @@ class SupabaseEmulator:
         if name not in self._buckets:
             return _s3_error(404, "NoSuchBucket", "Bucket not found")
         bucket = self._buckets[name]
+        if not key and request.method == "HEAD":
+            return _Answer(headers={"x-amz-bucket-region": self.S3_REGION})
         if not key:
             return _s3_list(name, bucket, request.query)
         found = bucket.objects.get(key)
@@ -822,7 +900,7 @@ class SupabaseEmulator:
                 headers = request.headers
                 kind = headers.get("content-type", "application/octet-stream")
                 cache = headers.get("cache-control", "no-cache")
-                new = self._keep(bucket, key, raw, kind, cache)
+                new = self._keep(bucket, key, _File(raw, kind, cache))
                 return _Answer(headers={"ETag": new.etag})
             case "DELETE":
                 with self._changed:
@@ -831,6 +909,45 @@ class SupabaseEmulator:
             case "GET" | "HEAD" if found is not None:
                 return _read(found, request)
         return _s3_error(404, "NoSuchKey", "Object not found")
+
+
+def _claims(token: str, url: str) -> dict[str, Any]:
+    """What a link's token grants, when it was made here, for that object, and still holds."""
+    try:
+        coded = token.split(".")[1]
+        claims: dict[str, Any] = json.loads(
+            base64.urlsafe_b64decode(coded + "=" * (-len(coded) % 4))
+        )
+    except (IndexError, ValueError):
+        raise _Refusal("bad_link") from None
+    if token != _jwt(**claims) or claims["url"] != url:
+        raise _Refusal("bad_link")
+    if claims["exp"] < time():
+        raise _Refusal("old_link")
+    return claims
+
+
+def _seconds(fields: dict[str, Any]) -> int:
+    """How long a link is to hold, as a number or as its text."""
+    try:
+        return int(fields["expiresIn"])
+    except (KeyError, TypeError, ValueError):
+        raise _Refusal("bad_expiry") from None
+
+
+def _form(raw: bytes, kind: str) -> _File:
+    """The one file of a form, under any name, and the fields beside it."""
+    form = parse_multipart(raw, kind) or {}
+    files = [one for value in form.values() if isinstance(value, list) for one in value]
+    if len(files) != 1:
+        raise _Refusal("bad_form")
+    seconds, metadata = form.get("cacheControl"), form.get("metadata", "{}")
+    return _File(
+        files[0].data,
+        files[0].content_type,
+        f"max-age={seconds}" if seconds else "no-cache",
+        json.loads(str(metadata)),
+    )
 
 
 def _check_key(key: str) -> None:
@@ -853,12 +970,16 @@ def _iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+_FOLDER = dict.fromkeys(("id", "created_at", "updated_at", "last_accessed_at", "metadata"))
+
+
 def _row(name: str, found: _Object) -> dict[str, Any]:
     return {
         "id": found.id,
         "name": name,
         "created_at": _iso(found.created),
         "updated_at": _iso(found.modified),
+        "last_accessed_at": _iso(found.modified),
         "metadata": {
             "eTag": found.etag,
             "size": len(found.data),

@@ -4,18 +4,28 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
 
 * `size` and `style` are 400 "Argument not supported: size"; `aspect_ratio`, `resolution` and
   `quality` are refused the same way by grok-2-image. Other unknown fields are ignored.
-* A value that does not deserialise is 422; a wrong key is 400, a missing one 401. `quality: high`
-  of grok-imagine-image-2.0 is in the schema but not sold: 400.
+* A value that does not deserialise is 422, `null` counts as absent; a wrong key is 400, a missing
+  one 401. `quality: high` of grok-imagine-image-2.0 is in the schema but not sold, and 1.5k is
+  2.0's alone: 400 (measured on 22 September 2026, a public notebook of the API). The other
+  imagine models take any quality and ignore it.
+* An unknown model is 404, or 400 `invalid-argument` "Model not found" (seen in August 2026):
+  `missing_model` says which.
 * Output is JPEG, `url` by default. The ratio `auto` lets the model choose; here it chooses 4:3.
 * `usage.cost_in_usd_ticks` is the price (10^10 ticks are one dollar). Refused pictures are billed,
   whether the whole request is refused (400 with usage) or single items are (200, the item has
   `respect_moderation: false` and no picture).
-* The ratios 21:9 and 5:2 and a 1.5k resolution are UNSURE, so they are refused.
-* Edits take JSON with the picture as a URL or data URI, never multipart.
+* A picture in the answer has its bytes or URL and `mime_type`, as xAI's OpenAPI has it. Proxies,
+  and xAI in the past, add `revised_prompt`, `respect_moderation` and `model`: `verbose`.
+* Edits take JSON, never multipart: `image` or `images`, each `{url}`, `{image_url}` or
+  `{file_id}`, at most five. Each is billed: 1 cent by 2.0, 0.2 by grok-imagine-image.
+* `deferred: true` is answered with a `request_id` for GET /images/{id}: 202 `pending`, then 200
+  with `status` `done` or `failed`. It gives URLs only.
 """
 
+import uuid
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from aiohttp import web
 
@@ -36,14 +46,19 @@ RATIOS = (
     "20:9",
     "1:2",
     "2:1",
+    "21:9",
+    "5:2",
     "auto",
 )
-RESOLUTIONS = {"1k": 1024, "2k": 2048}
-QUALITIES = ("low", "medium", "high")
+RESOLUTIONS = {"1k": 1024, "1.5k": 1536, "2k": 2048}
+QUALITIES = ("low", "medium", "high", "auto")
 GROK_2_SIZE = (1024, 768)
 AUTO_RATIO = "4:3"
 GROK_2, IMAGINE, IMAGINE_2 = "grok-2-image", "grok-imagine-image", "grok-imagine-image-2.0"
-MODELS = (GROK_2, IMAGINE, IMAGINE_2)
+IMAGINE_QUALITY = "grok-imagine-image-quality"
+MODELS = (GROK_2, IMAGINE, IMAGINE_QUALITY, IMAGINE_2)
+CREATED = 1_780_000_000
+MOST_INPUTS = 5
 
 
 def _row(status: int, code: str, error: str, **extra: Any) -> ErrorRow:
@@ -64,12 +79,15 @@ def _unreadable(error: str) -> Fault:
 
 def price_ticks(model: str, resolution: str, quality: str) -> int:
     """What one picture costs, in ticks."""
-    if model == GROK_2:
-        return 7 * TICKS_PER_CENT
-    if model == IMAGINE:
-        return 2 * TICKS_PER_CENT
-    cents = 8 if resolution == "2k" else {"low": 4}.get(quality, 6)
+    cents = {GROK_2: 7, IMAGINE: 2, IMAGINE_QUALITY: 5}.get(model)
+    if cents is None:
+        cents = {"1k": 4, "1.5k": 5, "2k": 6}[resolution] + (0 if quality == "low" else 2)
     return cents * TICKS_PER_CENT
+
+
+def input_ticks(model: str) -> int:
+    """What one input picture of an edit costs, in ticks."""
+    return TICKS_PER_CENT // 5 if model == IMAGINE else TICKS_PER_CENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +100,24 @@ class Plan:
     height: int
     url: bool
     ticks: int
+    inputs: int = 0
+    deferred: bool = False
 
 
 class XaiEmulator(Emulator):
-    """POST /v1/images/generations and /v1/images/edits.
+    """POST /v1/images/generations and /v1/images/edits, GET /v1/images/{id}, and the models.
 
     `retired` names the models that answer 500 with a deprecation text; `data_uri` puts the prefix
-    `data:image/jpeg;base64,` before the base64.
+    `data:image/jpeg;base64,` before the base64; `verbose` adds the fields that proxies send; an
+    unknown model is answered with the row `missing_model`. Of a deferred request `polls` is the
+    number of answers with `pending`.
     """
 
     NAME = "xai"
     BASE_PATH = "/v1"
+    KNOBS = Emulator.KNOBS | {"polls"}
     WHOLE_REFUSALS: ClassVar[frozenset[str]] = frozenset(
-        {"moderation_blocked", "empty", "block_reason"}
+        {"moderation_blocked", "empty", "block_reason", "block_reason_above", "block_reason_null"}
     )
     ERRORS: ClassVar[dict[str, ErrorRow]] = {
         "invalid_argument": _row(400, _INVALID, "Invalid argument."),
@@ -107,6 +130,10 @@ class XaiEmulator(Emulator):
         "empty": ErrorRow(200, {}, {"data": []}),
         "block_reason": ErrorRow(
             200, {}, {"data": [{"block_reason": "CONTENT_MODERATION", "revised_prompt": ""}]}
+        ),
+        "block_reason_above": ErrorRow(200, {}, {"block_reason": "CONTENT_MODERATION"}),
+        "block_reason_null": ErrorRow(
+            200, {}, {"block_reason": "CONTENT_MODERATION", "data": None}
         ),
         "unauthenticated": _row(401, "Unauthenticated", "No authorization header."),
         "no_credits_402": _row(402, "Payment required", "Your team has run out of credits."),
@@ -125,6 +152,7 @@ class XaiEmulator(Emulator):
             "Some requested entity was not found",
             "The model grok-0 does not exist or your team does not have access to it.",
         ),
+        "model_not_found": _row(400, "invalid-argument", "Model not found: grok-0"),
         "unprocessable": _row(
             422,
             "Unprocessable entity",
@@ -155,25 +183,92 @@ class XaiEmulator(Emulator):
     }
 
     def __init__(
-        self, *, retired: frozenset[str] = frozenset(), data_uri: bool = False, **options: Any
+        self,
+        *,
+        retired: frozenset[str] = frozenset(),
+        data_uri: bool = False,
+        verbose: bool = False,
+        missing_model: Literal["not_found", "model_not_found"] = "not_found",
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.retired = retired
         self.data_uri = data_uri
+        self.verbose = verbose
+        self.missing_model = missing_model
+
+    def reset(self) -> None:
+        """Forget every record, behaviour and deferred request."""
+        super().reset()
+        with self._changed:
+            self._jobs: OrderedDict[str, tuple[int, Answer]] = OrderedDict()
 
     def _routes(self, app: web.Application) -> None:
         app.router.add_post("/v1/images/generations", self._generation)
         app.router.add_post("/v1/images/edits", self._generation)
+        app.router.add_get("/v1/images/{id}", self._deferred)
+        for path in ("/v1/models", "/v1/image-generation-models"):
+            app.router.add_get(path, self._models)
+            app.router.add_get(path + "/{id}", self._models)
 
-    def _check(self, call: Call) -> Plan:
-        scheme, _, key = call.headers.get("authorization", "").partition(" ")
+    def _admit(self, sent: str) -> None:
+        scheme, _, key = sent.partition(" ")
         if scheme != "Bearer" or not key:
             raise Fault(self.ERRORS["unauthenticated"])
         if key != self.key:
             raise Fault(self.ERRORS["incorrect_api_key"])
-        body = call.body
-        if not isinstance(body, dict):
+
+    def _missing(self, model: str) -> Fault:
+        row = self.ERRORS[self.missing_model]
+        body = {name: text.replace("grok-0", model) for name, text in dict(row.body).items()}
+        return Fault(row._replace(body=body))
+
+    async def _models(self, request: web.Request) -> web.StreamResponse:
+        images = request.path.startswith("/v1/image-generation-models")
+        name = request.match_info.get("id")
+        cards = {one: _card(one, images) for one in MODELS if one not in self.retired}
+        try:
+            self._admit(request.headers.get("authorization", ""))
+            if name is not None and name not in cards:
+                raise self._missing(name)
+        except Fault as fault:
+            return await self._send(request, fault.answer, Behaviour())
+        listed = {"models": [*cards.values()]}
+        if not images:
+            listed = {"object": "list", "data": [*cards.values()]}
+        return await self._send(request, Answer(200, cards[name] if name else listed), Behaviour())
+
+    async def _deferred(self, request: web.Request) -> web.StreamResponse:
+        try:
+            self._admit(request.headers.get("authorization", ""))
+            with self._changed:
+                polls, answer = self._jobs.get(request.match_info["id"], (0, None))
+                if answer is None:
+                    raise Fault(self.ERRORS["not_found"])
+                self._jobs[request.match_info["id"]] = max(0, polls - 1), answer
+        except Fault as fault:
+            answer, polls = fault.answer, 0
+        if polls:
+            answer = Answer(202, {"status": "pending"})
+        return await self._send(request, answer, Behaviour())
+
+    def _defer(self, done: Answer, polls: int) -> Answer:
+        """Keep the answer for who asks for it, and say under which name."""
+        body = {**done.body, "status": "done"}
+        if done.status >= 400:
+            body = {"status": "failed", "error": done.body}
+        name = str(uuid.uuid4())
+        with self._changed:
+            self._jobs[name] = polls, Answer(200, body)
+            while len(self._jobs) > self._keep:
+                self._jobs.popitem(last=False)
+        return Answer(200, {"request_id": name})
+
+    def _check(self, call: Call) -> Plan:
+        self._admit(call.headers.get("authorization", ""))
+        if not isinstance(call.body, dict):
             raise _unreadable("expected a JSON object.")
+        body = {name: value for name, value in call.body.items() if value is not None}
         for field in ("size", "style"):
             if field in body:
                 raise _bad(f"Argument not supported: {field}")
@@ -182,22 +277,14 @@ class XaiEmulator(Emulator):
             raise Fault(self.ERRORS["deprecated_model"])
         edit = call.path.endswith("/edits")
         if model not in MODELS or (edit and model == GROK_2):
-            raise Fault(
-                _row(
-                    404,
-                    "Some requested entity was not found",
-                    f"The model {model} does not exist or your team does not have access to it.",
-                )
-            )
+            raise self._missing(model)
         if model == GROK_2:
             for field in ("aspect_ratio", "resolution", "quality"):
                 if field in body:
                     raise _bad(f"Argument not supported: {field}")
         if not _text(body, "prompt", ""):
             raise _bad("The prompt must not be empty.")
-        if edit:
-            _inputs(body)
-        return _plan(model, body)
+        return _plan(model, body, _inputs(body) if edit else 0)
 
     def _work(self, plan: Plan, behaviour: Behaviour) -> Answer:
         refused = min(behaviour.refuse or 0, plan.n)
@@ -205,15 +292,17 @@ class XaiEmulator(Emulator):
         data: list[dict[str, Any]] = []
         for _ in range(max(0, plan.n - refused - behaviour.fewer)):
             picture = self._make(plan.width, plan.height, "jpeg")
-            item: dict[str, Any] = {"mime_type": "image/jpeg", "revised_prompt": ""}
+            item: dict[str, Any] = {"mime_type": "image/jpeg"}
             if plan.url:
                 item["url"] = self._host(picture, "jpeg", behaviour)
             else:
                 prefix = "data:image/jpeg;base64," if self.data_uri else ""
                 item["b64_json"] = prefix + self._inline(picture, behaviour)
-            data.append(item | {"respect_moderation": True})
-        data += [{"revised_prompt": "", "respect_moderation": False}] * refused
-        return Answer(200, {"data": data, "model": plan.model, "usage": _cost(plan, len(data))})
+            data.append(item | (_MORE if self.verbose else {}))
+        data += [{**(_MORE if self.verbose else {}), "respect_moderation": False}] * refused
+        body = {"data": data, "usage": _cost(plan, len(data))}
+        answer = Answer(200, body | ({"model": plan.model} if self.verbose else {}))
+        return self._defer(answer, behaviour.polls or 0) if plan.deferred else answer
 
     def _fail(self, plan: Plan, behaviour: Behaviour) -> Answer:
         answer = super()._fail(plan, behaviour)
@@ -221,11 +310,40 @@ class XaiEmulator(Emulator):
             return answer
         self._bill(plan.n)
         body = answer.body | {"usage": _cost(plan, plan.n)}
-        return Answer(answer.status, body, answer.headers)
+        answer = Answer(answer.status, body, answer.headers)
+        return self._defer(answer, behaviour.polls or 0) if plan.deferred else answer
+
+
+# What proxies say of each picture beside it.
+_MORE = {"revised_prompt": "", "respect_moderation": True}
+
+
+def _card(name: str, images: bool) -> dict[str, Any]:
+    """The model as its list shows it; the prices are in ticks."""
+    card: dict[str, Any] = {"id": name, "created": CREATED, "object": "model", "owned_by": "xai"}
+    if not images:
+        return card
+    tiers = [
+        {"quality": quality, "resolution": resolution, "price_per_image": price}
+        for resolution in RESOLUTIONS
+        for quality in ("low", "medium")
+        for price in [price_ticks(name, resolution, quality)]
+    ]
+    return card | {
+        "aliases": [],
+        "fingerprint": "fp_emulator",
+        "version": "1.0.0",
+        "max_prompt_length": 8000,
+        "input_modalities": ["text"] if name == GROK_2 else ["text", "image"],
+        "output_modalities": ["image"],
+        "image_price": price_ticks(name, "1k", "medium"),
+        "pricing": tiers if name == IMAGINE_2 else [],
+    }
 
 
 def _cost(plan: Plan, pictures: int) -> dict[str, int]:
-    return {"cost_in_usd_ticks": plan.ticks * pictures}
+    inputs = plan.inputs * input_ticks(plan.model)
+    return {"cost_in_usd_ticks": plan.ticks * pictures + inputs}
 
 
 def _text(body: dict[str, Any], field: str, default: str) -> str:
@@ -242,7 +360,7 @@ def _choice(body: dict[str, Any], field: str, allowed: tuple[str, ...], default:
     return value
 
 
-def _plan(model: str, body: dict[str, Any]) -> Plan:
+def _plan(model: str, body: dict[str, Any], inputs: int) -> Plan:
     n = body.get("n", 1)
     if isinstance(n, bool) or not isinstance(n, int):
         raise _unreadable("n: invalid type, expected an integer.")
@@ -254,7 +372,15 @@ def _plan(model: str, body: dict[str, Any]) -> Plan:
     ratio = _choice(body, "aspect_ratio", RATIOS, "auto")
     quality = _choice(body, "quality", QUALITIES, "medium") if model == IMAGINE_2 else "medium"
     if quality == "high":
-        raise _bad("The quality high is not available for this model.")
+        only = "low, medium, auto"
+        raise _bad(f"This model only supports the following quality value(s): {only}.")
+    if resolution == "1.5k" and model != IMAGINE_2:
+        raise _bad("1.5K resolution is not supported for this model.")
+    deferred = body.get("deferred", False)
+    if not isinstance(deferred, bool):
+        raise _unreadable("deferred: invalid type, expected a boolean.")
+    if deferred and answer != "url":
+        raise _bad("Deferred requests support only response_format url.")
     size = GROK_2_SIZE
     if model != GROK_2:
         size = ratio_size(AUTO_RATIO if ratio == "auto" else ratio, RESOLUTIONS[resolution], 16)
@@ -265,15 +391,27 @@ def _plan(model: str, body: dict[str, Any]) -> Plan:
         height=size[1],
         url=answer == "url",
         ticks=price_ticks(model, resolution, quality),
+        inputs=inputs,
+        deferred=deferred,
     )
 
 
-def _inputs(body: dict[str, Any]) -> None:
-    """Check the picture or pictures an edit starts from."""
+def _inputs(body: dict[str, Any]) -> int:
+    """Check the picture or pictures an edit starts from; how many there are."""
+    if "image" in body and "images" in body:
+        raise _bad("Only one of image and images may be set.")
     images = body.get("images", [body["image"]] if "image" in body else [])
     if not isinstance(images, list) or not images:
         raise _bad("The image must not be empty.")
+    if len(images) > MOST_INPUTS:
+        raise _bad(f"At most {MOST_INPUTS} images are allowed.")
     for image in images:
-        url = image.get("url") if isinstance(image, dict) else image
-        if not isinstance(url, str) or not url.startswith(("https://", "http://", "data:image/")):
+        if not isinstance(image, dict):
+            raise _unreadable("image: invalid type, expected an object.")
+        named = [image[name] for name in ("url", "image_url", "file_id") if image.get(name)]
+        if len(named) != 1 or not isinstance(named[0], str):
+            raise _bad("The image must be a URL, a data URI or a file.")
+        schemes = ("https://", "http://", "data:image/")
+        if not image.get("file_id") and not named[0].startswith(schemes):
             raise _bad("The image must be a URL or a data URI.")
+    return len(images)

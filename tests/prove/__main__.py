@@ -35,6 +35,7 @@ PROOFS = (
     Proof("stateful-model", (f"{BILLING}/test_model.py",)),
     Proof("webhooks", (f"{BILLING}/test_webhooks.py",)),
     Proof("reconciliation", (f"{BILLING}/test_reconciliation.py",)),
+    Proof("clients", ("tests/test_clients",)),
     Proof("tenancy", ("tests/pages/test_walk.py", "tests/pages/test_billing.py")),
     Proof("content-types", ("tests/api/test_bodies.py",)),
 )

@@ -1,5 +1,7 @@
 """The fal emulator is as strict as the sync host and the queue."""
 
+import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +62,7 @@ def follow(
     ("endpoint", "fields", "kind", "size", "units"),
     [
         (FLUX, {}, "JPEG", (1024, 768), 1),
-        (FLUX, {"image_size": "square_hd", "output_format": "png"}, "PNG", (1024, 1024), 2),
+        (FLUX, {"image_size": "square_hd", "output_format": "png"}, "PNG", (1024, 1024), 1),
         (FLUX, {"image_size": {"width": 1440, "height": 960}}, "JPEG", (1440, 960), 2),
         (ULTRA, {}, "JPEG", (2720, 1536), 1),
         (ULTRA, {"aspect_ratio": "1:1"}, "JPEG", (2048, 2048), 1),
@@ -211,6 +213,55 @@ def test_queue(http: httpx.Client, fal: FalEmulator) -> None:
     assert http.get(built, headers={"Authorization": f"Key {fal.key}"}).status_code == 405
     assert http.get(base).status_code == 401
     assert follow(http, fal, base.replace("flux-pro", "flux"))[0] == 404
+
+
+def test_every_status_names_the_request(http: httpx.Client, fal: FalEmulator) -> None:
+    fal.queue(Behaviour(polls=2))
+    job = submit(http, fal)
+    assert job.pop("gateway_request_id") == job["request_id"]
+    names = {name: job[name] for name in job.keys() - {"status", "queue_position"}}
+    bodies = [follow(http, fal, f"{job['status_url']}?logs=1")[1] for _ in range(3)]
+    assert [body | names for body in bodies] == bodies
+    assert [len(body.get("logs", ())) for body in bodies] == [0, 1, 1]
+    assert bodies[2]["logs"][0].keys() == {"message", "level", "source", "timestamp"}
+    assert follow(http, fal, job["status_url"])[1]["logs"] == []
+
+
+def test_a_stream_of_statuses(http: httpx.Client, fal: FalEmulator) -> None:
+    gate = threading.Event()
+    fal.queue(Behaviour(gate=gate), Behaviour(polls=2))
+    headers = {"Authorization": f"Key {fal.key}"}
+    seen = []
+    url = submit(http, fal)["status_url"] + "/stream"
+    with http.stream("GET", url, headers=headers) as answer:
+        for line in answer.iter_lines():
+            if line:
+                seen.append(json.loads(line.removeprefix("data: "))["status"])
+                gate.set()
+    assert seen == ["IN_QUEUE", "COMPLETED"]
+    text = http.get(submit(http, fal)["status_url"] + "/stream", headers=headers).text
+    assert re.findall(r'"status": "(\w+)"', text) == ["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+    assert http.get(url).status_code == 401
+
+
+def test_a_stream_ends_with_the_output(http: httpx.Client, fal: FalEmulator) -> None:
+    headers = {"Authorization": f"Key {fal.key}"}
+    answer = http.post(f"{fal.url}/{FLUX}/stream", json={"prompt": "a kite"}, headers=headers)
+    assert answer.headers["content-type"] == "text/event-stream"
+    output = json.loads(answer.text.removeprefix("data: "))
+    assert [http.get(image["url"]).content for image in output["images"]] == fal.pictures
+    refused = http.post(f"{fal.url}/{FLUX}/stream", json={}, headers=headers)
+    assert refused.status_code == 422
+
+
+def test_urls_on_another_host(http: httpx.Client, fal: FalEmulator) -> None:
+    fal.queue(Behaviour(urls_on="https://queue.falrun.com"))
+    job = submit(http, fal, ULTRA)
+    there = f"https://queue.falrun.com/fal-ai/flux-pro/requests/{job['request_id']}"
+    assert (job["response_url"], job["cancel_url"]) == (there, f"{there}/cancel")
+    here = f"{fal.queue_url}/fal-ai/flux-pro/requests/{job['request_id']}"
+    assert follow(http, fal, f"{here}/status")[1]["status_url"] == f"{there}/status"
+    assert follow(http, fal, here)[0] == 200
 
 
 def test_completed_is_not_success(http: httpx.Client, fal: FalEmulator) -> None:

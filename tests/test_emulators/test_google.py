@@ -7,11 +7,16 @@ import httpx
 import pytest
 
 from tests.emulators.base import Behaviour
-from tests.emulators.google import GEMINI_SIZES, IMAGEN_SIZES, GoogleEmulator
+from tests.emulators.google import (
+    GEMINI_MODELS,
+    GEMINI_SIZES_21,
+    IMAGEN_SIZES,
+    GoogleEmulator,
+)
 from tests.test_emulators.conftest import opened
 
 IMAGEN = "imagen-4.0-generate-001:predict"
-FLASH = "gemini-3.1-flash-image:generateContent"
+NANO = "gemini-nano-banana-2.1:generateContent"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +47,11 @@ def predict(
 
 def generate(http: httpx.Client, google: GoogleEmulator, **config: Any) -> httpx.Response:
     contents = [{"role": "user", "parts": [{"text": "a kite"}]}]
-    return post(http, google, FLASH, {"contents": contents, "generationConfig": config})
+    return post(http, google, NANO, {"contents": contents, "generationConfig": config})
 
 
 def test_keys(http: httpx.Client, google: GoogleEmulator) -> None:
-    url = f"{google.url}/models/{FLASH}"
+    url = f"{google.url}/models/{NANO}"
     missing = http.post(url, params={"key": google.key}, json={})
     assert (missing.status_code, missing.json()["error"]["status"]) == (403, "PERMISSION_DENIED")
     wrong = http.post(url, headers={"x-goog-api-key": "no"}, json={})
@@ -60,6 +65,53 @@ def test_models(http: httpx.Client, google: GoogleEmulator) -> None:
     google.retired = frozenset({"imagen-4.0-generate-001"})
     assert predict(http, google).status_code == 404
     google.retired = frozenset()
+    gone = predict(http, google, "gemini-3.1-flash-image:generateContent")
+    assert gone.json()["error"]["status"] == "NOT_FOUND"
+
+
+def test_both_versions(http: httpx.Client, google: GoogleEmulator) -> None:
+    body = {"contents": [{"parts": [{"text": "a kite"}]}]}
+    headers = {"x-goog-api-key": google.key}
+    for version in ("v1", "v1beta"):
+        url = f"{google.origin}/{version}/models"
+        assert http.post(f"{url}/{NANO}", json=body, headers=headers).status_code == 200
+        listed = http.get(url, headers=headers).json()["models"]
+        assert {f"models/{name}" for name in GEMINI_MODELS} < {card["name"] for card in listed}
+        found = http.get(f"{url}/gemini-3-pro-image", headers=headers).json()
+        assert found in listed
+        assert http.get(f"{url}/gemini-0", headers=headers).status_code == 404
+        assert http.get(url).status_code == 403
+
+
+def test_counting_is_free(http: httpx.Client, google: GoogleEmulator) -> None:
+    counted = post(
+        http,
+        google,
+        "gemini-3-pro-image:countTokens",
+        {"contents": [{"parts": [{"text": "a kite"}]}]},
+    )
+    assert counted.json()["totalTokens"] == 2
+    assert google.billed == 0
+
+
+def test_a_stream_has_a_chunk_for_each_part(http: httpx.Client, google: GoogleEmulator) -> None:
+    action = "gemini-3-pro-image:streamGenerateContent"
+    body = {
+        "contents": [{"parts": [{"text": "a kite"}]}],
+        "generationConfig": {"thinkingConfig": {"includeThoughts": True}},
+    }
+    chunks = post(http, google, action, body).json()
+    parts = [chunk["candidates"][0]["content"]["parts"][0] for chunk in chunks]
+    assert [set(part) for part in parts] == [{"text", "thought"}, {"text"}, {"inlineData"}]
+    assert [one["candidates"][0].get("finishReason") for one in chunks] == [None, None, "STOP"]
+    events = post(http, google, f"{action}?alt=sse", body)
+    assert events.headers["content-type"] == "text/event-stream"
+    assert events.text.count("data: {") == 3
+    assert "event:" not in events.text
+    google.queue(Behaviour(error="finish_image_safety"), Behaviour(error="unavailable"))
+    assert "IMAGE_SAFETY" in post(http, google, f"{action}?alt=sse", body).text
+    assert post(http, google, action, body).json()[0]["error"]["status"] == "UNAVAILABLE"
+    assert google.billed == 2
 
 
 @pytest.mark.parametrize(
@@ -84,6 +136,34 @@ def test_imagen_refuses(
 ) -> None:
     answer = predict(http, google, **parameters)
     assert (answer.status_code, answer.json()["error"]["status"]) == (400, "INVALID_ARGUMENT")
+
+
+def test_people_in_any_case(http: httpx.Client, google: GoogleEmulator) -> None:
+    for people in ("ALLOW_ADULT", "allow_all", "DONT_ALLOW"):
+        assert predict(http, google, personGeneration=people, sampleCount=1).status_code == 200
+
+
+def test_what_the_sdk_may_configure(http: httpx.Client, google: GoogleEmulator) -> None:
+    answer = post(
+        http,
+        google,
+        NANO,
+        {
+            "contents": [{"parts": [{"text": "a kite"}, {"fileData": {"fileUri": "https://x"}}]}],
+            "generationConfig": {
+                "temperature": 0.4,
+                "topP": 0.95,
+                "topK": 40,
+                "maxOutputTokens": 8192,
+                "stopSequences": ["END"],
+                "thinkingConfig": {"thinkingLevel": "HIGH"},
+                "responseModalities": ["IMAGE"],
+            },
+            "tools": [{"googleSearch": {}}],
+            "toolConfig": {},
+        },
+    )
+    assert answer.status_code == 200
 
 
 def test_imagen_refuses_more(http: httpx.Client, google: GoogleEmulator) -> None:
@@ -127,14 +207,14 @@ def test_imagen_refusals(http: httpx.Client, google: GoogleEmulator) -> None:
     assert attributes[-1]["contentType"] == "Positive Prompt"
 
 
-@pytest.mark.parametrize("ratio", GEMINI_SIZES)
+@pytest.mark.parametrize("ratio", GEMINI_SIZES_21)
 def test_gemini_sizes(http: httpx.Client, google: GoogleEmulator, ratio: str) -> None:
     image = {"aspectRatio": ratio, "imageSize": "1K"}
     body = generate(http, google, responseModalities=["IMAGE"], imageConfig=image, seed=7).json()
     (part,) = body["candidates"][0]["content"]["parts"]
-    assert opened(part["inlineData"]["data"]) == ("PNG", GEMINI_SIZES[ratio])
+    assert opened(part["inlineData"]["data"]) == ("PNG", GEMINI_SIZES_21[ratio])
     assert body["candidates"][0]["finishReason"] == "STOP"
-    assert body["modelVersion"] == "gemini-3.1-flash-image"
+    assert body["modelVersion"] == "gemini-nano-banana-2.1"
 
 
 def test_gemini_mixes_text(http: httpx.Client, google: GoogleEmulator) -> None:
@@ -152,6 +232,12 @@ def test_gemini_mixes_text(http: httpx.Client, google: GoogleEmulator) -> None:
         {"responseModalities": ["PICTURE"]},
         {"seed": "7"},
         {"sampleCount": 2},
+        {"temperature": 3},
+        {"topP": "high"},
+        {"maxOutputTokens": 0},
+        {"stopSequences": ["a"] * 6},
+        {"thinkingConfig": {"thinkingLevel": "DEEP"}},
+        {"thinkingConfig": {"thinkingLevel": "LOW", "thinkingBudget": 5}},
     ],
 )
 def test_gemini_refuses(http: httpx.Client, google: GoogleEmulator, config: dict[str, Any]) -> None:

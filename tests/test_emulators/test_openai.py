@@ -10,7 +10,7 @@ import openai as sdk
 import pytest
 
 from tests.emulators.base import Behaviour, make_picture
-from tests.emulators.openai import OpenAIEmulator
+from tests.emulators.openai import MODELS, STREAM_FORMS, OpenAIEmulator
 from tests.test_emulators.conftest import opened
 
 
@@ -59,6 +59,21 @@ def post(http: httpx.Client, openai: OpenAIEmulator, **fields: Any) -> httpx.Res
         ({"output_compression": 50}, "invalid_value", "output_compression"),
         ({"partial_images": 1}, "invalid_value", "partial_images"),
         ({"partial_images": 4, "stream": True}, "integer_above_max_value", "partial_images"),
+        ({"n": 2, "stream": True}, None, None),
+        ({"n": 2, "stream": True, "partial_images": 1}, None, None),
+        ({"frame_count": 4}, "unknown_parameter", "frame_count"),
+        ({"model": "gpt-image-2.6-flare", "frame_count": 4}, "invalid_value", "frame_count"),
+        ({"model": "gpt-image-2.6-flare", "complexity": "vast"}, "invalid_value", "complexity"),
+        (
+            {"model": "gpt-image-2.6-flare", "output_format": "svg", "n": 2},
+            "invalid_value",
+            "n",
+        ),
+        (
+            {"model": "gpt-image-2.5-flare", "output_format": "gif"},
+            "invalid_value",
+            "output_format",
+        ),
         ({"n": 11}, "integer_above_max_value", "n"),
         ({"n": 0}, "integer_below_min_value", "n"),
         ({"n": "2"}, "invalid_type", "n"),
@@ -73,7 +88,11 @@ def post(http: httpx.Client, openai: OpenAIEmulator, **fields: Any) -> httpx.Res
     ],
 )
 def test_refused(
-    http: httpx.Client, openai: OpenAIEmulator, fields: dict[str, Any], code: str, param: str
+    http: httpx.Client,
+    openai: OpenAIEmulator,
+    fields: dict[str, Any],
+    code: str | None,
+    param: str | None,
 ) -> None:
     answer = post(http, openai, **fields)
     error = answer.json()["error"]
@@ -171,14 +190,19 @@ def test_official_client_streams(openai: OpenAIEmulator, client: sdk.OpenAI) -> 
     used = [event.usage for event in events if event.type == "image_generation.completed"]
     assert [(usage.input_tokens, usage.output_tokens) for usage in used] == [(2, 472)]
     assert openai.billed == 1
-    with pytest.raises(sdk.BadRequestError) as refused:
-        client.images.generate(model="gpt-image-1", prompt="a kite", n=2, stream=True)
-    assert refused.value.param == "n"
-    openai.queue(Behaviour(error="stream_server_error"))
+
+
+@pytest.mark.parametrize("form", STREAM_FORMS)
+def test_an_error_in_a_stream(openai: OpenAIEmulator, client: sdk.OpenAI, form: str) -> None:
+    openai.queue(Behaviour(error=f"stream_server_error{form}"))
     stream = client.images.generate(
         model="gpt-image-1", prompt="a kite", stream=True, partial_images=1
     )
     assert next(stream).type == "image_generation.partial_image"
+    if form == "_flat":
+        # No `error` in it: the SDK passes it on as an event like any other.
+        assert next(stream).type == "error"
+        return
     with pytest.raises(sdk.APIError, match="The server had an error"):
         next(stream)
 
@@ -204,5 +228,63 @@ def test_edits(openai: OpenAIEmulator, client: sdk.OpenAI) -> None:
     assert [event.type for event in events] == ["image_edit.completed"]
 
 
+def test_a_mask_stays_under_4_megabytes(openai: OpenAIEmulator, client: sdk.OpenAI) -> None:
+    picture = make_picture(64, 64, "png")
+    big = make_picture(64, 64, "png", alpha=True, pad=4 << 20)
+    with pytest.raises(sdk.BadRequestError, match="'mask': the file is too large"):
+        client.images.edit(model="gpt-image-1", prompt="x", image=picture, mask=big)
+    assert openai.billed == 0
+
+
+def test_edits_in_json(http: httpx.Client, openai: OpenAIEmulator) -> None:
+    inline = base64.b64encode(make_picture(2048, 1024, "png")).decode()
+    headers = {"Authorization": f"Bearer {openai.key}"}
+
+    def edit(*images: dict[str, str]) -> httpx.Response:
+        body = {"model": "gpt-image-2", "prompt": "a kite", "quality": "low", "images": images}
+        return http.post(f"{openai.url}/images/edits", json=body, headers=headers)
+
+    drawn = edit({"image_url": f"data:image/png;base64,{inline}"}, {"file_id": "file-1"})
+    assert drawn.json()["usage"]["input_tokens_details"]["image_tokens"] == 2 * 3050 + 3050
+    for bad in ({}, {"image_url": "ftp://x"}, {"image_url": "https://x", "file_id": "file-1"}):
+        assert edit(bad).status_code == 400
+    assert edit().status_code == 400
+    assert openai.billed == 1
+
+
+@pytest.mark.parametrize(("fmt", "kind"), [("gif", "GIF"), ("svg", None)])
+def test_drawings_of_2_6(
+    http: httpx.Client, openai: OpenAIEmulator, fmt: str, kind: str | None
+) -> None:
+    body = post(http, openai, model="gpt-image-2.6-flare", output_format=fmt, quality="low").json()
+    raw = base64.b64decode(body["data"][0]["b64_json"])
+    assert raw.startswith(b"<svg ") if kind is None else opened(raw) == (kind, (1024, 1024))
+    assert (body["output_format"], [raw]) == (fmt, openai.pictures)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_variations(openai: OpenAIEmulator, client: sdk.OpenAI) -> None:
+    picture = make_picture(64, 64, "png")
+    answer = client.images.create_variation(image=picture, n=2, size="256x256")
+    assert [row.revised_prompt for row in answer.data or []] == [None, None]
+    assert openai.billed == 2
+    with pytest.raises(sdk.BadRequestError, match="only dall-e-2"):
+        client.images.create_variation(image=picture, model="gpt-image-2")
+    openai.retired = frozenset({"dall-e-2"})
+    with pytest.raises(sdk.NotFoundError, match="does not exist"):
+        client.images.create_variation(image=picture)
+    openai.retired = frozenset()
+
+
 def test_models(openai: OpenAIEmulator, client: sdk.OpenAI) -> None:
-    assert "gpt-image-2" in {model.id for model in client.models.list()}
+    listed = {model.id: model for model in client.models.list()}
+    assert listed.keys() == MODELS.keys()
+    for name, model in listed.items():
+        assert client.models.retrieve(name) == model
+    assert listed["gpt-image-2"].to_dict()["shutdown_date"] is None
+    assert listed["gpt-image-1-mini"].to_dict()["shutdown_date"] == "2026-12-01"
+    with pytest.raises(sdk.NotFoundError) as caught:
+        client.models.retrieve("gpt-image-9")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(sdk.AuthenticationError):
+        client.with_options(api_key="no").models.retrieve("gpt-image-2")

@@ -19,6 +19,7 @@ from images.providers.base import (
     Shortfall,
 )
 from images.providers.downloads import Downloads
+from tests.emulators.base import Behaviour
 from tests.emulators.openai import OpenAIEmulator
 from tests.images.providers import DOT, draw, exchange, images
 
@@ -123,6 +124,22 @@ def test_where_a_refusal_was_made(details: Any, stage: str) -> None:
 
 
 # --- Streams ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(OpenAIEmulator.STREAM_ERRORS))
+def test_an_error_in_a_stream_means_the_same_in_each_of_its_forms(
+    emulator: OpenAIEmulator, name: str
+) -> None:
+    emulator.queue(Behaviour(error=name))
+
+    with pytest.raises(ProviderError) as caught:
+        ask(emulator, partial_images=1)
+
+    code = REFUSED if "moderation" in name else UNAVAILABLE
+    error = caught.value
+    assert (error.code, error.charged, error.retryable) == (code, True, False)
+    assert len(emulator.calls) == 1
+
 
 SAFETY = {"code": "moderation_blocked", "message": "No.", "type": "image_generation_user_error"}
 FAILURES: list[tuple[str, dict[str, Any]]] = [
