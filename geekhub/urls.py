@@ -39,3 +39,4 @@ urlpatterns = [
 
 handler403 = "geekhub.errors.forbidden"
 handler404 = "geekhub.errors.not_found"
+handler500 = "geekhub.errors.server_error"

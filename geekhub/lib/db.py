@@ -6,6 +6,7 @@ a small executor whose threads keep their connections; nothing is held between t
 
 import asyncio
 import select
+import sqlite3
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,36 @@ from datetime import datetime
 from functools import cache
 from typing import Any, cast
 
-from django.db import connection, connections, models
+from django.db import InterfaceError, OperationalError, connection, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.expressions import DatabaseDefault
 
 type Parameter = int | str | uuid.UUID | datetime
+
+# By PostgreSQL's classes of SQLSTATE: a connection that broke, a server that stops, starts, or has
+# no room for another connection (PostgreSQL 18, "PostgreSQL Error Codes", read 28 November 2026).
+_AWAY_STATES = ("08", "53", "57P")
+_AWAY_ON_SQLITE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether the error means that the database cannot be used now, whatever is asked."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    match error.__cause__:
+        case sqlite3.Error() as cause:
+            # The lowest byte is the kind, the others say more.
+            return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _AWAY_ON_SQLITE
+        case cause:
+            # Without a state it is the client's own: no connection, or one that is lost.
+            state = getattr(cause, "sqlstate", None)
+            return state is None or state.startswith(_AWAY_STATES)
 
 
 class DatabaseThreads:
