@@ -47,7 +47,7 @@ from billing.models import (
 from billing.stripe_client import is_connected
 from geekhub.lib import money
 from images import admin as images
-from images import platform
+from images import orphans, platform
 from images.catalog import CATALOG, OWNERS
 from images.gateway import gateway_of
 from images.models import Generation
@@ -243,7 +243,7 @@ def job_health(now: datetime) -> list[JobHealth]:
     """Return how each job that should run here does."""
     begun = dict(JobRun.objects.values_list("name", "started_at"))
     found = []
-    for job in jobs.current():
+    for job in jobs.current() + orphans.JOBS:
         at = begun.get(job.name)
         late = at is None or at < now - job.every - PATIENCE
         found.append(JobHealth(job.name, job.every, at if at != jobs.LONG_AGO else None, late))

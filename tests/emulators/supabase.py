@@ -592,6 +592,8 @@ class SupabaseEmulator:
                 return self._signed_read(name, "/".join(rest), request)
             case "GET", ["object", "info", "public", name, *rest] if self._found(name).public:
                 return self._info(name, "/".join(rest))
+            case "GET", ["object", "info", name, *rest] if self._is_public(name):
+                return self._info(name, "/".join(rest))
         role = self._role(request.headers)
         raw = await body.read()
         if not raw and request.headers.get("content-type") == "application/json":
@@ -628,6 +630,9 @@ class SupabaseEmulator:
         message = f"Route {method}:{request.path} not found"
         unknown = {"message": message, "error": "Not Found", "statusCode": 404}
         return _reply(unknown, status=404)
+
+    def _is_public(self, name: str) -> bool:
+        return name in self._buckets and self._buckets[name].public
 
     def _readable(self, name: str, key: str, role: str) -> _Object:
         if role == "anon" and not self._found(name).public:

@@ -15,7 +15,7 @@ from django.utils import timezone
 from billing import jobs
 from billing.stripe_catalog import check_mode
 from geekhub.lib.liveness import departed
-from images import fuse, gallery, gateway, generation, rollups, spool
+from images import fuse, gallery, gateway, generation, orphans, rollups, spool
 from images.models import Image
 
 log = logging.getLogger("geekhub.worker")
@@ -26,8 +26,8 @@ PAUSE_SECONDS = 5.0
 class Command(BaseCommand):
     help = (
         "Run the background jobs until SIGTERM: settle what dead processes left, upload pictures "
-        "that wait for the store, enforce retention, delete objects of deleted pictures, and "
-        "billing's: usage, invoices, recharges, alerts, reconciliation. "
+        "that wait for the store, enforce retention, delete objects of deleted pictures and "
+        "orphans, and billing's: usage, invoices, recharges, alerts, reconciliation. "
         "With --once do all that is due, print what was done, and exit."
     )
 
@@ -39,8 +39,9 @@ class Command(BaseCommand):
         if options["once"]:
             for name, work in JOBS.items():
                 self.stdout.write(f"{name}: {work()}")
-            for name, count in jobs.run_due(now=timezone.now()).items():
-                self.stdout.write(f"{name}: {count}")
+            for job in _timed_jobs():
+                if (count := _run(job)) is not None:
+                    self.stdout.write(f"{job.name}: {count}")
             return
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,10 +63,14 @@ class Command(BaseCommand):
 
 
 def _all_jobs() -> Iterator[tuple[str, Callable[[], int | None]]]:
-    """Yield every job; billing's look for themselves whether they are due, and where they run."""
+    """Yield every job; the timed ones look for themselves whether they are due, and where."""
     yield from JOBS.items()
-    for job in jobs.current():
+    for job in _timed_jobs():
         yield job.name, partial(_run, job)
+
+
+def _timed_jobs() -> tuple[jobs.Job, ...]:
+    return jobs.current() + orphans.JOBS
 
 
 def _run(job: jobs.Job) -> int | None:
