@@ -25,7 +25,7 @@ class S3ImageStorage(S3Storage):  # type: ignore[misc]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.client_config = self.client_config.merge(LIMITS)
+        self.client_config: Config = self.client_config.merge(LIMITS)
 
     async def asave(
         self, name: str, data: bytes, content_type: str, deadline: float | None = None

@@ -39,9 +39,9 @@ class Command(BaseCommand):
         if options["once"]:
             for name, work in JOBS.items():
                 self.stdout.write(f"{name}: {work()}")
-            for job in _timed_jobs():
-                if (count := _run(job)) is not None:
-                    self.stdout.write(f"{job.name}: {count}")
+            for timed in _timed_jobs():
+                if (count := _run(timed)) is not None:
+                    self.stdout.write(f"{timed.name}: {count}")
             return
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
