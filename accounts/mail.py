@@ -9,6 +9,9 @@ from django.template.loader import render_to_string
 
 log = logging.getLogger("geekhub.mail")
 
+# What sending raises when no server takes it.
+NOT_SENT = (OSError, smtplib.SMTPException)
+
 
 def send(to: list[str], subject: str, template: str, context: dict[str, Any]) -> bool:
     """Send emails/TEMPLATE.txt to each address; False when no server took it.
@@ -18,7 +21,7 @@ def send(to: list[str], subject: str, template: str, context: dict[str, Any]) ->
     text = render_to_string(f"emails/{template}.txt", context)
     try:
         send_mail(" ".join(subject.split()), text, None, to)
-    except (OSError, smtplib.SMTPException):
-        log.exception("mail about %r was not sent", template)
+    except NOT_SENT as error:
+        log.error("mail about %r was not sent: %s", template, error)
         return False
     return True

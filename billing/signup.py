@@ -1,5 +1,6 @@
 """Signing up: what allauth asks of us. A new person brings an organization, or an invitation."""
 
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,16 +11,30 @@ from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
 from django import forms
 from django.conf import settings
+from django.contrib import messages
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
-from accounts import members
+from accounts import mail, members
 from accounts.models import Invitation, User
 from billing.onboarding import address_proved, found_organization
 from geekhub.lib import addresses
+
+log = logging.getLogger("geekhub.mail")
+
+
+# Where a mail can be asked for again; of what is not here, what it tells of is done without it.
+AGAIN = {
+    "account/email/password_reset_key": "account_reset_password",
+    "account/email/unknown_account": "account_reset_password",
+    "account/email/email_confirmation": "login",
+    "account/email/email_confirmation_signup": "login",
+    "account/email/account_already_exists": "login",
+}
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth ships no types
@@ -34,9 +49,30 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
         return reverse("welcome")
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Send allauth's mail in the product's name, not the host's."""
+        """Send allauth's mail in the product's name, not the host's.
+
+        When no server takes it, end the page by leading to where it can be asked for again, in
+        the same words whether the address is known or not.
+        """
         site = {"name": "Geek Hub", "domain": urlsplit(settings.PUBLIC_URL).netloc}
-        super().send_mail(template_prefix, email, {**context, "current_site": site})
+        try:
+            super().send_mail(template_prefix, email, {**context, "current_site": site})
+        except mail.NOT_SENT as error:
+            log.error("mail about %r was not sent: %s", template_prefix, error)
+            if template_prefix in AGAIN:
+                raise ImmediateHttpResponse(self._again(AGAIN[template_prefix])) from error
+
+    def _again(self, place: str) -> HttpResponse:
+        words = _now("The e-mail could not be sent. Try again in a few minutes.")
+        if place == "login" and self.request.user.is_authenticated:
+            place = "account_email"
+        elif place == "login":
+            words = _now(
+                "The e-mail with your code could not be sent. Log in in a few minutes to get "
+                "another one."
+            )
+        messages.error(self.request, words)
+        return redirect(place)
 
     def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
         """Mark an address as proved; whoever has founded an organization gets the bonus then."""

@@ -334,6 +334,8 @@ SECURE_REDIRECT_EXEMPT = [r"^health$", r"^ready$"]
 
 # --- Database and cache ---------------------------------------------------------------------
 
+# How long a server waits for an answer of PostgreSQL; manage.py's commands wait for ever.
+DATABASE_TIMEOUT_SECONDS = env.float("DATABASE_TIMEOUT_SECONDS", default=30)
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR}/db.sqlite3")}
 DATABASES["default"] |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
@@ -346,14 +348,26 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     }
     # An in-memory test database cannot be shared with the server's threads.
     DATABASES["default"]["TEST"] = {"NAME": str(DATA_DIR / "test.sqlite3")}
+else:
+    DATABASES["default"]["ENGINE"] = "geekhub.lib.postgresql"
+    DATABASES["default"]["OPTIONS"] = {
+        "connect_timeout": 5,
+        # A host that is gone says nothing: its silence is noticed in half a minute.
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 15_000,
+        "answer_within": DATABASE_TIMEOUT_SECONDS,
+        **DATABASES["default"].get("OPTIONS", {}),
+    }
 
 REDIS_URL = env.str("REDIS_URL", default="")
 CACHES = {
     "default": (
         {
-            "BACKEND": "django.core.cache.backends.redis.RedisCache",
+            "BACKEND": "geekhub.lib.cache.SteadyRedisCache",
             "LOCATION": REDIS_URL,
-            "OPTIONS": {"pool_class": "redis.BlockingConnectionPool", "max_connections": 16},
+            "OPTIONS": {"max_connections": 16},
         }
         if REDIS_URL
         else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
@@ -583,7 +597,10 @@ LOGGING = {
             ],
         }
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+    "filters": {"outages": {"()": "geekhub.lib.outages.OutageFilter"}},
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "lines", "filters": ["outages"]}
+    },
     "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
     "loggers": {
         "django.request": {"level": "ERROR"},

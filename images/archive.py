@@ -11,7 +11,7 @@ from django.utils.text import slugify
 
 from geekhub.lib.tasks import to_its_end
 from images.models import Image
-from images.storage import ImageStore, StorageError
+from images.storage import ImageStore, StorageError, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,19 @@ def check(images: Sequence[Image]) -> None:
 async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncGenerator[bytes]:
     """Yield the bytes of a zip file with the pictures, their generations loaded.
 
-    One that cannot be read is left out and named in `missing.txt`. Nothing is compressed:
-    pictures are already.
+    One that cannot be read is left out and named in `missing.txt`, and so are all that follow when
+    the store is away. Nothing is compressed: pictures are already.
     """
-    outbox, missing = _Outbox(), []
+    outbox, missing, away = _Outbox(), [], False
     with zipfile.ZipFile(outbox, "w") as archive:
         for image in images:
+            if away:
+                missing.append(file_name(image))
+                continue
             try:
                 data = await store.aread(image.name)
             except (StorageError, FileNotFoundError) as error:
+                away = isinstance(error, StorageUnavailable)
                 log.warning("%s is not in a zip file: %s", image.name, error)
                 missing.append(file_name(image))
                 continue

@@ -24,7 +24,7 @@ from accounts.models import Organization, User
 from images.models import Generation, GenerationStatus, Image
 from images.private import PREFIX
 from images.spool import Spool
-from images.storage import ImageStore, StorageError, SupabaseStorage
+from images.storage import ImageStore, StorageError, StorageUnavailable, SupabaseStorage
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ ORPHAN_AGE = timedelta(hours=1)
 
 
 # A picture's public name, see Image.reference.
+# The request in the name of an object.
+REQUEST = re.compile(r"(?:private/)?[0-9a-f-]{36}/([0-9a-f-]{36})/")
 REFERENCE = re.compile(r"(req_[0-9a-f]{24})-([0-9])")
 
 
@@ -132,7 +134,8 @@ def pick(organization: Organization, references: Collection[str]) -> list[Image]
 def links(images: Collection[Image]) -> dict[str, str]:
     """Return where each picture is read from, by its name; the addresses of private ones expire.
 
-    One call to the store signs them all. A picture whose object is missing has no link.
+    One call to the store signs them all. A picture whose object is missing has no link. Raises
+    StorageError when the store of the private ones is away.
     """
     private = [image.name for image in images if image.name.startswith(PREFIX)]
     public = [image.name for image in images if not image.name.startswith(PREFIX)]
@@ -186,14 +189,21 @@ def mark_deleted(generation: Generation, index: int | None = None) -> list[Image
 
 
 async def purge(store: ImageStore, images: Iterable[Image]) -> list[Image]:
-    """Delete the objects of marked pictures; return those that are gone."""
-    gate = asyncio.Semaphore(PARALLEL)
+    """Delete the objects of marked pictures; return those that are gone.
+
+    When the store is away the others are left to another round.
+    """
+    gate, away = asyncio.Semaphore(PARALLEL), False
 
     async def one(image: Image) -> Image | None:
+        nonlocal away
         async with gate:
+            if away:
+                return None
             try:
                 await store.adelete(image.name)
             except StorageError as error:
+                away = isinstance(error, StorageUnavailable)
                 log.warning("%s is not deleted yet: %s", image.name, error)
                 return None
         return image
@@ -207,8 +217,12 @@ def mark_purged(images: Sequence[Image]) -> None:
 
 
 async def is_deleted(name: str) -> bool:
-    """Tell whether the picture of this name is marked as deleted."""
-    return await Image.objects.filter(name=name, deleted_at__isnull=False).aexists()
+    """Return whether the picture of this name is marked as deleted, or its request has failed."""
+    if await Image.objects.filter(name=name, deleted_at__isnull=False).aexists():
+        return True
+    match = REQUEST.match(name)
+    failed = Generation.objects.filter(status=GenerationStatus.FAILED)
+    return match is not None and await failed.filter(pk=match[1]).aexists()
 
 
 def to_purge() -> list[Image]:

@@ -2,7 +2,7 @@
 
 from billing import jobs
 from billing.jobs import DAY, MINUTE, WHOLE_MONTH, Job
-from images import reconciliation
+from images import orphans, reconciliation
 
 OURS = (
     Job(
@@ -15,6 +15,7 @@ OURS = (
         DAY,
         lambda now: reconciliation.requests(now=now, since=now - WHOLE_MONTH).differences,
     ),
+    Job("orphans removed", 10 * MINUTE, orphans.sweep),
 )
 
 

@@ -11,11 +11,13 @@ from typing import Literal, Protocol
 
 import redis
 
+from geekhub.lib.outages import Breaker, Seldom
+
 log = logging.getLogger(__name__)
 
 WINDOW_SECONDS = 60.0
 KEYS_REMEMBERED = 10_000
-AWAY_SECONDS = 5.0
+CONNECT_SECONDS, READ_SECONDS = 0.5, 1.0
 
 
 class RateLimited(Exception):
@@ -139,27 +141,31 @@ class RedisLimiter:
     def __init__(self, url: str) -> None:
         # The default pool raises above its size; this one waits.
         pool = redis.BlockingConnectionPool.from_url(
-            url, max_connections=16, timeout=5, socket_timeout=2, socket_connect_timeout=2
+            url,
+            max_connections=16,
+            timeout=READ_SECONDS,
+            socket_timeout=READ_SECONDS,
+            socket_connect_timeout=CONNECT_SECONDS,
         )
         self._redis = redis.Redis(connection_pool=pool)
         self._enter = self._redis.register_script(ENTER)
         self._alone = MemoryLimiter()
-        self._away_until = 0.0
+        self._breaker = Breaker()
+        self._seldom = Seldom()
 
     def enter(self, caller: Caller, ticket: str) -> Admission:
         keys = [f"rpm:{caller.key}", f"in_flight:{caller.organization}"]
         milliseconds = [int(caller.lease * 1000), int(WINDOW_SECONDS * 1000)]
-        if time.monotonic() < self._away_until:
+        if not self._breaker.lets_through():
             return self._alone.enter(caller, ticket)
         try:
             verdict, number = self._enter(
                 keys=keys, args=[ticket, caller.rpm, caller.max_in_flight, *milliseconds]
             )
-        except redis.RedisError:
-            log.exception("Redis does not answer; requests are limited per process")
-            # Asking again at once would make every request wait for the same silence.
-            self._away_until = time.monotonic() + AWAY_SECONDS
+        except redis.RedisError as error:
+            self._away(error)
             return self._alone.enter(caller, ticket)
+        self._breaker.worked()
         if verdict == 1:
             raise RateLimited("requests", caller.rpm, int(number) / 1000)
         if verdict == 2:
@@ -167,8 +173,17 @@ class RedisLimiter:
         return Admission(caller, ticket, int(number))
 
     def leave(self, admission: Admission) -> None:
-        try:
-            self._redis.zrem(f"in_flight:{admission.caller.organization}", admission.ticket)
-        except redis.RedisError:
-            log.exception("Redis does not answer; a place in flight frees itself by its lease")
         self._alone.leave(admission)
+        # A place that is not given back frees itself by its lease.
+        if self._breaker.lets_through():
+            try:
+                self._redis.zrem(f"in_flight:{admission.caller.organization}", admission.ticket)
+            except redis.RedisError as error:
+                self._away(error)
+            else:
+                self._breaker.worked()
+
+    def _away(self, error: redis.RedisError) -> None:
+        self._breaker.failed()
+        if self._seldom.passes():
+            log.error("Redis does not answer; requests are limited per process: %s", error)

@@ -9,15 +9,23 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files.base import ContentFile
 from storages.backends.s3 import S3Storage
 
 from images.local_storage import StorageRefused, StorageUnavailable, check_name
 
+# boto3's own are a minute each and four further tries (botocore 1.44.5, Config).
+LIMITS = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts": 2})
+
 
 class S3ImageStorage(S3Storage):  # type: ignore[misc]
     """django-storages' backend as an ImageStore: each asynchronous call is one of a thread."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.client_config: Config = self.client_config.merge(LIMITS)
 
     async def asave(
         self, name: str, data: bytes, content_type: str, deadline: float | None = None
@@ -46,18 +54,18 @@ class S3ImageStorage(S3Storage):  # type: ignore[misc]
         return str(self.url(name))
 
     async def probe(self) -> None:
-        """See ImageStore."""
-        await self._call(self.exists, "probe")
+        """See ImageStore; of an object, a missing one says nothing about the bucket."""
+        await self._call(self.connection.meta.client.head_bucket, Bucket=self.bucket_name)
 
     async def aclose(self) -> None:
         """boto3 keeps its connections for the threads that come next."""
 
     async def _call[T](
-        self, call: Callable[..., T], *args: Any, deadline: float | None = None
+        self, call: Callable[..., T], *args: Any, deadline: float | None = None, **named: Any
     ) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.to_thread(call, *args)
+                return await asyncio.to_thread(call, *args, **named)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
             if status == 429 or status >= 500:

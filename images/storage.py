@@ -57,6 +57,10 @@ __all__ = [
 ]
 
 
+# A page waits for the links it shows.
+LINK_SECONDS = 4.0
+
+
 @deconstructible
 class SupabaseStorage(Storage):
     """Pictures in a bucket of Supabase Storage, over its REST interface.
@@ -67,8 +71,9 @@ class SupabaseStorage(Storage):
     `public_url` is the host in links, such as a CDN in front of the project; the default is `url`.
     `location` is a folder of the bucket under which every name lies.
     `expires_in` makes `url()` sign links for that long, for a private bucket.
-    `timeout` bounds one attempt of an asynchronous call, and each read and write of a synchronous
-    one; `attempts` and `backoff` say how often a call is tried, and the pause before the second.
+    `timeout` bounds one attempt of an asynchronous call, and all of them twice as long; it bounds
+    each read and write of a synchronous one, which is not tried again after so long. `attempts` and
+    `backoff` say how often a call is tried, and the pause before the second.
     `max_bytes` is the largest upload, refused before it is sent.
     """
 
@@ -98,7 +103,7 @@ class SupabaseStorage(Storage):
         self.attempts = attempts
         self._backoff = backoff
         self._timeout = httpx.Timeout(timeout, connect=connect_timeout)
-        self._seconds = timeout
+        self._seconds, self._connect_seconds = timeout, connect_timeout
         self._headers = {**http.OURS, **_credentials(key)}
         self._lock = threading.Lock()
         self._client: tuple[int, httpx.Client] | None = None
@@ -141,6 +146,7 @@ class SupabaseStorage(Storage):
             "POST",
             f"/object/sign/{self.bucket}",
             json={"expiresIn": expires_in, "paths": list(keys)},
+            seconds=min(self._seconds, LINK_SECONDS),
         )
         # The address is relative to the storage server, not to the host.
         with _making_sense():
@@ -211,11 +217,12 @@ class SupabaseStorage(Storage):
         """Return the body of a good answer; try again while that can help and time is left."""
         now = asyncio.get_running_loop().time
         pauses = _pauses(attempts or self.attempts, self._backoff)
+        if deadline is None:
+            deadline = now() + 2 * self._seconds
         while True:
-            limit = now() + self._seconds
             try:
                 async with (
-                    asyncio.timeout_at(limit if deadline is None else min(limit, deadline)),
+                    asyncio.timeout_at(min(now() + self._seconds, deadline)),
                     self._aclient().stream(
                         method,
                         self.base + path,
@@ -235,7 +242,7 @@ class SupabaseStorage(Storage):
             except StorageUnavailable as error:
                 failure = error
             pause = next(pauses, None)
-            if pause is None or (deadline is not None and now() + pause >= deadline):
+            if pause is None or now() + pause >= deadline:
                 raise failure
             await asyncio.sleep(pause)
             if data is not None:
@@ -306,7 +313,8 @@ class SupabaseStorage(Storage):
     def exists(self, name: str) -> bool:
         """Return whether the object is there; only "no such object" is a no, all else raises.
 
-        HEAD cannot tell a missing object from a bad key, so the object's information is asked for.
+        HEAD cannot tell a missing object from a bad key, so the object's information is asked for,
+        by the route that looks at the key.
         """
         try:
             self._info(name)
@@ -390,20 +398,26 @@ class SupabaseStorage(Storage):
                 self._client = None
 
     def _info(self, name: str) -> Any:
-        return self._json("GET", f"/object/info/{self._place(name)}")
+        # The shorter `/object/info/` answers for a public bucket whatever key is sent
+        # (supabase/storage 4fa61fb, getObjectInfo.ts, allowInvalidJwt; read 28 November 2026).
+        return self._json("GET", f"/object/info/authenticated/{self._place(name)}")
 
-    def _json(self, method: str, path: str, *, json: Any = None) -> Any:
-        return _parsed(self._retried(method, path, json=json))
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        return _parsed(self._retried(method, path, **options))
 
-    def _retried(self, method: str, path: str, **options: Any) -> bytes:
-        """See `_send`; for calls that may be done twice."""
+    def _retried(
+        self, method: str, path: str, *, seconds: float | None = None, **options: Any
+    ) -> bytes:
+        """See `_send`; for calls that may be done twice. After `seconds` there is no other try."""
+        seconds = seconds or self._seconds
+        end = time.monotonic() + seconds
         pauses = _pauses(self.attempts, self._backoff)
         while True:
             try:
-                return self._send(method, path, **options)
+                return self._send(method, path, seconds=seconds, **options)
             except StorageUnavailable:
                 pause = next(pauses, None)
-                if pause is None:
+                if pause is None or time.monotonic() + pause >= end:
                     raise
             time.sleep(pause)
 
@@ -412,6 +426,7 @@ class SupabaseStorage(Storage):
         method: str,
         path: str,
         *,
+        seconds: float,
         headers: dict[str, str] | None = None,
         json: Any = None,
         content: "File[bytes] | None" = None,
@@ -422,7 +437,10 @@ class SupabaseStorage(Storage):
             with self._sync_client().stream(
                 method,
                 self.base + path,
-                headers=headers,
+                # See _UploadResponse. To close it here would be too late: with the answer's last
+                # byte it is back in the pool, and another thread may have it.
+                headers=headers if content is None else {**(headers or {}), "Connection": "close"},
+                timeout=httpx.Timeout(seconds, connect=min(seconds, self._connect_seconds)),
                 json=json,
                 # chunks() begins at the start each time. Without it, a File yields lines.
                 content=None if content is None else content.chunks(),
@@ -436,9 +454,6 @@ class SupabaseStorage(Storage):
                         into.write(chunk)
                     return b""
                 body = read_at_most_now(response, self.max_bytes)
-                if content is not None and not response.is_success:
-                    # See _UploadResponse.
-                    response.extensions["network_stream"].close()
         except BodyTooLarge as error:
             raise _too_large(path, self.max_bytes) from error
         except httpx.HTTPError as error:

@@ -1,5 +1,6 @@
 """Small views of pictures for lists, made when one is first asked for and then kept in a cache."""
 
+import asyncio
 import threading
 
 from asgiref.sync import async_to_sync
@@ -7,12 +8,14 @@ from django.core.cache import caches
 
 from images import pictures
 from images.gateway import Gateway, store_of
+from images.storage import StorageUnavailable
 
 EDGE = 384
 KEPT_SECONDS = 7 * 24 * 3600
 # Each has a whole picture in memory and keeps a core busy, beside the requests of the API.
 AT_ONCE = 2
 WAIT_SECONDS = 20.0
+READ_SECONDS = 10.0
 
 _places = threading.BoundedSemaphore(AT_ONCE)
 
@@ -43,6 +46,9 @@ def thumbnail(gateway: Gateway | None, name: str) -> bytes:
 def _read(gateway: Gateway | None, name: str) -> bytes:
     async def read() -> bytes:
         async with store_of(gateway) as store:
-            return await store.aread(name)
+            try:
+                return await asyncio.wait_for(store.aread(name), READ_SECONDS)
+            except TimeoutError as error:
+                raise StorageUnavailable(f"{name} was not read in {READ_SECONDS:g} s") from error
 
     return async_to_sync(read)()

@@ -20,6 +20,31 @@ from django.db.models.expressions import DatabaseDefault
 
 type Parameter = int | str | uuid.UUID | datetime
 
+# By PostgreSQL's classes of SQLSTATE: a connection that broke, a server that stops, starts, or has
+# no room for another connection (PostgreSQL 18, "PostgreSQL Error Codes", read 28 November 2026).
+_AWAY_STATES = ("08", "53", "57P")
+_AWAY_ON_SQLITE = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+)
+
+
+def is_away(error: BaseException) -> bool:
+    """Return whether the error means that the database cannot be used now, whatever is asked."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    match error.__cause__:
+        case sqlite3.Error() as cause:
+            # The lowest byte is the kind, the others say more.
+            return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _AWAY_ON_SQLITE
+        case cause:
+            # Without a state it is the client's own: no connection, or one that is lost.
+            state = getattr(cause, "sqlstate", None)
+            return state is None or state.startswith(_AWAY_STATES)
+
 
 class DatabaseThreads:
     """Runs units of database work on `threads` threads, each with its own connection."""
@@ -47,17 +72,6 @@ class DatabaseThreads:
             opened.inc_thread_sharing()
             opened.close()
         self._opened.clear()
-
-
-def is_away(error: BaseException) -> bool:
-    """Return whether an exception means that the database is away or busy, and a moment later may
-    be there again; not that a statement was wrong.
-    """
-    cause = error.__cause__
-    if isinstance(cause, sqlite3.OperationalError):
-        # SQLite says so of a missing table, too; what is locked or cannot be read has its own code.
-        return getattr(cause, "sqlite_errorcode", 0) != sqlite3.SQLITE_ERROR
-    return isinstance(error, (OperationalError, InterfaceError))
 
 
 def execute(sql: str, *parameters: Parameter) -> int:

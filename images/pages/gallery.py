@@ -1,5 +1,6 @@
 """The gallery: find pictures, look at one, take several along, delete."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,6 +27,8 @@ from images.models import Image
 from images.pages.privacy import hide_prompts
 from images.pictures import NotAPicture
 from images.storage import StorageError
+
+log = logging.getLogger(__name__)
 
 PAGE = 48
 MAX_WORDS = 8
@@ -144,12 +147,24 @@ def picture(request: MemberRequest, reference: str) -> HttpResponse:
     model = CATALOG.get(image.generation.model)
     context = {
         "image": image,
-        "url": gallery.links([image]).get(image.name, ""),
+        "url": links(request, [image]).get(image.name, ""),
         "generation": image.generation,
         "name": model.name if model else image.generation.model,
         "file_name": archive.file_name(image),
     }
     return render(request, "images/gallery/picture.html", context)
+
+
+def links(request: HttpRequest, images: list[Image]) -> dict[str, str]:
+    """Return where each picture is read from; none, and a message, while the store is away."""
+    try:
+        return gallery.links(images)
+    except StorageError as error:
+        log.warning("no links to pictures: %s", error)
+        messages.error(
+            request, _now("The picture store can't be reached right now. Try again in a moment.")
+        )
+        return {}
 
 
 @require_safe

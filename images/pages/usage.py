@@ -18,10 +18,11 @@ from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
 from billing.downloads import csv_file
 from billing.models import LedgerEntry
-from images import gallery, usage, usage_csv
+from images import usage, usage_csv
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from images.pages.curl import curl
+from images.pages.gallery import links
 from images.pages.privacy import hide_prompts
 from images.pages.words import ERRORS, explain
 from images.usage import Place, Wanted
@@ -230,11 +231,11 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
         raise Http404
     images: list[Image] = list(found.images.all())
     hide_prompts(request.access, images, [found])
-    links = gallery.links(images)
+    addresses = links(request, images)
     context = {
         "row": Row(found),
         "found": found,
-        "pictures": [(image, links.get(image.name, "")) for image in images],
+        "pictures": [(image, addresses.get(image.name, "")) for image in images],
         "deleted": found.delivered - len(images),
         "entries": _entries(found),
         "curl": curl(found, settings.PUBLIC_URL),

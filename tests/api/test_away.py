@@ -110,9 +110,6 @@ def test_what_means_that_the_database_is_away(live_key: NewKey) -> None:
 
     for error in (OperationalError("gone"), InterfaceError("closed")):
         assert db.is_away(error)
-    locked = OperationalError("database is locked")
-    locked.__cause__ = sqlite3.OperationalError("database is locked")
-    assert db.is_away(locked)
     for error in (ProgrammingError("x"), ValueError("x"), raised(query)):
         assert not db.is_away(error), error
 

@@ -1,6 +1,8 @@
 """The store goes away under load: nothing charged that cannot be fetched, and it heals itself."""
 
 import asyncio
+import io
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
@@ -15,7 +17,7 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
-from images import gallery, gateway
+from images import archive, gallery, gateway
 from images.models import Generation, Image
 from images.spool import Spool
 from tests.emulators.supabase import SupabaseEmulator, Trouble
@@ -222,3 +224,50 @@ def test_a_picture_that_leaves_the_spool_while_it_is_counted_counts_nothing(tmp_
     assert spool.size() == 7
     assert list(spool.names()) == ["a/stays.png"]
     asyncio.run(spool.put("a/fits.png", b"x" * 93, "image/png"))
+
+
+def test_the_first_picture_that_the_store_does_not_give_ends_the_asking(
+    remote: Callable[[], AppServer], supabase: SupabaseEmulator, live_key: NewKey
+) -> None:
+    """Each might be waited for as long as the first: a file of a hundred, a round of the worker."""
+    burst(remote(), live_key, 20)
+    images = list(Image.objects.select_related("generation"))
+    supabase.reset()
+    supabase.always(Trouble(error="502_html"))
+
+    async def work() -> bytes:
+        store = gateway.image_store()
+        try:
+            assert await gallery.purge(store, images) == []
+            purging = len(supabase.requests)
+            assert 0 < purging <= 2 * gallery.PARALLEL
+            data = b"".join([part async for part in archive.zipped(store, images)])
+            assert len(supabase.requests) - purging == 2
+            return data
+        finally:
+            await store.aclose()
+
+    with zipfile.ZipFile(io.BytesIO(asyncio.run(work()))) as file:
+        assert len(file.read("missing.txt").splitlines()) == 20
+
+
+def test_a_spooled_picture_of_a_request_that_failed_is_in_no_store(
+    remote: Callable[[], AppServer],
+    supabase: SupabaseEmulator,
+    live_key: NewKey,
+    settings: Settings,
+) -> None:
+    settings.STORAGE_OUTAGE = "spool"
+    app = remote()
+    supabase.refuse_connections()
+    burst(app, live_key, 2)
+    lost, stays = Image.objects.order_by("pk")
+    # As a process leaves it that is killed between the spool and the charge.
+    request = lost.generation_id
+    lost.delete()
+    Generation.objects.filter(pk=request).update(status="failed", delivered=0, cost_micro=0)
+
+    supabase.accept_connections()
+    call_command("worker", "--once")
+
+    assert list(supabase.objects) == [stays.name]

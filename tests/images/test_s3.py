@@ -67,3 +67,19 @@ def test_a_picture_over_s3_has_the_same_public_address(
     api.http.close()
     assert httpx.get(row["url"]).status_code == 400
     assert supabase.objects == {}
+
+
+def test_a_missing_bucket_or_a_wrong_key_is_not_ready(
+    remote: AppServer, supabase: SupabaseEmulator
+) -> None:
+    def ready() -> str:
+        checks: dict[str, str] = httpx.get(f"{remote.origin}/ready", timeout=30).json()["checks"]
+        return checks["storage"]
+
+    assert ready() == "ok"
+    supabase.drop_bucket()
+    assert ready() == "failed"
+    supabase.reset()
+    assert ready() == "ok"
+    supabase.S3_KEY_ID = "another"
+    assert ready() == "failed"

@@ -199,10 +199,28 @@ def test_connections_are_kept_otherwise(emulator: SupabaseEmulator, once: Supaba
     run(once, work)
     assert len({request.connection for request in emulator.requests}) == 1
     emulator.reset()
-    for index in range(5):
-        once.save(f"a/{index}.png", ContentFile(PICTURE))
+    for _ in range(5):
         assert not once.exists("a/missing.png")
     assert len({request.connection for request in emulator.requests}) == 1
+
+
+def test_no_request_follows_a_synchronous_upload(
+    emulator: SupabaseEmulator, once: SupabaseStorage
+) -> None:
+    """A refused one poisons its connection, and is seen to be refused when another may have it."""
+    for _ in range(3):
+        once.save("a/b.png", ContentFile(PICTURE[:1000]))
+        assert once.exists("a/b.png")
+    connections = [request.connection for request in emulator.requests]
+    uploads = [
+        number
+        for number, request in enumerate(emulator.requests)
+        if request.method == "POST" and request.path.startswith("/object/")
+    ]
+    assert len(uploads) == 5, "two were refused and named anew"
+    for number in uploads:
+        assert emulator.requests[number].headers["connection"] == "close"
+        assert connections[number] not in connections[number + 1 :]
 
 
 @pytest.mark.parametrize("size", [3_000_000, 19_000_000])
@@ -712,8 +730,25 @@ def test_probe_tells_what_is_wrong(
     emulator.queue(Trouble(error="503"))
     assert asyncio.run(probed(make())).startswith("StorageUnavailable")
     assert "exp" in asyncio.run(probed(make(key=emulator.expired_key)))
+    assert "AccessDenied" in asyncio.run(probed(make(key="sb_secret_wrong")))
     emulator.drop_bucket()
     assert "NoSuchBucket" in asyncio.run(probed(make()))
+
+
+@pytest.mark.parametrize("key", ["sb_secret_wrong", "a.b.c"])
+def test_a_wrong_key_is_not_taken_for_a_missing_object(
+    emulator: SupabaseEmulator,
+    store: SupabaseStorage,
+    make: Callable[..., SupabaseStorage],
+    key: str,
+) -> None:
+    """The bucket is public, whose objects are shown to all; what we ask for is not."""
+    store.save("a/b.png", ContentFile(b"x"))
+    wrong = make(key=key)
+    for call in (wrong.exists, wrong.size):
+        for name in ("a/b.png", "a/missing.png"):
+            with pytest.raises(StorageRefused):
+                call(name)
 
 
 # --- The alternative: django-storages on Supabase's S3 interface -----------------------------

@@ -1,4 +1,4 @@
-"""Run every proof of money, the long ones too, on both databases; a line for each.
+"""Run every proof, of money and of outages, the long ones too, on both databases; a line for each.
 
 Usage: `python -m tests.prove [NAME …]`
 """
@@ -36,6 +36,7 @@ PROOFS = (
     Proof("webhooks", (f"{BILLING}/test_webhooks.py",)),
     Proof("reconciliation", (f"{BILLING}/test_reconciliation.py",)),
     Proof("clients", ("tests/test_clients",)),
+    Proof("outages", ("tests/away",)),
     Proof("tenancy", ("tests/pages/test_walk.py", "tests/pages/test_billing.py")),
     Proof("content-types", ("tests/api/test_bodies.py",)),
 )
