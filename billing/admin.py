@@ -17,7 +17,8 @@ from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from accounts import audit, viewing
+from accounts import viewing
+from accounts.audit_words import Told
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, User
 from accounts.staff import (
     ChoiceField,
@@ -49,6 +50,7 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
+from billing.pages.words import InvoiceState
 from billing.staff import change_credit_limit
 from geekhub.lib import money
 
@@ -204,8 +206,13 @@ class OrganizationAdmin(StaffAdmin):
             .order_by("pk"),
             "keys": keys[:KEYS],
             "entries": LedgerEntry.objects.filter(organization=key).order_by("-pk")[:ENTRIES],
-            "events": events.order_by("-created_at", "-pk")[:EVENTS],
-            "invoices": Invoice.objects.filter(organization=key).order_by("-created")[:ENTRIES],
+            "events": [Told(one) for one in events.order_by("-created_at", "-pk")[:EVENTS]],
+            "invoices": [
+                (invoice, InvoiceState(invoice))
+                for invoice in Invoice.objects.filter(organization=key).order_by("-created")[
+                    :ENTRIES
+                ]
+            ],
         }
         return cast(HttpResponse, super().change_view(request, object_id, form_url, context))
 
@@ -371,16 +378,8 @@ class OrganizationAdmin(StaffAdmin):
 
         def do(row: Organization, data: dict[str, Any]) -> str:
             user = cast(User, request.user)
-            if not standing.resume(row, user):
+            if not standing.resume(row, user, data["reason"]):
                 return _now("It was not suspended.")
-            # The service has no place for a reason; it stands beside what it did.
-            audit.record(
-                "account.resumed_by_staff",
-                organization=row,
-                actor=user,
-                subject=row.slug,
-                reason=data["reason"],
-            )
             return _now("The organization may draw again.")
 
         return self.act(
