@@ -10,7 +10,7 @@ from allauth.core.exceptions import ImmediateHttpResponse
 from django import forms
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.translation import gettext_lazy as _
@@ -31,6 +31,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
     def get_signup_redirect_url(self, request: HttpRequest) -> str:
         """Return the first page of a new person."""
         return reverse("welcome")
+
+    def post_login(self, request: HttpRequest, user: User, **told: Any) -> HttpResponse:
+        """Lead a new person to the first page, wherever the sign-up was opened from."""
+        if told["signup"]:
+            told["redirect_url"] = self.get_signup_redirect_url(request)
+        answer: HttpResponse = super().post_login(request, user, **told)
+        return answer
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Send allauth's mail in the product's name, not the host's."""

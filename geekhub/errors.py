@@ -1,4 +1,4 @@
-"""The pages of errors, which show the navigation and so ask the database.
+"""The pages of errors, which show the navigation and so ask the database; and where else to look.
 
 Under ASGI, Django renders them in a thread of a pool and not in the request's own. Nobody would
 close that thread's connection: it would stay open, and some day be one that the server has ended.
@@ -6,12 +6,26 @@ close that thread's connection: it would stay open, and some day be one that the
 
 from collections.abc import Callable
 from functools import wraps
+from urllib.parse import urlsplit
 
+from django.conf import settings
+from django.contrib import messages
 from django.db import connection
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
+from django.shortcuts import redirect, render
+from django.urls import is_valid_path, reverse
+from django.utils.http import escape_leading_slashes
+from django.utils.translation import gettext as _
 from django.views import defaults
 
+from accounts.access import came_from
+
 type ErrorPage = Callable[[HttpRequest, Exception], HttpResponse]
+type View = Callable[..., HttpResponse]
+
+READS = ("GET", "HEAD")
+# static/drafts.js gives a form on the page back what was typed in it.
+UNSENT = "#unsent"
 
 
 def _closing(page: ErrorPage) -> ErrorPage:
@@ -29,5 +43,51 @@ def _closing(page: ErrorPage) -> ErrorPage:
     return render
 
 
-not_found = _closing(defaults.page_not_found)
+def _not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Lead from an address that lacks a slash, or has one too many, to the page; else 404."""
+    path = request.path_info
+    other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+    # No route at all led here. One that takes any path has no other address.
+    if request.method in READS and request.resolver_match is None and is_valid_path(other):
+        query = request.META.get("QUERY_STRING", "")
+        address = escape_leading_slashes(other) + (f"?{query}" if query else "")
+        return HttpResponsePermanentRedirect(address)
+    return defaults.page_not_found(request, exception)
+
+
+def moved(name: str, view: View) -> View:
+    """Return a view that leads readers to the address `name`; a form is served as before."""
+
+    @wraps(view)
+    def old(request: HttpRequest) -> HttpResponse:
+        if request.method not in READS:
+            return view(request)
+        query = request.META.get("QUERY_STRING", "")
+        return HttpResponsePermanentRedirect(reverse(name) + (f"?{query}" if query else ""))
+
+    return old
+
+
+def out_of_date(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Open a form again whose token is of an earlier login; a form of elsewhere is refused, 403.
+
+    Nothing is sent again but by the person, who has seen what is in it.
+    """
+    page = came_from(request)
+    if not page or not _is_ours(request):
+        return render(request, "403_csrf.html", status=403)
+    messages.warning(
+        request, _("The form was out of date, and nothing was changed. Check it and send it again.")
+    )
+    return redirect(page + UNSENT)
+
+
+def _is_ours(request: HttpRequest) -> bool:
+    """Tell whether a page of ours sent it: every browser says so of a POST."""
+    origin = request.headers.get("Origin", "")
+    known = {f"{request.scheme}://{request.get_host()}", *settings.CSRF_TRUSTED_ORIGINS}
+    return bool(urlsplit(origin).netloc) and origin in known
+
+
+not_found = _closing(_not_found)
 forbidden = _closing(defaults.permission_denied)

@@ -9,7 +9,6 @@ from typing import Any
 from allauth.account import views as account
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth.views import redirect_to_login
 from django.db.models import Count, Min
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -27,6 +26,7 @@ from unfold.sites import UnfoldAdminSite
 
 from accounts import admin as accounts
 from accounts import viewing
+from accounts.access import to_login
 from accounts.models import ApiKey, AuditEvent, Organization, User
 from accounts.staff import StaffAdmin, usd
 from billing import admin as billing
@@ -72,6 +72,8 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
     index_title = _("Platform")
     index_template = "staff/index.html"
     enable_nav_sidebar = True
+    # What is not there is the 404 of every page, which knows of slashes.
+    final_catch_all_view = False
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Tell whether somebody gets in."""
@@ -118,7 +120,7 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
 def turned_away(request: HttpRequest) -> HttpResponse | None:
     """Return where somebody goes who may not come in, or None; raises Http404 for a customer."""
     if not request.user.is_authenticated:
-        return redirect_to_login(request.get_full_path())
+        return to_login(request)
     if not viewing.is_staff(request.user):
         raise Http404
     if not viewing.may_enter(request.user):
