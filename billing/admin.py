@@ -13,6 +13,8 @@ from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquer
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 from unfold.widgets import UnfoldAdminTextInputWidget
@@ -268,7 +270,8 @@ class OrganizationAdmin(StaffAdmin):
     @display(description=_("Grace until"))
     def grace_until(self, row: Organization) -> Any:
         """Return when the grace is over."""
-        return row.billing_account.grace_until
+        until = row.billing_account.grace_until
+        return "–" if until is None else date_format(localtime(until), "Y-m-d H:i")
 
     @display(description=_("Card"))
     def card(self, row: Organization) -> str:
