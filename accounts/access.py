@@ -17,7 +17,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.http import escape_leading_slashes, url_has_allowed_host_and_scheme
 
 from accounts import viewing
 from accounts.models import Membership, Organization, Role, User
@@ -204,7 +204,8 @@ def came_from(request: HttpRequest) -> str:
     if not url_has_allowed_host_and_scheme(referer, {request.get_host()}, request.is_secure()):
         return ""
     page = urlsplit(referer)
-    return f"{page.path}?{page.query}" if page.query else page.path
+    path = escape_leading_slashes(page.path)
+    return f"{path}?{page.query}" if page.query else path
 
 
 def denied(request: MemberRequest, permission: Permission) -> HttpResponse:

@@ -24,7 +24,7 @@ def csv_file(request: HttpRequest, name: str, parts: Iterator[str]) -> Streaming
 
 
 def _marked(parts: Iterator[str]) -> Iterator[str]:
-    yield "\ufeff"
+    yield "\ufeff" + next(parts, "")
     yield from parts
 
 

@@ -73,9 +73,11 @@ def out_of_date(request: HttpRequest, reason: str = "") -> HttpResponse:
 
     Nothing is sent again but by the person, who has seen what is in it.
     """
-    page = came_from(request)
-    if not page or not _is_ours(request):
-        return render(request, "403_csrf.html", status=403)
+    page = came_from(request) if _is_ours(request) else ""
+    # A browser that keeps no cookies would be led in circles, and shown no message.
+    if not page or settings.CSRF_COOKIE_NAME not in request.COOKIES:
+        context = {"form_page": page and page + UNSENT}
+        return render(request, "403_csrf.html", context, status=403)
     messages.warning(
         request, _("The form was out of date, and nothing was changed. Check it and send it again.")
     )

@@ -31,7 +31,6 @@ urlpatterns = [
     path("", include("images.pages.urls")),
     path("", include("billing.pages.urls")),
     path("", include("accounts.urls")),
-    path("staff", RedirectView.as_view(pattern_name="admin:index")),
     path("staff/", staff.site.urls),
     path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
     path(

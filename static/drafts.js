@@ -55,8 +55,9 @@ addEventListener("DOMContentLoaded", () => {
     form.dispatchEvent(new Event("input", { bubbles: true }));
   };
 
-  const unsent = location.hash === "#unsent";
-  if (unsent) history.replaceState(null, "", location.pathname + location.search);
+  const back = location.hash === "#unsent";
+  const unsent = back || document.querySelector("[data-unsent]") !== null;
+  if (back) history.replaceState(null, "", location.pathname + location.search);
   const entrance = /^\/(login|accounts\/)/.test(location.pathname);
   const forms = new Map(
     [...document.forms].filter((one) => one.method === "post").map((one) => [named(one), one]),

@@ -160,8 +160,8 @@ def staff_pages() -> Iterator[str]:
 # --- Staff in Spanish ---------------------------------------------------------------------------
 
 HEADINGS = re.compile(
-    r"<(?:h1|h2|h3|th|label|caption|summary|legend|option|button)\b[^>]*>(.*?)</"
-    r"(?:h1|h2|h3|th|label|caption|summary|legend|option|button)>|"
+    r"<(?:h1|h2|h3|th|label|caption|summary|legend|option|button|a)\b[^>]*>(.*?)</"
+    r"(?:h1|h2|h3|th|label|caption|summary|legend|option|button|a)>|"
     r"<title>(.*?)</title>|class=\"[^\"]*font-semibold[^\"]*\"[^>]*>([^<]+)<",
     re.DOTALL,
 )
@@ -182,6 +182,7 @@ def english() -> set[str]:
             names += [str(getattr(one, "verbose_name", one.name)) for one in options.get_fields()]
         names += [one.name.replace("_", " ") for one in options.get_fields()]
         found |= {name[:1].upper() + name[1:] for name in names}
+    found |= {"Accounts", "Billing", "Images"}
     return {one for one in found if one.lower() not in SAME}
 
 

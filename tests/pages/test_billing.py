@@ -1,6 +1,7 @@
 """The billing pages: the balance, the card, recharges, invoices to pictures, budgets, alerts."""
 
 import asyncio
+import codecs
 import csv
 import logging
 import re
@@ -103,7 +104,10 @@ def file_of(client: Client, path: str) -> str:
     """Return a file that is written while it is sent."""
     answer: Any = client.get(path)
     assert answer["content-type"] == "text/csv; charset=utf-8"
-    return b"".join(answer.streaming_content).decode()
+    file = b"".join(answer.streaming_content)
+    # Excel reads what does not begin so as Latin.
+    assert file.startswith(codecs.BOM_UTF8)
+    return file.decode("utf-8-sig")
 
 
 def text_of(html: str) -> str:
@@ -330,6 +334,37 @@ def test_the_grace_and_the_suspension_say_what_to_do(
     assert "a payment alone does not end it" in text
     assert "Once every invoice is paid" not in text
     assert Invoice.objects.get().payment_failed
+
+
+EVERYWHERE = ("", "/playground", "/gallery", "/usage", "/keys", "/settings", "/welcome")
+
+
+@pytest.mark.parametrize("role", Role)
+def test_every_page_says_what_is_wrong_in_words_for_the_role(
+    role: Role, acme: Organization, shop: StripeEmulator, client: Client
+) -> None:
+    person = log_in(client, member_of(acme, role))
+    pages = [f"/dashboard{one}" for one in EVERYWHERE]
+    pages += ["/accounts/sessions/", "/dashboard/organizations/new", "/dashboard/nothing"]
+    sees_bills = role in (Role.OWNER, Role.ADMIN, Role.BILLING)
+    owe(acme)
+    assert not any("unpaid" in person.get(page).text for page in pages)
+    standing.payment_failed(acme, now=timezone.now())
+    for page in pages:
+        text = person.get(page).text
+        assert "An invoice is unpaid. Everything works until" in text
+        assert ("$12.34 is due" in text_of(text)) is sees_bills
+        assert (f'href="{PATH}/invoices/in_owed"' in text) is sees_bills
+        assert ("An owner, or anyone with the role Billing, can pay it" in text) is not sees_bills
+    standing.suspend(acme, "unusual use", None)
+    for page in pages:
+        text = text_of(person.get(page).text)
+        assert "Suspended: new requests are refused" in text
+        assert ("unusual use" in text) is sees_bills
+        assert ("An owner or an admin can see why." in text) is not sees_bills
+    Invoice.objects.update(payment_failed=False)
+    standing.resume(acme, None)
+    assert not any("Suspended" in person.get(page).text for page in pages)
 
 
 # --- The card -------------------------------------------------------------------------------------
@@ -693,7 +728,7 @@ def in_the_loop(organization: Organization, path: str) -> str:
         browser = AsyncClient()
         await browser.aforce_login(person, backend=BACKEND)
         answer: Any = await browser.get(path)
-        text = b"".join([part async for part in answer.streaming_content]).decode()
+        text = b"".join([part async for part in answer.streaming_content]).decode("utf-8-sig")
         await sync_to_async(connections.close_all)()
         return text
 
