@@ -60,13 +60,13 @@ def test_a_key_s_form_survives_the_end_of_its_session(
     key = ApiKey.objects.get()
     assert (key.name, key.allowed_models) == ("prod-web", [THREE[0]])
 
-    # The back button shows the form as it was sent; it makes no second key.
-    page.go_back()
-    page.get_by_role("button", name="Create the key").click()
+    # Sent once more by a reload it makes no second key, and behind it is an empty form.
+    page.reload()
     expect(page.locator(".message")).to_contain_text("This form was sent before")
-    assert ApiKey.objects.count() == 1
+    page.go_back()
     page.goto(NEW_KEY)
     expect(page.get_by_label("Name")).to_have_value("")
+    assert ApiKey.objects.count() == 1
 
 
 def test_a_budget_s_form_survives_a_token_of_an_earlier_log_in(

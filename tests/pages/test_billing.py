@@ -18,7 +18,7 @@ from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from accounts import audit
+from accounts import audit, keys
 from accounts.models import ApiKey, AuditEvent, Organization, Role
 from billing import alerts, budgets, invoices, ledger, limits, movements, standing
 from billing.limits import Holder, Use
@@ -1272,3 +1272,51 @@ def test_a_recharge_that_begins_is_in_the_audit_log(
     event = AuditEvent.objects.get(action="recharge.begun")
     assert (event.actor, event.details) == (owner_of(acme), {"amount_usd": "50.00"})
     assert "Began a recharge" in owner.get("/dashboard/settings/audit").text
+
+
+# --- What a browser found -------------------------------------------------------------------------
+
+
+def test_an_invoice_of_nothing_and_lines_of_nothing_are_not_listed(
+    acme: Organization, owner: Client
+) -> None:
+    now = timezone.now()
+    line = {
+        "id": "il_1", "price": "", "description": "Pictures", "quantity": 3, "unit_cents": "4",
+        "amount_cents": 12, "start": 0, "end": 0,
+    }  # fmt: skip
+    none = line | {"id": "il_2", "description": "Nothing", "quantity": 0, "amount_cents": 0}
+    for name, reason, cents in (
+        ("in_begun", "subscription_create", 0),
+        ("in_paid_by_credit", "subscription_cycle", 0),
+        ("in_month", "subscription_cycle", 12),
+    ):
+        Invoice.objects.create(
+            stripe_id=name, organization=acme, number=name.upper(), status="paid", currency="usd",
+            period_start=now, period_end=now, subtotal_cents=cents, tax_cents=0, total_cents=cents,
+            amount_due_cents=cents, amount_paid_cents=cents, lines=[line, none], created=now,
+            fetched_at=now, billing_reason=reason,
+        )  # fmt: skip
+    text = owner.get(f"{PATH}/invoices").text
+    assert "IN_BEGUN" not in text
+    assert "IN_PAID_BY_CREDIT" in text
+    assert "IN_MONTH" in text
+    one = owner.get(f"{PATH}/invoices/in_month").text
+    assert "Pictures" in one
+    assert "Nothing" not in one
+    assert owner.get(f"{PATH}/invoices/in_begun").status_code == 200
+
+
+def test_an_owner_sets_a_budget_for_a_person_s_playground(
+    acme: Organization, owner: Client
+) -> None:
+    person = member_of(acme, Role.DEVELOPER)
+    key = keys.playground(acme, person, sandbox=False)
+    keys.playground(acme, person, sandbox=True)  # free, so without a budget
+    text = owner.get(f"{PATH}/budgets").text
+    assert text.count(f">Playground · {person.email}<") == 1
+    form = {"holder": f"key:{key.family}", "period": "day", "usd": "3"}
+    assert owner.post(f"{PATH}/budgets", form).status_code == 302
+    budget = Budget.objects.get()
+    assert (budget.key_family, budget.limit_micro) == (key.family, 3 * USD)
+    assert f"Playground · {person.email}" in owner.get(f"{PATH}/budgets").text

@@ -457,7 +457,7 @@ def test_what_the_balance_does_not_cover_is_refused_before_anything_is_drawn(
     form = {"run": "a" * 32, "prompt": PROMPT, "models": [FLUX, GPT], "size": "auto", "n": "1"}
     answer = alice.post("/dashboard/playground", **form)
     assert answer.status_code == 422
-    assert "The balance does not cover it: $0.23 of $0.10 available." in answer.text
+    assert "The balance does not cover it: $0.27 of $0.10 available." in answer.text
     assert not Generation.objects.exists()
     assert not Hold.objects.exists()
     assert openai.requests == []

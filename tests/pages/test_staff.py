@@ -161,7 +161,8 @@ def test_who_is_let_in(acme: Organization, client: Client) -> None:
         if route not in ("staff/logout/", "staff/password_change/")
     ]
     for path in paths:
-        for answer in (client.get(path), client.post(path)):
+        sent_from = {"referer": "http://testserver/staff/"}
+        for answer in (client.get(path), client.post(path, headers=sent_from)):
             assert answer.status_code in (302, 405), path
             if answer.status_code == 302:
                 assert answer["location"].startswith("/login?next=/staff/")
@@ -683,6 +684,11 @@ def test_staff_see_no_prompt_when_they_look(
     assert sum(seen) >= 4
     for path in paths:
         assert b"secret recipe" not in content(client.get(path)), path
+    page = client.get(f"/dashboard/usage/{request.request_id}").text
+    assert "hidden from staff" in page
+    assert "not kept" not in page.replace("THE PROMPT WAS NOT KEPT", "")
+    picture = client.get(f"/dashboard/gallery/{request.request_id}-0").text
+    assert "The prompt is hidden from staff." in picture
     # Nor does a word that is found, or not, tell what the prompts say.
     assert content(client.get("/dashboard/gallery?q=recipe")).count(b"<img") == content(
         client.get("/dashboard/gallery?q=potato")
