@@ -10,11 +10,14 @@ from datetime import datetime
 from enum import StrEnum
 from functools import wraps
 from typing import Any, Concatenate, cast
+from urllib.parse import urlsplit
 
 from django.contrib.auth.views import redirect_to_login
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.http import escape_leading_slashes, url_has_allowed_host_and_scheme
 
 from accounts import viewing
 from accounts.models import Membership, Organization, Role, User
@@ -132,7 +135,8 @@ def member[**P](
 ]:
     """Let a view be called by members who may; it finds their Access in `request.access`.
 
-    Anonymous: the login. Belonging nowhere: the page that makes an organization. Another's: 404.
+    Anonymous: the login. Belonging nowhere: the page that makes an organization, of staff their
+    own pages. Another's: 404.
     """
 
     def decorate(
@@ -140,11 +144,13 @@ def member[**P](
     ) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
         def checked(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             if not request.user.is_authenticated:
-                return redirect_to_login(request.get_full_path())
+                return to_login(request)
             try:
                 access = current(request)
             except NoOrganization:
-                return redirect("organization_new")
+                # Staff belong to no customer.
+                at_home = "admin:index" if viewing.is_staff(request.user) else "organization_new"
+                return redirect(at_home)
             allowed = cast(MemberRequest, request)
             allowed.access = access
             if not access.may(permission):
@@ -157,6 +163,49 @@ def member[**P](
         return checked
 
     return decorate
+
+
+def form_on[**P](
+    page: str,
+) -> Callable[
+    [Callable[Concatenate[MemberRequest, P], HttpResponseBase]],
+    Callable[Concatenate[MemberRequest, P], HttpResponseBase],
+]:
+    """Let a view take a form that is on another page, `page` by name, and lead readers there.
+
+    Such a view shows that page again when something is wrong with the form, so its own address is
+    one that people reload, switch the language on, or come back to after a login.
+    """
+
+    def decorate(
+        view: Callable[Concatenate[MemberRequest, P], HttpResponseBase],
+    ) -> Callable[Concatenate[MemberRequest, P], HttpResponseBase]:
+        @wraps(view)
+        def sent(request: MemberRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            if request.method in viewing.SAFE:
+                return redirect(page)
+            return view(request, *args, **kwargs)
+
+        return sent
+
+    return decorate
+
+
+def to_login(request: HttpRequest) -> HttpResponse:
+    """Return the way to the login, and after it back to the page: of a form to where it stood."""
+    if request.method in viewing.SAFE:
+        return redirect_to_login(request.get_full_path())
+    return redirect_to_login(came_from(request) or reverse("dashboard"))
+
+
+def came_from(request: HttpRequest) -> str:
+    """Return the page of ours that a request was sent from, as path and query; empty if unknown."""
+    referer = request.headers.get("Referer", "")
+    if not url_has_allowed_host_and_scheme(referer, {request.get_host()}, request.is_secure()):
+        return ""
+    page = urlsplit(referer)
+    path = escape_leading_slashes(page.path)
+    return f"{path}?{page.query}" if page.query else path
 
 
 def denied(request: MemberRequest, permission: Permission) -> HttpResponse:

@@ -11,8 +11,9 @@ from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
 from accounts import keys
-from accounts.models import ApiKey, User
-from accounts.staff import ReasonForm, StaffAdmin, link, on_row, organizations_named
+from accounts.audit_words import Told
+from accounts.models import ApiKey, AuditEvent, User
+from accounts.staff import ReasonForm, StaffAdmin, lines, link, on_row, organizations_named
 
 
 class PersonAdmin(StaffAdmin):
@@ -104,10 +105,21 @@ class KeyAdmin(StaffAdmin):
 class AuditAdmin(StaffAdmin):
     """Who did what, when, from where."""
 
-    list_display = ("created_at", "organization", "actor", "action", "subject", "ip")
+    list_display = ("created_at", "organization", "actor", "what", "subject", "ip")
     list_select_related = ("organization", "actor")
     ordering = ("-pk",)
     newest = 200_000
     search_fields = ("organization",)
     search_help_text = _("An organization's name, slug or UUID, or a member's address")
-    fields = (("created_at", "ip"), ("organization", "actor"), ("action", "subject"), "details")
+    fields = (("created_at", "ip"), ("organization", "actor"), ("what", "subject"), "details_of")
+    readonly_fields = ("what", "details_of")
+
+    @display(description=_("What"))
+    def what(self, row: AuditEvent) -> Any:
+        """Return what was done, in words."""
+        return Told(row).label
+
+    @display(description=_("Details"))
+    def details_of(self, row: AuditEvent) -> Any:
+        """Return its details, in words."""
+        return lines([f"{name}: {value}" for name, value in Told(row).lines])

@@ -1,7 +1,9 @@
 from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
 
 
 class AccountsConfig(AppConfig):
     """People, organizations and API keys."""
 
     name = "accounts"
+    verbose_name = _("Accounts")

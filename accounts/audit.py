@@ -46,7 +46,6 @@ LABELS: Mapping[str, "StrPromise"] = {
     "billing.difference_accepted": _("Accepted a difference"),
     "account.rate_limits_changed": _("Changed the rate limits"),
     "account.credit_limit_changed": _("Changed the credit limit"),
-    "account.resumed_by_staff": _("Resumed the organization"),
     "staff.view_started": _("Staff began to look at the pages, read-only"),
     "staff.view_stopped": _("Staff stopped looking at the pages"),
 }

@@ -114,7 +114,7 @@ def playground(organization: Organization, person: User, *, sandbox: bool) -> Ap
         playground=True,
         revoked_at=None,
         defaults={
-            "name": "Playground",
+            "name": f"Playground · {person.name or person.email}"[:100],
             "prefix": secret[:PREFIX_LENGTH],
             "digest": _digest(secret),
         },

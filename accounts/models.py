@@ -34,17 +34,19 @@ class UserManager(BaseUserManager["User"]):
 class User(AbstractBaseUser, PermissionsMixin):
     """A person."""
 
-    email = models.EmailField(unique=True)
-    name = models.CharField(max_length=150, blank=True)
-    is_active = models.BooleanField(default=True)
-    is_staff = models.BooleanField(default=False)
-    created_at = models.DateTimeField(db_default=Now())
+    email = models.EmailField(_("email"), unique=True)
+    name = models.CharField(_("name"), max_length=150, blank=True)
+    is_active = models.BooleanField(_("active"), default=True)
+    is_staff = models.BooleanField(_("staff"), default=False)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
 
     objects: ClassVar[UserManager] = UserManager()
 
     USERNAME_FIELD = "email"
 
     class Meta:
+        verbose_name = _("person")
+        verbose_name_plural = _("people")
         constraints = [models.UniqueConstraint(Lower("email"), name="user_email_any_case")]
 
     def __str__(self) -> str:
@@ -62,28 +64,48 @@ class Organization(models.Model):
     """A customer: it owns keys, pictures and a balance."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    name = models.CharField(max_length=100)
-    slug = models.SlugField(max_length=60, unique=True)
+    name = models.CharField(_("name"), max_length=100)
+    slug = models.SlugField(_("short name"), max_length=60, unique=True)
     keeps_prompts = models.BooleanField(
-        default=True, help_text="Whether the words of a request are stored with it."
+        _("keep prompts"),
+        default=True,
+        help_text=_("Whether the words of a request are stored with it."),
     )
     rate_limit_rpm = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Requests a minute per key; empty means the default."
+        _("requests a minute, per key"),
+        null=True,
+        blank=True,
+        help_text=_("Requests a minute per key; empty means the default."),
     )
     max_in_flight = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Requests at the same time; empty means the default."
+        _("requests at the same time"),
+        null=True,
+        blank=True,
+        help_text=_("Requests at the same time; empty means the default."),
     )
-    on_refusal = models.CharField(max_length=4, choices=OnRefusal, default=OnRefusal.NEXT)
+    on_refusal = models.CharField(
+        _("when a model refuses a prompt"), max_length=4, choices=OnRefusal, default=OnRefusal.NEXT
+    )
     retention_days = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Days a picture is kept; empty means for ever."
+        _("days pictures are kept"),
+        null=True,
+        blank=True,
+        help_text=_("Days a picture is kept; empty means for ever."),
     )
     prompts_days = models.PositiveIntegerField(
-        null=True, blank=True, help_text="Days a prompt is kept; empty means for ever."
+        _("days prompts are kept"),
+        null=True,
+        blank=True,
+        help_text=_("Days a prompt is kept; empty means for ever."),
     )
-    created_at = models.DateTimeField(db_default=Now())
-    members = models.ManyToManyField(User, through="Membership", related_name="organizations")
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    members = models.ManyToManyField(
+        User, verbose_name=_("members"), through="Membership", related_name="organizations"
+    )
 
     class Meta:
+        verbose_name = _("organization")
+        verbose_name_plural = _("organizations")
         constraints = [
             models.CheckConstraint(condition=~models.Q(name=""), name="organization_has_a_name")
         ]
@@ -113,6 +135,8 @@ class Membership(models.Model):
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
+        verbose_name = _("membership")
+        verbose_name_plural = _("memberships")
         constraints = [
             models.UniqueConstraint(fields=["organization", "user"], name="one_membership_each"),
             models.CheckConstraint(
@@ -129,48 +153,85 @@ class ApiKey(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="api_keys"
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="api_keys",
     )
-    name = models.CharField(max_length=100)
-    prefix = models.CharField(max_length=21, unique=True)
+    name = models.CharField(_("name"), max_length=100)
+    prefix = models.CharField(_("prefix"), max_length=21, unique=True)
     digest = models.CharField(max_length=64, unique=True)
-    sandbox = models.BooleanField(default=False)
+    sandbox = models.BooleanField(_("sandbox"), default=False)
     private = models.BooleanField(
-        default=False, help_text="Draws pictures that only signed, expiring addresses show."
+        _("private pictures"),
+        default=False,
+        help_text=_("Draws pictures that only signed, expiring addresses show."),
     )
     playground = models.BooleanField(
-        default=False, help_text="The key under which its maker draws on the pages."
+        _("playground"),
+        default=False,
+        help_text=_("The key under which its maker draws on the pages."),
     )
     allowed_models = models.JSONField(
-        null=True, blank=True, help_text="Ids the key may use; empty means all."
+        _("allowed models"),
+        null=True,
+        blank=True,
+        help_text=_("Ids the key may use; empty means all."),
     )
     on_refusal = models.CharField(
-        max_length=4, choices=OnRefusal, blank=True, help_text="Empty: the organization's."
+        _("when a model refuses a prompt"),
+        max_length=4,
+        choices=OnRefusal,
+        blank=True,
+        help_text=_("Empty: the organization's."),
     )
     created_by = models.ForeignKey(
-        User, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+        User,
+        verbose_name=_("created by"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
     )
-    created_at = models.DateTimeField(db_default=Now())
-    expires_at = models.DateTimeField(null=True, blank=True)
-    revoked_at = models.DateTimeField(null=True, blank=True)
-    last_used_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    expires_at = models.DateTimeField(_("expires at"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
+    last_used_at = models.DateTimeField(_("last used at"), null=True, blank=True)
     allowed_ips = models.JSONField(
-        default=list, blank=True, help_text="Networks it may be used from; none means anywhere."
+        _("allowed IP ranges"),
+        default=list,
+        blank=True,
+        help_text=_("Networks it may be used from; none means anywhere."),
     )
-    tags = models.JSONField(default=list, blank=True, help_text="The customer's own labels.")
-    paused_at = models.DateTimeField(null=True, blank=True)
-    paused_reason = models.CharField(max_length=300, blank=True)
+    tags = models.JSONField(
+        _("tags"), default=list, blank=True, help_text=_("The customer's own labels.")
+    )
+    paused_at = models.DateTimeField(_("paused at"), null=True, blank=True)
+    paused_reason = models.CharField(_("paused reason"), max_length=300, blank=True)
     resumed_at = models.DateTimeField(
-        null=True, blank=True, help_text="What was spent before does not pause it again."
+        _("resumed at"),
+        null=True,
+        blank=True,
+        help_text=_("What was spent before does not pause it again."),
     )
     family = models.UUIDField(
-        default=uuid.uuid4, editable=False, help_text="Shared by a key and its successors."
+        _("family"),
+        default=uuid.uuid4,
+        editable=False,
+        help_text=_("Shared by a key and its successors."),
     )
     rotated_from = models.OneToOneField(
-        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="rotated_to"
+        "self",
+        verbose_name=_("rotated from"),
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="rotated_to",
     )
 
     class Meta:
+        verbose_name = _("API key")
+        verbose_name_plural = _("API keys")
         constraints = [
             models.CheckConstraint(condition=~models.Q(name=""), name="api_key_has_a_name"),
             models.CheckConstraint(
@@ -209,6 +270,8 @@ class Invitation(models.Model):
     revoked_at = models.DateTimeField(null=True)
 
     class Meta:
+        verbose_name = _("invitation")
+        verbose_name_plural = _("invitations")
         constraints = [
             models.UniqueConstraint(
                 "organization",
@@ -233,16 +296,26 @@ class AuditEvent(models.Model):
     """Who did what, when, from where; it outlives what it names."""
 
     organization = models.ForeignKey(
-        Organization, null=True, on_delete=models.SET_NULL, related_name="audit_events"
+        Organization,
+        verbose_name=_("organization"),
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="audit_events",
     )
-    actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
-    action = models.CharField(max_length=60)
-    subject = models.CharField(max_length=200, blank=True)
-    details = models.JSONField(default=dict)
-    ip = models.GenericIPAddressField(null=True, help_text="Empty: a command, or not known.")
-    created_at = models.DateTimeField(db_default=Now())
+    actor = models.ForeignKey(
+        User, verbose_name=_("actor"), null=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    action = models.CharField(_("action"), max_length=60)
+    subject = models.CharField(_("subject"), max_length=200, blank=True)
+    details = models.JSONField(_("details"), default=dict)
+    ip = models.GenericIPAddressField(
+        _("IP address"), null=True, help_text=_("Empty: a command, or not known.")
+    )
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
 
     class Meta:
+        verbose_name = _("event of the audit log")
+        verbose_name_plural = _("events of the audit log")
         indexes = [models.Index(fields=["organization", "-created_at"], name="audit_of_one")]
 
     def __str__(self) -> str:

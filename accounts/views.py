@@ -12,8 +12,9 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from accounts import audit, mail, members
+from accounts import mail, members
 from accounts.access import SESSION, MemberRequest, Permission, denied, member, memberships
+from accounts.audit_words import Told
 from accounts.forms import InviteForm, SettingsForm
 from accounts.models import AuditEvent, Invitation, Membership, Role, User
 
@@ -223,7 +224,5 @@ def audit_log(request: MemberRequest) -> HttpResponse:
     events = AuditEvent.objects.filter(organization=request.access.organization)
     page = Paginator(events.select_related("actor").order_by("-created_at", "-pk"), AUDIT_PAGE)
     shown = page.get_page(request.GET.get("page"))
-    rows = [
-        {"event": event, "label": audit.LABELS.get(event.action, event.action)} for event in shown
-    ]
-    return render(request, "accounts/audit.html", {"page": shown, "rows": rows})
+    context = {"page": shown, "rows": [Told(event) for event in shown]}
+    return render(request, "accounts/audit.html", context)

@@ -13,11 +13,14 @@ from django.db.models import Count, IntegerField, OuterRef, Q, QuerySet, Subquer
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.utils.formats import date_format
+from django.utils.timezone import localtime
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from accounts import audit, viewing
+from accounts import viewing
+from accounts.audit_words import Told
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, User
 from accounts.staff import (
     ChoiceField,
@@ -50,6 +53,7 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
+from billing.pages.words import InvoiceState
 from billing.staff import change_credit_limit
 from geekhub.lib import money
 
@@ -205,8 +209,13 @@ class OrganizationAdmin(StaffAdmin):
             .order_by("pk"),
             "keys": keys[:KEYS],
             "entries": LedgerEntry.objects.filter(organization=key).order_by("-pk")[:ENTRIES],
-            "events": events.order_by("-created_at", "-pk")[:EVENTS],
-            "invoices": Invoice.objects.filter(organization=key).order_by("-created")[:ENTRIES],
+            "events": [Told(one) for one in events.order_by("-created_at", "-pk")[:EVENTS]],
+            "invoices": [
+                (invoice, InvoiceState(invoice))
+                for invoice in Invoice.objects.filter(organization=key).order_by("-created")[
+                    :ENTRIES
+                ]
+            ],
         }
         return cast(HttpResponse, super().change_view(request, object_id, form_url, context))
 
@@ -262,7 +271,8 @@ class OrganizationAdmin(StaffAdmin):
     @display(description=_("Grace until"))
     def grace_until(self, row: Organization) -> Any:
         """Return when the grace is over."""
-        return row.billing_account.grace_until
+        until = row.billing_account.grace_until
+        return "–" if until is None else date_format(localtime(until), "Y-m-d H:i")
 
     @display(description=_("Card"))
     def card(self, row: Organization) -> str:
@@ -372,16 +382,8 @@ class OrganizationAdmin(StaffAdmin):
 
         def do(row: Organization, data: dict[str, Any]) -> str:
             user = cast(User, request.user)
-            if not standing.resume(row, user):
+            if not standing.resume(row, user, data["reason"]):
                 return _now("It was not suspended.")
-            # The service has no place for a reason; it stands beside what it did.
-            audit.record(
-                "account.resumed_by_staff",
-                organization=row,
-                actor=user,
-                subject=row.slug,
-                reason=data["reason"],
-            )
             return _now("The organization may draw again.")
 
         return self.act(

@@ -10,12 +10,22 @@ from django.http import HttpRequest, StreamingHttpResponse
 
 
 def csv_file(request: HttpRequest, name: str, parts: Iterator[str]) -> StreamingHttpResponse:
-    """Return an answer that is the file; the parts are made one after another as it is sent."""
+    """Return an answer that is the file; the parts are made one after another as it is sent.
+
+    It begins with a byte order mark, by which Excel knows UTF-8. Of programs that read it, some
+    have to be told: Python's `utf-8-sig`, csv-parse's `bom`.
+    """
+    parts = _marked(parts)
     return StreamingHttpResponse(
         _in_the_loop(parts) if isinstance(request, ASGIRequest) else parts,
         content_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{name}.csv"'},
     )
+
+
+def _marked(parts: Iterator[str]) -> Iterator[str]:
+    yield "\ufeff" + next(parts, "")
+    yield from parts
 
 
 def csv_text(columns: Sequence[str], pages: Iterable[Iterable[Iterable[object]]]) -> Iterator[str]:

@@ -48,6 +48,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
         """Return the first page of a new person."""
         return reverse("welcome")
 
+    def post_login(self, request: HttpRequest, user: User, **told: Any) -> HttpResponse:
+        """Lead a new person to the first page, wherever the sign-up was opened from."""
+        if told["signup"]:
+            told["redirect_url"] = self.get_signup_redirect_url(request)
+        answer: HttpResponse = super().post_login(request, user, **told)
+        return answer
+
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Send allauth's mail in the product's name, not the host's.
 

@@ -72,8 +72,8 @@ def suspend(organization: Organization, reason: str, actor: User | None) -> bool
         )
 
 
-def resume(organization: Organization, actor: User | None) -> bool:
-    """End a suspension, whoever began it, and tell whether there was one.
+def resume(organization: Organization, actor: User | None, note: str = "") -> bool:
+    """End a suspension, whoever began it, and tell whether there was one; `note` says why.
 
     If invoices are still owed, it is for a new grace period.
     """
@@ -81,10 +81,16 @@ def resume(organization: Organization, actor: User | None) -> bool:
         owed = _locked(organization)
         BillingAccount.objects.filter(pk=organization.pk).update(suspended_by_staff=False)
         if not owed:
-            return _move(organization, {SUSPENDED}, OK, actor=actor)
+            return _move(organization, {SUSPENDED}, OK, actor=actor, note=note)
         until = timezone.now() + timedelta(days=settings.PAYMENT_GRACE_DAYS)
         return _move(
-            organization, {SUSPENDED}, GRACE, actor=actor, reason=_unpaid(owed), grace_until=until
+            organization,
+            {SUSPENDED},
+            GRACE,
+            actor=actor,
+            reason=_unpaid(owed),
+            note=note,
+            grace_until=until,
         )
 
 
@@ -127,6 +133,7 @@ def _move(
     *,
     actor: User | None = None,
     reason: str = "",
+    note: str = "",
     grace_until: datetime | None = None,
     suspended_by_staff: bool = False,
 ) -> bool:
@@ -144,7 +151,10 @@ def _move(
     details: dict[str, Any] = {"reason": reason} if reason else {}
     if grace_until is not None:
         details["grace_until"] = grace_until.isoformat()
-    event = audit.record(f"account.{after}", organization=organization, actor=actor, **details)
+    why = {"note": note} if note else {}
+    event = audit.record(
+        f"account.{after}", organization=organization, actor=actor, **details, **why
+    )
     # An account may be suspended again, also for the same invoice: each time is told.
     if after == SUSPENDED:
         alerts.raise_alert(organization, "suspended", f"suspended:{event.pk}", **details)

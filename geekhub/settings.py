@@ -187,7 +187,8 @@ ACCOUNT_RATE_LIMITS = {
     "signup": "20/h/ip",
     "reset_password": "20/m/ip,5/m/key",
     "reset_password_from_key": "20/m/ip",
-    "confirm_email": "1/10s/key",
+    # It counts mails, but refuses a login that would send one: right after the sign-up, say.
+    "confirm_email": "3/m/key,20/h/key",
     "manage_email": "10/m/user",
     "change_password": "5/m/user",
     "reauthenticate": "10/m/user",
@@ -253,6 +254,7 @@ UNFOLD = {
         {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}
     ],
     "STYLES": [lambda request: static("staff.css")],
+    "SCRIPTS": [lambda request: static("drafts.js")],
     "SHOW_HISTORY": False,
     "SHOW_VIEW_ON_SITE": False,
     "COLORS": {
@@ -326,6 +328,7 @@ SECURE_CSP = {
     "frame-ancestors": ["'none'"],
 }
 _https = urlsplit(PUBLIC_URL).scheme == "https"
+CSRF_FAILURE_VIEW = "geekhub.errors.out_of_date"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = _https
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if _https else None
 SECURE_HSTS_SECONDS = 31_536_000 if _https else 0

@@ -1,15 +1,14 @@
 """The pages for staff under /staff/: who gets in, what is there, the figures of the platform."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from allauth.account import views as account
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth.views import redirect_to_login
 from django.db.models import Count, Min
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -27,6 +26,7 @@ from unfold.sites import UnfoldAdminSite
 
 from accounts import admin as accounts
 from accounts import viewing
+from accounts.access import to_login
 from accounts.models import ApiKey, AuditEvent, Organization, User
 from accounts.staff import StaffAdmin, usd
 from billing import admin as billing
@@ -56,6 +56,9 @@ from images.models import Generation
 from images.pages.charts import daily
 from images.rollups import closed_until
 
+if TYPE_CHECKING:
+    from django_stubs_ext import StrPromise
+
 # Unfold's pages run on Alpine, which writes code and styles into them. Nowhere else is this let in.
 RELAXED = {
     "script-src": ["'self'", "'unsafe-inline'", "'unsafe-eval'"],
@@ -63,6 +66,32 @@ RELAXED = {
 }
 # A job may wait for its turn, and for a long one before it.
 PATIENCE = timedelta(minutes=2)
+
+# What runs in the background, by the names of billing.jobs.
+JOBS: Mapping[str, "StrPromise"] = {
+    "alerts noticed": _("alerts noticed"),
+    "alerts delivered": _("alerts delivered"),
+    "accounts moved": _("accounts suspended and resumed"),
+    "differences in older books": _("older books compared"),
+    "differences in our books": _("our books compared"),
+    "events from Stripe": _("events from Stripe taken in"),
+    "writes to Stripe": _("writes sent to Stripe"),
+    "prices brought to Stripe": _("prices brought to Stripe"),
+    "subscriptions repaired": _("subscriptions repaired"),
+    "usage frozen": _("usage closed for billing"),
+    "usage sent": _("usage sent to Stripe"),
+    "uncertain usage decided": _("uncertain usage decided"),
+    "automatic recharges": _("automatic recharges"),
+    "invoices compared": _("invoices compared"),
+    "differences in usage": _("usage compared with Stripe"),
+    "changes swept": _("changes at Stripe looked for"),
+    "prices retired": _("old prices taken out of Stripe"),
+}
+CIRCUITS: Mapping[str, "StrPromise"] = {
+    "closed": _("closed"),
+    "open": _("open"),
+    "half-open": _("half open"),
+}
 
 type View = Callable[..., HttpResponseBase]
 
@@ -74,6 +103,8 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
     index_title = _("Platform")
     index_template = "staff/index.html"
     enable_nav_sidebar = True
+    # What is not there is the 404 of every page, which knows of slashes.
+    final_catch_all_view = False
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Tell whether somebody gets in."""
@@ -120,7 +151,7 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
 def turned_away(request: HttpRequest) -> HttpResponse | None:
     """Return where somebody goes who may not come in, or None; raises Http404 for a customer."""
     if not request.user.is_authenticated:
-        return redirect_to_login(request.get_full_path())
+        return to_login(request)
     if not viewing.is_staff(request.user):
         raise Http404
     if not viewing.may_enter(request.user):
@@ -155,6 +186,16 @@ class JobHealth:
     every: timedelta
     begun: datetime | None
     late: bool
+
+    @property
+    def title(self) -> "StrPromise | str":
+        """Return what the job does, in words."""
+        return JOBS.get(self.name, self.name)
+
+    @property
+    def interval(self) -> str:
+        """Return how often, in the largest unit that divides it."""
+        return interval(self.every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +233,16 @@ class Line:
         return tenths(self.earned.failed_tenths)
 
 
+def interval(time: timedelta) -> str:
+    """Return a time of whole seconds in the largest unit that divides it: `10 min`."""
+    seconds = int(time.total_seconds())
+    units = ((86400, _now("d")), (3600, _now("h")), (60, _now("min")), (1, _now("s")))
+    for size, unit in units:
+        if seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    raise ValueError("a time of whole seconds")
+
+
 def tenths(value: int | None) -> str:
     """Return tenths of a percent as percent; a dash for None."""
     if value is None:
@@ -224,8 +275,9 @@ def figures(request: HttpRequest) -> dict[str, Any]:
             key=lambda one: (-one[2], one),
         ),
         "circuits": [
-            (str(OWNERS.get(name, name)), provider.circuit.state)
+            (str(OWNERS.get(name, name)), state, CIRCUITS[state])
             for name, provider in gateway.providers.items()
+            for state in [provider.circuit.state]
         ]
         if gateway is not None
         else None,

@@ -7,7 +7,7 @@ from django.views.generic import RedirectView
 from django.views.i18n import set_language
 
 from billing import webhooks
-from geekhub import health, metrics, staff
+from geekhub import errors, health, metrics, staff
 from images import views as images
 
 urlpatterns = [
@@ -17,12 +17,20 @@ urlpatterns = [
     path("metrics", metrics.metrics),
     path("login", account.login, name="login"),
     path("logout", account.logout, name="logout"),
+    path(
+        "signup",
+        RedirectView.as_view(pattern_name="account_signup", permanent=True, query_string=True),
+    ),
+    path("accounts/login/", errors.moved("login", account.login), name="account_login"),
+    path("accounts/logout/", errors.moved("logout", account.logout), name="account_logout"),
     path("accounts/", include("allauth.urls")),
+    # After those of allauth: its own links lead to them.
+    path("login", account.login, name="account_login"),
+    path("logout", account.logout, name="account_logout"),
     path("language", set_language, name="set_language"),
     path("", include("images.pages.urls")),
     path("", include("billing.pages.urls")),
     path("", include("accounts.urls")),
-    path("staff", RedirectView.as_view(pattern_name="admin:index")),
     path("staff/", staff.site.urls),
     path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
     path(

@@ -5,6 +5,7 @@ import uuid
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from accounts.models import MAX_TAG, ApiKey, Organization
 from billing.models import Hold
@@ -25,48 +26,66 @@ class Generation(models.Model):
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    request_id = models.CharField(max_length=28, unique=True)
+    request_id = models.CharField(_("request id"), max_length=28, unique=True)
     # Without an index of its own, as everywhere below where another begins with it: PostgreSQL
     # would join the two, and each costs every write.
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="generations", db_index=False
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="generations",
+        db_index=False,
     )
-    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="generations")
-    sandbox = models.BooleanField()
+    api_key = models.ForeignKey(
+        ApiKey, verbose_name=_("API key"), on_delete=models.PROTECT, related_name="generations"
+    )
+    sandbox = models.BooleanField(_("sandbox"))
     hold = models.OneToOneField(
-        Hold, null=True, on_delete=models.PROTECT, related_name="generation"
+        Hold, verbose_name=_("hold"), null=True, on_delete=models.PROTECT, related_name="generation"
     )
-    owner = models.UUIDField(help_text="The server process that works on it.")
+    owner = models.UUIDField(
+        _("server process"), help_text=_("The server process that works on it.")
+    )
     status = models.CharField(
-        max_length=9, choices=GenerationStatus, default=GenerationStatus.RUNNING
+        _("status"), max_length=9, choices=GenerationStatus, default=GenerationStatus.RUNNING
     )
-    requested = models.JSONField(help_text="The models asked for, in order.")
-    parameters = models.JSONField(help_text="The request as sent, without model and prompt.")
+    requested = models.JSONField(
+        _("models asked for"), help_text=_("The models asked for, in order.")
+    )
+    parameters = models.JSONField(
+        _("parameters"), help_text=_("The request as sent, without model and prompt.")
+    )
     prompt = models.TextField(blank=True, help_text="Empty when the organization keeps none.")
-    tags = models.JSONField(default=list)
-    n = models.PositiveSmallIntegerField()
-    idempotency_key = models.CharField(max_length=255, null=True)
-    fingerprint = models.CharField(max_length=64)
+    tags = models.JSONField(_("tags"), default=list)
+    n = models.PositiveSmallIntegerField(_("asked for"))
+    idempotency_key = models.CharField(_("idempotency key"), max_length=255, null=True)
+    fingerprint = models.CharField(_("fingerprint"), max_length=64)
 
-    model = models.CharField(max_length=100, blank=True, help_text="Who drew it in the end.")
-    provider = models.CharField(max_length=20, blank=True)
-    delivered = models.PositiveSmallIntegerField(default=0)
-    filtered = models.PositiveSmallIntegerField(default=0)
-    cost_micro = models.PositiveBigIntegerField(default=0)
-    attempts = models.JSONField(default=list)
-    skipped = models.JSONField(default=list)
-    adjusted = models.JSONField(default=list)
-    error_code = models.CharField(max_length=40, blank=True)
-    error_message = models.CharField(max_length=500, blank=True)
-    created_at = models.DateTimeField(db_default=Now())
-    deadline_at = models.DateTimeField(help_text="After this nobody works on it any more.")
-    finished_at = models.DateTimeField(null=True)
-    draw_ms = models.PositiveIntegerField(
-        null=True, help_text="How long the model that delivered took."
+    model = models.CharField(
+        _("model"), max_length=100, blank=True, help_text=_("Who drew it in the end.")
     )
-    latency_ms = models.PositiveIntegerField(null=True)
+    provider = models.CharField(_("provider"), max_length=20, blank=True)
+    delivered = models.PositiveSmallIntegerField(_("delivered"), default=0)
+    filtered = models.PositiveSmallIntegerField(_("refused by the provider"), default=0)
+    cost_micro = models.PositiveBigIntegerField(_("cost, micro-USD"), default=0)
+    attempts = models.JSONField(_("attempts"), default=list)
+    skipped = models.JSONField(_("skipped"), default=list)
+    adjusted = models.JSONField(_("adjusted"), default=list)
+    error_code = models.CharField(_("error"), max_length=40, blank=True)
+    error_message = models.CharField(_("error message"), max_length=500, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    deadline_at = models.DateTimeField(
+        _("deadline"), help_text=_("After this nobody works on it any more.")
+    )
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+    draw_ms = models.PositiveIntegerField(
+        _("drawn in ms"), null=True, help_text=_("How long the model that delivered took.")
+    )
+    latency_ms = models.PositiveIntegerField(_("took, ms"), null=True)
 
     class Meta:
+        verbose_name = _("request")
+        verbose_name_plural = _("requests")
         constraints = [
             models.UniqueConstraint(
                 fields=["organization", "sandbox", "idempotency_key"],

@@ -9,8 +9,9 @@
   const button = form.querySelector("button.primary");
 
   const usd = (micro) => {
-    const fraction = String(micro % 1e6).padStart(6, "0").replace(/0+$/, "").padEnd(2, "0");
-    return `$${Math.floor(micro / 1e6)}.${fraction}`;
+    const whole = Math.abs(micro);
+    const fraction = String(whole % 1e6).padStart(6, "0").replace(/0+$/, "").padEnd(2, "0");
+    return `${micro < 0 ? "-" : ""}$${Math.floor(whole / 1e6).toLocaleString("en")}.${fraction}`;
   };
   const complain = (text) => {
     wrong.replaceChildren();
@@ -21,26 +22,49 @@
   };
   const chosen = () => boxes.filter((box) => box.checked);
 
+  let drawing = false;
   const price = () => {
     const each = chosen().reduce((sum, box) => sum + Number(box.dataset.micro), 0);
-    const micro = form.elements.sandbox.checked ? 0 : each * Number(form.elements.n.value);
-    document.getElementById("total").textContent = usd(micro);
+    return form.elements.sandbox.checked ? 0 : each * Number(form.elements.n.value);
   };
+  const uncovered = () => {
+    const total = price();
+    const left = Number(form.dataset.available);
+    if (!total || total <= left) return "";
+    return form.dataset.uncovered.replace("TOTAL", usd(total)).replace("LEFT", usd(left));
+  };
+  // What is chosen, what it costs, and whether it can be drawn.
   const check = () => {
     const many = chosen().length;
-    const text = many > Number(form.dataset.most) ? form.dataset.tooMany : many ? "" : form.dataset.none;
+    const odd = many > Number(form.dataset.most) ? form.dataset.tooMany : many ? "" : form.dataset.none;
+    const text = odd || uncovered();
+    document.getElementById("total").textContent = usd(price());
     complain(text);
+    button.disabled = drawing || Boolean(text);
     return !text;
   };
 
+  const settle = () => {
+    button.disabled = drawing || Boolean(uncovered());
+  };
+  const spend = (answer) => {
+    const left = answer.headers.get("X-Available-Micro");
+    if (left === null) return;
+    form.dataset.available = left;
+    document.getElementById("available").textContent = usd(Number(left));
+    settle();
+  };
   const part = (html) => {
     const made = document.createElement("template");
     made.innerHTML = html;
     return made.content;
   };
   const send = async (url, body) => {
-    const answer = await fetch(url, { method: "POST", body, headers: { "X-Requested-With": "fetch" } });
-    if (answer.redirected) location.reload(); // logged out meanwhile
+    const headers = { "X-Requested-With": "fetch" };
+    const answer = await fetch(url, { method: "POST", body, headers, redirect: "manual" });
+    // The session has ended, or the form is of an earlier one; what was typed is kept in drafts.js.
+    if (answer.type === "opaqueredirect") location.reload();
+    spend(answer);
     return answer;
   };
 
@@ -58,12 +82,11 @@
     }
   };
   form.addEventListener("input", () => {
-    price();
     check();
     clearTimeout(waiting);
     waiting = setTimeout(showCode, 400);
   });
-  price();
+  if (chosen().length) check();
   showCode();
 
   // --- Drawing ---------------------------------------------------------------------------------
@@ -100,6 +123,7 @@
       for (const id of ids) url.searchParams.append("id", id);
       const answer = await fetch(url, { headers: { "X-Requested-With": "fetch" } });
       if (answer.ok && !answer.redirected) {
+        spend(answer);
         for (const one of part(await answer.text()).querySelectorAll("article")) {
           if (one.dataset.state !== "running") document.getElementById(one.id).replaceWith(one);
         }
@@ -131,13 +155,14 @@
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (!check()) return;
-    button.disabled = true;
+    drawing = button.disabled = true;
     // One press is one run: what is sent twice is drawn once.
     form.elements.run.value = fresh();
     await Promise.all(chosen().reverse().map((box) => draw(new FormData(form), box.value)));
     all = running().length;
     tell();
     tick();
-    button.disabled = false;
+    drawing = false;
+    settle();
   });
 })();

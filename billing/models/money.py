@@ -9,6 +9,7 @@ import uuid
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from accounts.models import ApiKey, Organization, User
 
@@ -27,19 +28,25 @@ class PriceVersion(models.Model):
     With Stripe connected each version has a product, a meter and a price of its own there.
     """
 
-    model = models.CharField(max_length=100)
-    version = models.PositiveIntegerField()
-    unit_micro = models.PositiveBigIntegerField()
-    effective_from = models.DateTimeField(db_default=Now())
-    state = models.CharField(max_length=7, choices=PriceState, default=PriceState.ACTIVE)
-    stripe_product = models.CharField(max_length=100, blank=True)
-    stripe_meter = models.CharField(max_length=100, blank=True)
-    stripe_price = models.CharField(max_length=100, blank=True)
+    model = models.CharField(_("model"), max_length=100)
+    version = models.PositiveIntegerField(_("version"))
+    unit_micro = models.PositiveBigIntegerField(_("unit price, micro-USD"))
+    effective_from = models.DateTimeField(_("effective from"), db_default=Now())
+    state = models.CharField(
+        _("state"), max_length=7, choices=PriceState, default=PriceState.ACTIVE
+    )
+    stripe_product = models.CharField(_("product at Stripe"), max_length=100, blank=True)
+    stripe_meter = models.CharField(_("meter at Stripe"), max_length=100, blank=True)
+    stripe_price = models.CharField(_("price at Stripe"), max_length=100, blank=True)
     livemode = models.BooleanField(
-        null=True, help_text="Whether its Stripe objects are live ones; empty: it has none."
+        _("live mode"),
+        null=True,
+        help_text=_("Whether its Stripe objects are live ones; empty: it has none."),
     )
 
     class Meta:
+        verbose_name = _("price")
+        verbose_name_plural = _("prices")
         constraints = [
             models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
             models.UniqueConstraint(
@@ -270,28 +277,46 @@ class Hold(models.Model):
     # Without an index of its own where another begins with it, or nobody asks by it: each costs
     # every request.
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="holds", db_index=False
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="holds",
+        db_index=False,
     )
     api_key = models.ForeignKey(
-        ApiKey, null=True, on_delete=models.PROTECT, related_name="+", db_index=False
+        ApiKey,
+        verbose_name=_("API key"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
     )
-    request_id = models.CharField(max_length=28)
-    quantity = models.PositiveIntegerField()
-    amount_micro = models.PositiveBigIntegerField()
+    request_id = models.CharField(_("request id"), max_length=28)
+    quantity = models.PositiveIntegerField(_("quantity"))
+    amount_micro = models.PositiveBigIntegerField(_("amount, micro-USD"))
     quotes = models.JSONField(
-        help_text="What each candidate model costs: {model: [price version id, micro-USD]}."
+        _("prices quoted"),
+        help_text=_("What each candidate model costs: {model: [price version id, micro-USD]}."),
     )
     budget_periods = models.JSONField(
-        default=list, help_text="The budget periods it is held in, by id, in order."
+        _("budget periods"),
+        default=list,
+        help_text=_("The budget periods it is held in, by id, in order."),
     )
-    captured = models.PositiveIntegerField(default=0, help_text="Images charged so far.")
-    state = models.CharField(max_length=8, choices=HoldState, default=HoldState.HELD)
-    owner = models.UUIDField(help_text="The server process that works on the request.")
-    lease_until = models.DateTimeField()
-    created_at = models.DateTimeField(db_default=Now())
-    settled_at = models.DateTimeField(null=True)
+    captured = models.PositiveIntegerField(
+        _("captured"), default=0, help_text=_("Images charged so far.")
+    )
+    state = models.CharField(_("state"), max_length=8, choices=HoldState, default=HoldState.HELD)
+    owner = models.UUIDField(
+        _("server process"), help_text=_("The server process that works on the request.")
+    )
+    lease_until = models.DateTimeField(_("lease until"))
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    settled_at = models.DateTimeField(_("settled at"), null=True)
 
     class Meta:
+        verbose_name = _("hold")
+        verbose_name_plural = _("holds")
         constraints = [
             models.UniqueConstraint(fields=["organization", "request_id"], name="one_hold_each"),
             models.CheckConstraint(
@@ -341,27 +366,46 @@ class LedgerEntry(models.Model):
     """One movement of a balance; append-only, kept so by a trigger."""
 
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="ledger", db_index=False
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="ledger",
+        db_index=False,
     )
-    entry_key = models.CharField(max_length=150, unique=True)
-    kind = models.CharField(max_length=11, choices=EntryKind)
-    amount_micro = models.BigIntegerField()
+    entry_key = models.CharField(_("entry key"), max_length=150, unique=True)
+    kind = models.CharField(_("kind"), max_length=11, choices=EntryKind)
+    amount_micro = models.BigIntegerField(_("amount, micro-USD"))
     price_version = models.ForeignKey(
-        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+        PriceVersion,
+        verbose_name=_("price version"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
     )
-    model = models.CharField(max_length=100, blank=True)
-    quantity = models.PositiveIntegerField(default=0)
+    model = models.CharField(_("model"), max_length=100, blank=True)
+    quantity = models.PositiveIntegerField(_("quantity"), default=0)
     hold = models.ForeignKey(
-        Hold, null=True, on_delete=models.PROTECT, related_name="ledger_entries"
+        Hold,
+        verbose_name=_("hold"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="ledger_entries",
     )
     api_key = models.ForeignKey(
-        ApiKey, null=True, on_delete=models.PROTECT, related_name="ledger_entries", db_index=False
+        ApiKey,
+        verbose_name=_("API key"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="ledger_entries",
+        db_index=False,
     )
-    request_id = models.CharField(max_length=28, blank=True)
-    note = models.CharField(max_length=200, blank=True)
-    created_at = models.DateTimeField(db_default=Now())
+    request_id = models.CharField(_("request id"), max_length=28, blank=True)
+    note = models.CharField(_("note"), max_length=200, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
 
     class Meta:
+        verbose_name = _("ledger entry")
+        verbose_name_plural = _("ledger entries")
         constraints = [
             models.CheckConstraint(
                 condition=Q(kind__in=EntryKind.values), name="ledger_kind_is_known"
@@ -398,8 +442,12 @@ class BonusClaim(models.Model):
     people, organizations and renamed addresses.
     """
 
-    digest = models.CharField(max_length=64, unique=True)
-    created_at = models.DateTimeField(db_default=Now())
+    digest = models.CharField(_("digest"), max_length=64, unique=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+
+    class Meta:
+        verbose_name = _("claim of the sign-up bonus")
+        verbose_name_plural = _("claims of the sign-up bonus")
 
     def __str__(self) -> str:
         return f"claimed by {self.digest[:8]}…"

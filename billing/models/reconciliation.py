@@ -3,6 +3,7 @@
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
 from billing.models.money import PriceVersion
@@ -38,16 +39,21 @@ class Comparison(models.TextChoices):
 class Reconciliation(models.Model):
     """One comparison that was made."""
 
-    kind = models.CharField(max_length=20, choices=Comparison)
+    kind = models.CharField(_("kind"), max_length=20, choices=Comparison)
     subject = models.CharField(
-        max_length=100, blank=True, help_text="The invoice it was of, by Stripe's id."
+        _("subject"),
+        max_length=100,
+        blank=True,
+        help_text=_("The invoice it was of, by Stripe's id."),
     )
-    started_at = models.DateTimeField()
-    finished_at = models.DateTimeField(null=True)
-    checked = models.PositiveIntegerField(default=0)
-    differences = models.PositiveIntegerField(default=0)
+    started_at = models.DateTimeField(_("started at"))
+    finished_at = models.DateTimeField(_("finished at"), null=True)
+    checked = models.PositiveIntegerField(_("compared"), default=0)
+    differences = models.PositiveIntegerField(_("differences"), default=0)
 
     class Meta:
+        verbose_name = _("comparison")
+        verbose_name_plural = _("comparisons")
         constraints = [
             models.CheckConstraint(
                 condition=Q(kind__in=Comparison.values), name="comparison_is_known"
@@ -71,25 +77,39 @@ class DifferenceState(models.TextChoices):
 class Difference(models.Model):
     """Something that should be equal and is not: the number we expect and the one we found."""
 
-    key = models.CharField(max_length=200)
-    kind = models.CharField(max_length=40)
+    key = models.CharField(_("key"), max_length=200)
+    kind = models.CharField(_("kind"), max_length=40)
     organization = models.ForeignKey(
-        Organization, null=True, on_delete=models.PROTECT, related_name="+"
+        Organization,
+        verbose_name=_("organization"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
     )
     price_version = models.ForeignKey(
-        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+        PriceVersion,
+        verbose_name=_("price version"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
     )
-    hour = models.DateTimeField(null=True)
-    subject = models.CharField(max_length=200, blank=True)
-    expected = models.BigIntegerField()
-    found = models.BigIntegerField()
-    state = models.CharField(max_length=8, choices=DifferenceState, default=DifferenceState.OPEN)
-    note = models.CharField(max_length=500, blank=True)
-    seen = models.PositiveIntegerField(default=1, help_text="How many comparisons found it alike.")
-    first_seen_at = models.DateTimeField(db_default=Now())
-    last_seen_at = models.DateTimeField()
+    hour = models.DateTimeField(_("hour"), null=True)
+    subject = models.CharField(_("subject"), max_length=200, blank=True)
+    expected = models.BigIntegerField(_("expected"))
+    found = models.BigIntegerField(_("found"))
+    state = models.CharField(
+        _("state"), max_length=8, choices=DifferenceState, default=DifferenceState.OPEN
+    )
+    note = models.CharField(_("note"), max_length=500, blank=True)
+    seen = models.PositiveIntegerField(
+        _("seen, times"), default=1, help_text=_("How many comparisons found it alike.")
+    )
+    first_seen_at = models.DateTimeField(_("first seen at"), db_default=Now())
+    last_seen_at = models.DateTimeField(_("last seen at"))
 
     class Meta:
+        verbose_name = _("difference")
+        verbose_name_plural = _("differences")
         constraints = [
             models.CheckConstraint(
                 condition=Q(state__in=DifferenceState.values), name="difference_state_is_known"

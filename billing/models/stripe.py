@@ -9,6 +9,7 @@ import uuid
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
 from billing.models.money import LedgerEntry, PriceVersion
@@ -36,28 +37,42 @@ class MeterEvent(models.Model):
     `identifier`, `quantity` and `timestamp` never change once it may have been sent.
     """
 
-    identifier = models.CharField(primary_key=True, max_length=100)
-    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+")
-    price_version = models.ForeignKey(PriceVersion, on_delete=models.PROTECT, related_name="+")
-    hour = models.DateTimeField()
-    quantity = models.BigIntegerField()
-    timestamp = models.DateTimeField()
+    identifier = models.CharField(_("identifier"), primary_key=True, max_length=100)
+    organization = models.ForeignKey(
+        Organization, verbose_name=_("organization"), on_delete=models.PROTECT, related_name="+"
+    )
+    price_version = models.ForeignKey(
+        PriceVersion, verbose_name=_("price version"), on_delete=models.PROTECT, related_name="+"
+    )
+    hour = models.DateTimeField(_("hour"))
+    quantity = models.BigIntegerField(_("quantity"))
+    timestamp = models.DateTimeField(_("timestamp"))
     restamped_from = models.DateTimeField(
-        null=True, help_text="When it was used, if that was too late for its own invoice."
+        _("restamped from"),
+        null=True,
+        help_text=_("When it was used, if that was too late for its own invoice."),
     )
     reissue_of = models.ForeignKey(
-        "self", null=True, on_delete=models.PROTECT, related_name="reissues"
+        "self",
+        verbose_name=_("reissue of"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="reissues",
     )
-    state = models.CharField(max_length=9, choices=MeterState, default=MeterState.PENDING)
-    attempts = models.PositiveIntegerField(default=0)
-    first_attempt_at = models.DateTimeField(null=True)
-    lease_until = models.DateTimeField(null=True)
-    next_at = models.DateTimeField()
-    accepted_at = models.DateTimeField(null=True)
-    last_error = models.CharField(max_length=500, blank=True)
-    created_at = models.DateTimeField(db_default=Now())
+    state = models.CharField(
+        _("state"), max_length=9, choices=MeterState, default=MeterState.PENDING
+    )
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    first_attempt_at = models.DateTimeField(_("first attempt at"), null=True)
+    lease_until = models.DateTimeField(_("lease until"), null=True)
+    next_at = models.DateTimeField(_("next attempt"))
+    accepted_at = models.DateTimeField(_("accepted at"), null=True)
+    last_error = models.CharField(_("last error"), max_length=500, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
 
     class Meta:
+        verbose_name = _("meter event")
+        verbose_name_plural = _("meter events")
         constraints = [
             models.CheckConstraint(
                 condition=Q(state__in=MeterState.values), name="meter_event_state_is_known"
@@ -108,22 +123,32 @@ class OperationState(models.TextChoices):
 class StripeOperation(models.Model):
     """One write to Stripe other than a meter event, done once per `key`."""
 
-    key = models.CharField(max_length=200, unique=True)
-    kind = models.CharField(max_length=30)
+    key = models.CharField(_("key"), max_length=200, unique=True)
+    kind = models.CharField(_("kind"), max_length=30)
     organization = models.ForeignKey(
-        Organization, null=True, on_delete=models.PROTECT, related_name="+"
+        Organization,
+        verbose_name=_("organization"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
     )
-    parameters = models.JSONField(default=dict)
-    idempotency_key = models.UUIDField(default=uuid.uuid4)
-    state = models.CharField(max_length=7, choices=OperationState, default=OperationState.PENDING)
-    result = models.CharField(max_length=100, blank=True, help_text="The Stripe id it made.")
-    attempts = models.PositiveIntegerField(default=0)
-    next_at = models.DateTimeField(db_default=Now())
-    last_error = models.CharField(max_length=500, blank=True)
-    created_at = models.DateTimeField(db_default=Now())
-    done_at = models.DateTimeField(null=True)
+    parameters = models.JSONField(_("parameters"), default=dict)
+    idempotency_key = models.UUIDField(_("idempotency key"), default=uuid.uuid4)
+    state = models.CharField(
+        _("state"), max_length=7, choices=OperationState, default=OperationState.PENDING
+    )
+    result = models.CharField(
+        _("result"), max_length=100, blank=True, help_text=_("The Stripe id it made.")
+    )
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    next_at = models.DateTimeField(_("next attempt"), db_default=Now())
+    last_error = models.CharField(_("last error"), max_length=500, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+    done_at = models.DateTimeField(_("done at"), null=True)
 
     class Meta:
+        verbose_name = _("write to Stripe")
+        verbose_name_plural = _("writes to Stripe")
         constraints = [
             models.CheckConstraint(
                 condition=Q(state__in=OperationState.values), name="operation_state_is_known"
@@ -145,19 +170,21 @@ class StripeEvent(models.Model):
     """An event Stripe delivered: a hint to fetch its object again, never itself the truth."""
 
     id = models.CharField(primary_key=True, max_length=100)
-    type = models.CharField(max_length=100)
-    object_id = models.CharField(max_length=100, blank=True)
-    thin = models.BooleanField(default=False)
-    livemode = models.BooleanField()
-    created = models.DateTimeField()
-    payload = models.JSONField()
-    received_at = models.DateTimeField(db_default=Now())
-    processed_at = models.DateTimeField(null=True)
-    attempts = models.PositiveIntegerField(default=0)
-    next_at = models.DateTimeField(db_default=Now())
-    error = models.CharField(max_length=500, blank=True)
+    type = models.CharField(_("type"), max_length=100)
+    object_id = models.CharField(_("id of its object"), max_length=100, blank=True)
+    thin = models.BooleanField(_("without its object"), default=False)
+    livemode = models.BooleanField(_("live mode"))
+    created = models.DateTimeField(_("created at"))
+    payload = models.JSONField(_("payload"))
+    received_at = models.DateTimeField(_("received at"), db_default=Now())
+    processed_at = models.DateTimeField(_("processed at"), null=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    next_at = models.DateTimeField(_("next attempt"), db_default=Now())
+    error = models.CharField(_("error"), max_length=500, blank=True)
 
     class Meta:
+        verbose_name = _("event from Stripe")
+        verbose_name_plural = _("events from Stripe")
         indexes = [
             models.Index(
                 fields=["next_at"], condition=Q(processed_at=None), name="events_to_process"
@@ -202,32 +229,40 @@ class Invoice(models.Model):
     Its PDF and page are bearer secrets and not kept: they are fetched when somebody asks.
     """
 
-    stripe_id = models.CharField(max_length=100, unique=True)
+    stripe_id = models.CharField(_("Stripe id"), max_length=100, unique=True)
     organization = models.ForeignKey(
-        Organization, on_delete=models.PROTECT, related_name="invoices"
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="invoices",
     )
-    number = models.CharField(max_length=100, blank=True)
-    status = models.CharField(max_length=15)
-    billing_reason = models.CharField(max_length=40, blank=True)
-    currency = models.CharField(max_length=3)
-    period_start = models.DateTimeField()
-    period_end = models.DateTimeField()
-    subtotal_cents = models.BigIntegerField()
-    tax_cents = models.BigIntegerField()
-    total_cents = models.BigIntegerField()
-    amount_due_cents = models.BigIntegerField()
-    amount_paid_cents = models.BigIntegerField()
+    number = models.CharField(_("number"), max_length=100, blank=True)
+    status = models.CharField(_("status"), max_length=15)
+    billing_reason = models.CharField(_("billing reason"), max_length=40, blank=True)
+    currency = models.CharField(_("currency"), max_length=3)
+    period_start = models.DateTimeField(_("period start"))
+    period_end = models.DateTimeField(_("period end"))
+    subtotal_cents = models.BigIntegerField(_("subtotal, cents"))
+    tax_cents = models.BigIntegerField(_("tax, cents"))
+    total_cents = models.BigIntegerField(_("total, cents"))
+    amount_due_cents = models.BigIntegerField(_("due, cents"))
+    amount_paid_cents = models.BigIntegerField(_("paid, cents"))
     payment_failed = models.BooleanField(
-        default=False, help_text="It is owed: Stripe has tried to collect it and could not."
+        _("payment failed"),
+        default=False,
+        help_text=_("It is owed: Stripe has tried to collect it and could not."),
     )
     lines = models.JSONField(
-        help_text="[{id, price, description, quantity, unit_cents, amount_cents, start, end}]"
+        _("lines"),
+        help_text=_("[{id, price, description, quantity, unit_cents, amount_cents, start, end}]"),
     )
-    created = models.DateTimeField()
-    finalized_at = models.DateTimeField(null=True)
-    fetched_at = models.DateTimeField()
+    created = models.DateTimeField(_("created at"))
+    finalized_at = models.DateTimeField(_("finalized at"), null=True)
+    fetched_at = models.DateTimeField(_("fetched at"))
 
     class Meta:
+        verbose_name = _("invoice")
+        verbose_name_plural = _("invoices")
         indexes = [
             models.Index(fields=["organization", "-created"], name="invoices_of_one"),
             models.Index(

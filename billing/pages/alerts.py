@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.access import MemberRequest, Permission, member
+from accounts.access import MemberRequest, Permission, form_on, member
 from accounts.models import Organization
 from billing import alerts, ledger, limits
 from billing.alerts import EndpointRefused
@@ -66,8 +66,8 @@ def _rows(organization: Organization) -> list[dict[str, Any]]:
     ]
 
 
-@require_POST
 @member(Permission.MANAGE_BILLING)
+@form_on("billing_alerts")
 def warning(request: MemberRequest) -> HttpResponse:
     """Set when to warn that little is left."""
     form = WarningForm(request.POST)
@@ -80,9 +80,9 @@ def warning(request: MemberRequest) -> HttpResponse:
     return redirect("billing_alerts")
 
 
-@require_POST
 @never_cache
 @member(Permission.MANAGE_BILLING)
+@form_on("billing_alerts")
 def endpoint(request: MemberRequest) -> HttpResponse:
     """Set where alerts are sent as well, and show the new secret this once."""
     access, form = request.access, EndpointForm(request.POST)

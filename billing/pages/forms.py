@@ -165,7 +165,7 @@ class BudgetForm(LimitsForm):
         choices: list[Any] = [("", _("choose"))]
         if keys and (families := _families(organization)):
             self._families = {f"key:{key.family}": key.family for key in families}
-            names = [(f"key:{key.family}", f"{key.name} ({key.prefix}…)") for key in families]
+            names = [(f"key:{key.family}", _called(key)) for key in families]
             choices.append((_("Keys"), names))
         if members:
             people = organization.memberships.select_related("user").order_by("user__email")
@@ -184,9 +184,14 @@ class BudgetForm(LimitsForm):
         return Holder(family=self._families[name])
 
 
+def _called(key: ApiKey) -> str:
+    # The playground's has one for each person, and a prefix that nobody has seen.
+    return key.name if key.playground else f"{key.name} ({key.prefix}…)"
+
+
 def _families(organization: Organization) -> list[ApiKey]:
     """Return the newest key of each family that can spend, by name."""
-    living = organization.api_keys.filter(sandbox=False, playground=False, revoked_at=None)
+    living = organization.api_keys.filter(sandbox=False, revoked_at=None)
     newest: dict[uuid.UUID, ApiKey] = {}
     for key in living.order_by("created_at", "pk"):
         newest[key.family] = key

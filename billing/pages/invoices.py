@@ -8,6 +8,7 @@ from decimal import Decimal
 
 from django.contrib import messages
 from django.core.paginator import Paginator
+from django.db.models import Q
 from django.http import Http404, HttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
@@ -29,6 +30,8 @@ from geekhub.lib.money import MICRO_PER_CENT
 log = logging.getLogger("geekhub.billing")
 
 PAGE = 24
+# What Stripe makes when a subscription begins: of nothing, paid at once. Its address works.
+NOTHING = Q(status="paid", billing_reason="subscription_create", subtotal_cents=0, total_cents=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def file_name(invoice: Invoice) -> str:
 @member(Permission.VIEW_BILLING)
 def index(request: MemberRequest) -> HttpResponse:
     """Show the invoices, newest first."""
-    found = Invoice.objects.filter(organization=request.access.organization)
+    found = Invoice.objects.filter(organization=request.access.organization).exclude(NOTHING)
     page = Paginator(found.defer("lines").order_by("-created", "-pk"), PAGE).get_page(
         request.GET.get("page")
     )
@@ -105,7 +108,8 @@ def one(request: MemberRequest, invoice_id: str) -> HttpResponse:
     context = {
         "invoice": invoice,
         "state": InvoiceState(invoice),
-        "rows": rows(invoice),
+        # Stripe has a line for each model, also for those that drew nothing.
+        "rows": [row for row in rows(invoice) if row.line["quantity"] or row.line["amount_cents"]],
         # What was paid or given in advance is in the total, and in no line.
         "credit_cents": max(0, invoice.subtotal_cents + invoice.tax_cents - invoice.total_cents),
         "connected": is_connected(),

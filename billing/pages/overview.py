@@ -15,14 +15,14 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.access import MemberRequest, Permission, member
+from accounts.access import MemberRequest, Permission, form_on, member
 from accounts.models import Organization
 from billing import invoices, ledger, movements, recharges, subscriptions, visits
 from billing.customers import NothingToSell
 from billing.ledger import ModelSpend
 from billing.models import BillingAccount, Subscription
 from billing.pages.forms import AutomaticForm, RechargeForm
-from billing.pages.words import MovementRow, Standing, card, standing
+from billing.pages.words import MovementRow, card
 from billing.recharges import RechargeRefused
 from billing.stripe_client import NotConnected, Stripe, StripeFailure, connect, is_connected
 from billing.templatetags.amounts import dollars
@@ -48,7 +48,6 @@ class Money:
 
     account: BillingAccount
     subscription: Subscription | None
-    standing: Standing | None
 
     @property
     def card(self) -> str:
@@ -77,7 +76,7 @@ def _page(
     account = ledger.balance(organization)
     latest = movements.page(organization, before=None, size=LATEST)
     context = {
-        "money": Money(account, subscriptions.live(organization), standing(account)),
+        "money": Money(account, subscriptions.live(organization)),
         "month": _month(organization),
         "latest": [MovementRow(one) for one in latest],
         "connected": is_connected(),
@@ -150,9 +149,9 @@ def portal(request: MemberRequest) -> HttpResponse:
     )
 
 
-@require_POST
 @never_cache
 @member(Permission.MANAGE_BILLING)
+@form_on("billing")
 def recharge(request: MemberRequest) -> HttpResponse:
     """Lead to where money is paid onto the balance."""
     if not is_connected():
@@ -175,8 +174,8 @@ def recharge(request: MemberRequest) -> HttpResponse:
     )
 
 
-@require_POST
 @member(Permission.MANAGE_BILLING)
+@form_on("billing")
 def automatic(request: MemberRequest) -> HttpResponse:
     """Set when to recharge by itself, or stop that."""
     access = request.access

@@ -19,6 +19,7 @@ from billing.models import (
 )
 from billing.movements import Movement
 from billing.pages.forms import KINDS, PERIODS
+from billing.stripe_client import is_connected
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
@@ -67,6 +68,8 @@ class Standing:
     until: datetime | None
     by_staff: bool
     owed: list[Invoice]
+    has_customer: bool
+    connected: bool
 
     @property
     def is_over(self) -> bool:
@@ -85,6 +88,8 @@ def standing(account: BillingAccount) -> Standing | None:
         until=account.grace_until,
         by_staff=account.suspended_by_staff,
         owed=list(owed.order_by("created", "pk")),
+        has_customer=bool(account.stripe_customer),
+        connected=is_connected(),
     )
 
 

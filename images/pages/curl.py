@@ -4,12 +4,8 @@ import json
 import shlex
 from typing import Any
 
-from geekhub.lib import money
 from images.models import Generation
-
-# What `GenerationRequest.parameters` writes down under another name than the API's, or not as text.
-OURS = ("listed", "strategy", "auto_candidates", "on_refusal", "max_cost_micro", "edit", "images",
-        "mask")  # fmt: skip
+from images.pages import parameters
 
 
 def curl(row: Generation, origin: str) -> str:
@@ -33,22 +29,12 @@ def curl(row: Generation, origin: str) -> str:
 
 
 def _body(row: Generation) -> dict[str, Any]:
-    asked = dict(row.parameters)
     models = row.requested
     body: dict[str, Any] = {
-        "model": models if asked.get("listed") and models != ["auto"] else models[0],
+        "model": models if row.parameters.get("listed") and models != ["auto"] else models[0],
         "prompt": row.prompt or "THE PROMPT WAS NOT KEPT",
     }
-    routing = {
-        "strategy": asked.get("strategy"),
-        "candidates": asked.get("auto_candidates"),
-        "on_refusal": asked.get("on_refusal"),
-    }
-    body |= {name: value for name, value in asked.items() if name not in OURS}
-    if told := {name: value for name, value in routing.items() if value is not None}:
-        body["routing"] = told
-    if (most := asked.get("max_cost_micro")) is not None:
-        body["max_cost"] = float(money.to_decimal(most))
+    body |= parameters.body(row)
     # The key adds its own.
     if tags := [tag for tag in row.tags if tag not in row.api_key.tags]:
         body["tags"] = tags

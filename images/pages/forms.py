@@ -1,7 +1,7 @@
 """The forms of the key pages."""
 
 import uuid
-from datetime import datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -13,6 +13,7 @@ from accounts.models import MAX_TAG, MAX_TAGS
 from billing.models import Period
 from geekhub.lib import addresses, money
 from images.catalog import CATALOG
+from images.pages.days import DayField, midnight
 
 
 class KeyForm(forms.Form):
@@ -49,11 +50,8 @@ class KeyForm(forms.Form):
         ],
         initial=Period.MONTH,
     )
-    expires_on = forms.DateField(
-        label=_("Last day"),
-        required=False,
-        help_text=_("It stops working when this day ends. Empty: never."),
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+    expires_on = DayField(
+        label=_("Last day"), help_text=_("It stops working when this day ends. Empty: never.")
     )
     allowed_models = forms.MultipleChoiceField(
         label=_("Allowed models"),
@@ -102,7 +100,7 @@ class KeyForm(forms.Form):
         day = self.cleaned_data["expires_on"]
         if day is None:
             return None
-        end = timezone.make_aware(datetime.combine(day, time()) + timedelta(days=1))
+        end = midnight(day + timedelta(days=1))
         if end <= timezone.now():
             raise forms.ValidationError(gettext("This day is over."))
         return end

@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import datetime, time, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 from django import forms
@@ -24,6 +24,7 @@ from images.catalog import CATALOG
 from images.gallery import Filters, NoSuchPicture
 from images.gateway import Gateway, gateway_of, store_of
 from images.models import Image
+from images.pages.days import DayField, midnight
 from images.pages.privacy import hide_prompts
 from images.pictures import NotAPicture
 from images.storage import StorageError
@@ -47,16 +48,8 @@ class FilterForm(forms.Form):
     )
     model = forms.ChoiceField(label=_("Model"), required=False)
     key = forms.ChoiceField(label=_("Key"), required=False)
-    since = forms.DateField(
-        label=_("From"),
-        required=False,
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-    )
-    until = forms.DateField(
-        label=_("To"),
-        required=False,
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-    )
+    since = DayField(label=_("From"))
+    until = DayField(label=_("To"))
 
     def __init__(self, *args: Any, organization: Organization, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,8 +66,8 @@ class FilterForm(forms.Form):
         """Return what is asked for; days are the viewer's."""
         data = self.cleaned_data
         words = tuple(data["q"].split()[:MAX_WORDS])
-        since = _midnight(data["since"]) if data["since"] else None
-        until = _midnight(data["until"] + timedelta(days=1)) if data["until"] else None
+        since = midnight(data["since"]) if data["since"] else None
+        until = midnight(data["until"] + timedelta(days=1)) if data["until"] else None
         if words and since is None:
             since = (until or timezone.now()) - SEARCHED
         return Filters(
@@ -84,10 +77,6 @@ class FilterForm(forms.Form):
             since=since,
             until=until,
         )
-
-
-def _midnight(day: Any) -> datetime:
-    return timezone.make_aware(datetime.combine(day, time()))
 
 
 @require_safe

@@ -74,12 +74,16 @@ class Month:
     latency: Latency | None
 
     @property
+    def ended(self) -> int:
+        """Return how many requests have an outcome; the others are running."""
+        return self.total.succeeded + self.total.failed
+
+    @property
     def success(self) -> str:
         """Return the percentage of ended requests that delivered; never 100 if one failed."""
-        ended = self.total.succeeded + self.total.failed
-        if not ended:
+        if not self.ended:
             return ""
-        tenths = self.total.succeeded * 1000 // ended
+        tenths = self.total.succeeded * 1000 // self.ended
         return f"{tenths // 10}" if tenths % 10 == 0 else f"{tenths // 10}.{tenths % 10}"
 
 

@@ -1,7 +1,9 @@
 """The playground: one prompt, several models side by side."""
 
 import secrets
-from typing import Any, cast
+from dataclasses import dataclass
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, cast
 
 from django import forms
 from django.conf import settings
@@ -16,18 +18,23 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from accounts.access import MemberRequest, Permission, member
 from accounts.keys import KeyRefused
 from billing import ledger
+from billing.holds import AccountSuspended, InsufficientBalance
+from billing.templatetags.amounts import dollars
 from geekhub.lib import money
 from geekhub.lib.ids import REQUEST_ID
 from images import playground
-from images.api.errors import ApiError, internal, translate
+from images.api.errors import translate
 from images.api.serializers import MAX_SEED
 from images.catalog import CATALOG, MAX_N, MAX_PROMPT
 from images.gateway import gateway_of
 from images.models import Generation
 from images.pages.snippets import snippets
-from images.pages.words import explain
+from images.pages.words import OURS, explain
 from images.playground import MAX_MODELS, Offer
 from images.requests import AUTO, GenerationRequest
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrPromise
 
 CHOSEN = 3
 
@@ -117,11 +124,11 @@ def index(request: MemberRequest) -> HttpResponse:
     """Show the form and what was drawn last; a POST, of a browser without scripts, draws."""
     offers = _offers(request)
     form = PlaygroundForm(request.POST or None, initial=_initial(request, offers), offers=offers)
-    if request.method == "POST" and form.is_valid():
+    if request.method == "POST" and form.is_valid() and _is_covered(request, form, offers):
         for model in form.cleaned_data["models"]:
             drawn = _start(request, form, model)
-            if isinstance(drawn, ApiError):
-                messages.error(request, f"{model}: {explain(drawn.code)} {drawn.message}")
+            if isinstance(drawn, Refused):
+                messages.error(request, f"{model}: {drawn.words} {drawn.detail}".rstrip())
         return redirect("playground")
     return _page(request, form, offers)
 
@@ -136,11 +143,11 @@ def _page(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> 
     chosen = form["models"].value() or []
     context = {
         "form": form,
-        "offers": offers,
+        "offers": [(offer, _is_over(offer)) for offer in offers],
         "able": any(offer.off is None for offer in offers),
         "chosen": chosen,
         "total_usd": money.to_usd(_total(form, offers, chosen)),
-        "balance_micro": ledger.balance(organization).balance_micro,
+        "available_micro": ledger.balance(organization).available_micro,
         "results": latest,
         "running": any(row["generation"].status == "running" for row in latest),
         "most": MAX_MODELS,
@@ -151,13 +158,21 @@ def _page(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> 
 
 def _initial(request: HttpRequest, offers: list[Offer]) -> dict[str, Any]:
     able = [offer.model.id for offer in offers if offer.off is None]
+    served = [offer.model.id for offer in offers if not _is_over(offer)]
     asked = [model for model in request.GET.getlist("model") if model]
+    drawing = [model for model in served if model in able]
     return {
         "run": secrets.token_hex(16),
-        "models": asked or (able or [offer.model.id for offer in offers])[:CHOSEN],
+        "models": asked or (drawing or served)[:CHOSEN],
         # Where no provider is set up, only test pictures come out.
         "sandbox": not able,
     }
+
+
+def _is_over(offer: Offer) -> bool:
+    """Tell whether its provider has switched the model off, so that it can only fail."""
+    off = offer.model.upstream_off
+    return off is not None and off <= timezone.localdate(timezone=UTC)
 
 
 def _total(form: PlaygroundForm, offers: list[Offer], chosen: list[str]) -> int:
@@ -177,18 +192,48 @@ def draw(request: MemberRequest) -> HttpResponse:
         return render(request, "images/playground/errors.html", {"form": form}, status=422)
     model = form.cleaned_data["models"][0]
     drawn = _start(request, form, model)
-    if isinstance(drawn, ApiError):
-        context = {"model": model, "words": explain(drawn.code), "detail": drawn.message}
-        return render(request, "images/playground/refused.html", context)
-    told = [_told(row) for row in _rows(request, [drawn.request_id])]
-    return render(request, "images/playground/results.html", {"results": told})
+    if isinstance(drawn, Refused):
+        answer = render(
+            request, "images/playground/refused.html", {"model": model, "refused": drawn}
+        )
+    else:
+        told = [_told(row) for row in _rows(request, [drawn.request_id])]
+        answer = render(request, "images/playground/results.html", {"results": told})
+    return _with_balance(request, answer)
 
 
-def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generation | ApiError:
+def _is_covered(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> bool:
+    """Tell whether all of it can be paid; if not, the form says so, and nothing is drawn."""
+    total = _total(form, offers, form.cleaned_data["models"])
+    left = ledger.balance(request.access.organization).available_micro
+    if total == 0 or total <= left:
+        return True
+    text = _now("The balance does not cover it: %(total)s of %(left)s available.")
+    form.add_error("models", text % {"total": dollars(total), "left": dollars(left)})
+    return False
+
+
+def _with_balance(request: MemberRequest, answer: HttpResponse) -> HttpResponse:
+    """Say what may be spent now beside what came, for the price's line."""
+    account = ledger.balance(request.access.organization)
+    answer["X-Available-Micro"] = str(account.available_micro)
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a model was not let in: for a person, more in English, and whether it is about money."""
+
+    words: "StrPromise"
+    detail: str = ""
+    is_money: bool = False
+
+
+def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generation | Refused:
     """Start one model; return its row, or why it was not let in."""
     gateway = gateway_of(request)
     if gateway is None:
-        return internal()
+        return Refused(OURS)
     try:
         return playground.start(
             gateway,
@@ -199,12 +244,17 @@ def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generati
             run=form.cleaned_data["run"],
         )
     except KeyRefused as error:
-        return ApiError("guardrail_blocked", str(error))
+        return Refused(explain("guardrail_blocked"), str(error))
+    # What the API says of these holds an address, and the words of our staff.
+    except AccountSuspended:
+        return Refused(_("The organization is suspended, so nothing is drawn."), is_money=True)
+    except InsufficientBalance:
+        return Refused(explain("insufficient_balance"), is_money=True)
     except Exception as error:
         known = translate(error)
         if known is None:
             raise
-        return known
+        return Refused(explain(known.code), known.message)
 
 
 @require_GET
@@ -218,7 +268,7 @@ def results(request: MemberRequest) -> HttpResponse:
     if len(rows) < len(wanted):
         raise Http404
     context = {"results": [_told(row) for row in rows]}
-    return render(request, "images/playground/results.html", context)
+    return _with_balance(request, render(request, "images/playground/results.html", context))
 
 
 def _rows(request: MemberRequest, request_ids: list[str]) -> list[Generation]:

@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 from django import forms
@@ -21,7 +21,9 @@ from billing.models import LedgerEntry
 from images import usage, usage_csv
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
+from images.pages import parameters
 from images.pages.curl import curl
+from images.pages.days import FIRST, DayField, midnight
 from images.pages.gallery import links
 from images.pages.privacy import hide_prompts
 from images.pages.words import ERRORS, explain
@@ -30,7 +32,6 @@ from images.usage import Place, Wanted
 PAGE = 30
 DEFAULT_DAYS = 30
 MAX_KEYS = 300
-FIRST, LAST = date(2000, 1, 1), date(9998, 12, 31)
 BEGUN = {
     GenerationStatus.SUCCEEDED: _("Succeeded"),
     GenerationStatus.FAILED: _("Failed"),
@@ -42,16 +43,8 @@ TONES = {GenerationStatus.SUCCEEDED: "good", GenerationStatus.FAILED: "wrong"}
 class FilterForm(forms.Form):
     """Which requests to show; it stands in the URL."""
 
-    since = forms.DateField(
-        label=_("From"),
-        required=False,
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-    )
-    until = forms.DateField(
-        label=_("To"),
-        required=False,
-        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-    )
+    since = DayField(label=_("From"))
+    until = DayField(label=_("To"))
     key = forms.ChoiceField(label=_("Key"), required=False)
     model = forms.ChoiceField(label=_("Model"), required=False)
     status = forms.ChoiceField(label=_("Status"), required=False)
@@ -86,9 +79,6 @@ class FilterForm(forms.Form):
         """Check the days together."""
         data = super().clean() or self.cleaned_data
         since, until = data.get("since"), data.get("until")
-        for name, day in (("since", since), ("until", until)):
-            if day is not None and not FIRST <= day <= LAST:
-                self.add_error(name, _("Choose a day from 2000 on."))
         if since and until and since > until:
             self.add_error("until", _("The last day is before the first."))
         return data
@@ -99,17 +89,13 @@ class FilterForm(forms.Form):
         until = data["until"] or max(timezone.localdate(), data["since"] or FIRST)
         since = data["since"] or max(FIRST, until - timedelta(days=DEFAULT_DAYS - 1))
         return Wanted(
-            start=_midnight(since),
-            end=_midnight(until + timedelta(days=1)),
+            start=midnight(since),
+            end=midnight(until + timedelta(days=1)),
             key=uuid.UUID(data["key"]) if data["key"] else None,
             model=data["model"],
             status=data["status"],
             tag=data["tag"],
         )
-
-
-def _midnight(day: date) -> datetime:
-    return timezone.make_aware(datetime.combine(day, time()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +221,8 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
     context = {
         "row": Row(found),
         "found": found,
+        "parameters": parameters.rows(found),
+        "adjusted": _adjusted(found),
         "pictures": [(image, addresses.get(image.name, "")) for image in images],
         "deleted": found.delivered - len(images),
         "entries": _entries(found),
@@ -242,6 +230,14 @@ def detail(request: MemberRequest, request_id: str) -> HttpResponse:
         "zone": timezone.get_current_timezone_name(),
     }
     return render(request, "images/usage_detail.html", context)
+
+
+def _adjusted(found: Generation) -> list[dict[str, str]]:
+    """Return what was drawn differently, each value as text; empty for nothing."""
+    return [
+        {name: "" if value is None else parameters.plain(value) for name, value in one.items()}
+        for one in found.adjusted
+    ]
 
 
 def _entries(found: Generation) -> list[LedgerEntry]:

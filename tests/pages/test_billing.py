@@ -1,6 +1,7 @@
 """The billing pages: the balance, the card, recharges, invoices to pictures, budgets, alerts."""
 
 import asyncio
+import codecs
 import csv
 import logging
 import re
@@ -17,7 +18,7 @@ from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from accounts import audit
+from accounts import audit, keys
 from accounts.models import ApiKey, AuditEvent, Organization, Role
 from billing import alerts, budgets, invoices, ledger, limits, movements, standing
 from billing.limits import Holder, Use
@@ -103,7 +104,10 @@ def file_of(client: Client, path: str) -> str:
     """Return a file that is written while it is sent."""
     answer: Any = client.get(path)
     assert answer["content-type"] == "text/csv; charset=utf-8"
-    return b"".join(answer.streaming_content).decode()
+    file = b"".join(answer.streaming_content)
+    # Excel reads what does not begin so as Latin.
+    assert file.startswith(codecs.BOM_UTF8)
+    return file.decode("utf-8-sig")
 
 
 def text_of(html: str) -> str:
@@ -330,6 +334,37 @@ def test_the_grace_and_the_suspension_say_what_to_do(
     assert "a payment alone does not end it" in text
     assert "Once every invoice is paid" not in text
     assert Invoice.objects.get().payment_failed
+
+
+EVERYWHERE = ("", "/playground", "/gallery", "/usage", "/keys", "/settings", "/welcome")
+
+
+@pytest.mark.parametrize("role", Role)
+def test_every_page_says_what_is_wrong_in_words_for_the_role(
+    role: Role, acme: Organization, shop: StripeEmulator, client: Client
+) -> None:
+    person = log_in(client, member_of(acme, role))
+    pages = [f"/dashboard{one}" for one in EVERYWHERE]
+    pages += ["/accounts/sessions/", "/dashboard/organizations/new", "/dashboard/nothing"]
+    sees_bills = role in (Role.OWNER, Role.ADMIN, Role.BILLING)
+    owe(acme)
+    assert not any("unpaid" in person.get(page).text for page in pages)
+    standing.payment_failed(acme, now=timezone.now())
+    for page in pages:
+        text = person.get(page).text
+        assert "An invoice is unpaid. Everything works until" in text
+        assert ("$12.34 is due" in text_of(text)) is sees_bills
+        assert (f'href="{PATH}/invoices/in_owed"' in text) is sees_bills
+        assert ("An owner, or anyone with the role Billing, can pay it" in text) is not sees_bills
+    standing.suspend(acme, "unusual use", None)
+    for page in pages:
+        text = text_of(person.get(page).text)
+        assert "Suspended: new requests are refused" in text
+        assert ("unusual use" in text) is sees_bills
+        assert ("An owner or an admin can see why." in text) is not sees_bills
+    Invoice.objects.update(payment_failed=False)
+    standing.resume(acme, None)
+    assert not any("Suspended" in person.get(page).text for page in pages)
 
 
 # --- The card -------------------------------------------------------------------------------------
@@ -693,7 +728,7 @@ def in_the_loop(organization: Organization, path: str) -> str:
         browser = AsyncClient()
         await browser.aforce_login(person, backend=BACKEND)
         answer: Any = await browser.get(path)
-        text = b"".join([part async for part in answer.streaming_content]).decode()
+        text = b"".join([part async for part in answer.streaming_content]).decode("utf-8-sig")
         await sync_to_async(connections.close_all)()
         return text
 
@@ -1237,3 +1272,51 @@ def test_a_recharge_that_begins_is_in_the_audit_log(
     event = AuditEvent.objects.get(action="recharge.begun")
     assert (event.actor, event.details) == (owner_of(acme), {"amount_usd": "50.00"})
     assert "Began a recharge" in owner.get("/dashboard/settings/audit").text
+
+
+# --- What a browser found -------------------------------------------------------------------------
+
+
+def test_an_invoice_of_nothing_and_lines_of_nothing_are_not_listed(
+    acme: Organization, owner: Client
+) -> None:
+    now = timezone.now()
+    line = {
+        "id": "il_1", "price": "", "description": "Pictures", "quantity": 3, "unit_cents": "4",
+        "amount_cents": 12, "start": 0, "end": 0,
+    }  # fmt: skip
+    none = line | {"id": "il_2", "description": "Nothing", "quantity": 0, "amount_cents": 0}
+    for name, reason, cents in (
+        ("in_begun", "subscription_create", 0),
+        ("in_paid_by_credit", "subscription_cycle", 0),
+        ("in_month", "subscription_cycle", 12),
+    ):
+        Invoice.objects.create(
+            stripe_id=name, organization=acme, number=name.upper(), status="paid", currency="usd",
+            period_start=now, period_end=now, subtotal_cents=cents, tax_cents=0, total_cents=cents,
+            amount_due_cents=cents, amount_paid_cents=cents, lines=[line, none], created=now,
+            fetched_at=now, billing_reason=reason,
+        )  # fmt: skip
+    text = owner.get(f"{PATH}/invoices").text
+    assert "IN_BEGUN" not in text
+    assert "IN_PAID_BY_CREDIT" in text
+    assert "IN_MONTH" in text
+    one = owner.get(f"{PATH}/invoices/in_month").text
+    assert "Pictures" in one
+    assert "Nothing" not in one
+    assert owner.get(f"{PATH}/invoices/in_begun").status_code == 200
+
+
+def test_an_owner_sets_a_budget_for_a_person_s_playground(
+    acme: Organization, owner: Client
+) -> None:
+    person = member_of(acme, Role.DEVELOPER)
+    key = keys.playground(acme, person, sandbox=False)
+    keys.playground(acme, person, sandbox=True)  # free, so without a budget
+    text = owner.get(f"{PATH}/budgets").text
+    assert text.count(f">Playground · {person.email}<") == 1
+    form = {"holder": f"key:{key.family}", "period": "day", "usd": "3"}
+    assert owner.post(f"{PATH}/budgets", form).status_code == 302
+    budget = Budget.objects.get()
+    assert (budget.key_family, budget.limit_micro) == (key.family, 3 * USD)
+    assert f"Playground · {person.email}" in owner.get(f"{PATH}/budgets").text

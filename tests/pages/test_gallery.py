@@ -31,6 +31,7 @@ from images.storage import ImageStore, SupabaseStorage
 from tests.emulators.base import make_picture
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
+from tests.images.requests import make_request
 from tests.lib import dead_port
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.visitor import Visitor
@@ -476,3 +477,19 @@ def test_who_leaves_in_the_middle_of_a_zip_file_ends_it_quietly(key: ApiKey) -> 
 
     for step in range(10):
         asyncio.run(leave(0.002 * step))
+
+
+@pytest.mark.parametrize(
+    ("many", "words"), [(1, "Its address stops working"), (2, "Their addresses stop working")]
+)
+def test_the_question_before_a_deletion_counts(
+    many: int, words: str, acme: Organization, client: Client
+) -> None:
+    row = make_request(
+        KeyFactory(organization=acme).row, timezone.now(), delivered=many, pictures=True
+    )
+    log_in(client, owner_of(acme))
+    query = "&".join(f"picture={row.request_id}-{index}" for index in range(many))
+    text = client.get(f"/dashboard/gallery/delete?{query}").text
+    assert words in text
+    assert f"Delete {many} picture" in text

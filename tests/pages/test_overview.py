@@ -7,6 +7,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from accounts import keys
 from accounts.models import ApiKey, Organization, Role
 from billing import ledger
 from billing.models import EntryKind
@@ -189,3 +190,30 @@ def test_the_page_holds_no_style_of_its_own(
         assert "<style" not in answer.text
         assert "onclick" not in answer.text
         assert len(answer.content) < 150_000
+
+
+def test_a_running_request_is_in_neither_number(
+    client: Client, acme: Organization, key: ApiKey
+) -> None:
+    make_request(key, ago(minutes=3))
+    make_request(key, ago(minutes=2), error="provider_unavailable")
+    make_request(key, ago(seconds=2), running=True)
+    make_request(key, ago(seconds=1), running=True)
+    log_in(client, owner_of(acme))
+    text = client.get(PATH).text
+    assert numbers(text)[2] == "50 %"
+    assert "1 of 2 requests, 2 running" in text
+
+
+def test_a_playground_s_spend_names_its_person(client: Client, acme: Organization) -> None:
+    owner, other = owner_of(acme), member_of(acme, Role.DEVELOPER)
+    other.name = "Bruno"
+    other.save()
+    for person in (owner, other):
+        key = keys.playground(acme, person, sandbox=False)
+        make_request(key, ago(hours=1))
+    log_in(client, owner)
+    assert {row[0].rsplit(" ", 1)[0] for row in cells(client.get(PATH).text, "By key")} == {
+        f"Playground · {owner.email}",
+        "Playground · Bruno",
+    }

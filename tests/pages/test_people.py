@@ -462,3 +462,70 @@ def test_a_new_organization(client: Client, acme: Organization, settings: Settin
     assert answer["location"] == "/dashboard/welcome"
     assert client.get("/dashboard").context["access"].organization.name == "Second"
     assert alice.organizations.count() == 2
+
+
+# --- What a browser found -----------------------------------------------------------------------
+
+
+def test_the_first_steps_are_shown_wherever_the_sign_up_was_opened_from(
+    client: Client, published: None
+) -> None:
+    # The front door: to the dashboard, so to the log-in, whose link to the sign-up carries it on.
+    log_in_page = client.get("/", follow=True)
+    link = re.search(r'href="(/accounts/signup/[^"]*)"', log_in_page.text)
+    assert link
+    assert "next=" in link[1]
+    answer = client.post(link[1], {**NEW, "next": "/dashboard"})
+    assert answer["location"] == "/dashboard/welcome"
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["another browser", "the same browser"])
+def test_who_has_just_signed_up_can_log_in_at_once(
+    closed: bool, client: Client, published: None, with_mail: None
+) -> None:
+    assert client.post("/accounts/signup/", NEW).status_code == 302
+    browser = Client() if closed else client
+    answer = browser.post("/login", {"login": NEW["email"], "password": PASSWORD})
+    assert (answer.status_code, answer["location"]) == (302, "/accounts/confirm-email/")
+    codes = [re.search(r"^([A-Z0-9-]{6,9})$", str(one.body), re.MULTILINE) for one in mail.outbox]
+    assert codes[-1] is not None
+    right = browser.post("/accounts/confirm-email/", {"code": codes[-1][1]})
+    assert right.status_code == 302
+    assert browser.get("/dashboard").status_code == 200
+
+
+def test_the_mails_of_one_address_are_limited_all_the_same(
+    client: Client, published: None, with_mail: None
+) -> None:
+    client.post("/accounts/signup/", NEW)
+    for _ in range(6):
+        Client().post("/login", {"login": NEW["email"], "password": PASSWORD})
+    assert len(mail.outbox) == 3
+
+
+def test_the_sessions_of_a_person_are_shown(client: Client, acme: Organization) -> None:
+    form = {"login": "alice@acme.test", "password": PASSWORD}
+    for address, browser in (("198.51.100.7", "Firefox"), ("203.0.113.9", "Chrome")):
+        other = Client(REMOTE_ADDR=address, headers={"user-agent": browser})
+        other.post("/login", form)
+    text = other.get("/accounts/sessions/").text
+    table = re.search(r"<tbody.*?</tbody>", text, re.DOTALL)
+    assert table
+    rows = [" ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in table[0].split("</tr>")[:-1]]
+    assert len(rows) == 2
+    for address, browser in (("198.51.100.7", "Firefox"), ("203.0.113.9", "Chrome")):
+        assert any(address in row and browser in row for row in rows)
+    assert sum("Current" in row for row in rows) == 1
+
+
+def test_what_a_layout_names_cannot_be_what_a_view_named() -> None:
+    layouts = [
+        path
+        for path in (Path(__file__).parents[2] / "templates").rglob("*.html")
+        if "{% block main %}" in path.read_text() and "{% block content %}" in path.read_text()
+    ]
+    assert {"manage.html", "settings_base.html"} <= {path.name for path in layouts}
+    for path in layouts:
+        named = re.findall(r" as (\w+) %}", path.read_text())
+        allowed = {"LANGUAGE_CODE", "LANGUAGES", "language", "providers"}
+        assert {one for one in named if not one.endswith("_url")} <= allowed, path

@@ -8,19 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC
 from typing import Any
 
 import httpx
 import pytest
 from django.db import transaction
 from django.test import Client
+from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from accounts import keys
 from accounts.keys import InvalidKey, KeyRefused, NewKey
 from accounts.models import ApiKey, Organization, Role
-from billing import budgets, ledger
-from billing.models import Hold, HoldState, LedgerEntry, Period
+from billing import budgets, ledger, standing
+from billing.models import EntryKind, Hold, HoldState, LedgerEntry, Period
 from images.catalog import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from images.pages.snippets import snippets
@@ -420,3 +422,69 @@ def test_no_prompt_reaches_the_logs(
     assert any("drawn" in line for line in lines), "the log is listened to"
     assert any("'event': 'request'" in line for line in lines)
     assert [line for line in lines if word in line] == []
+
+
+def checked(text: str) -> list[str]:
+    """Return the models that the page has chosen."""
+    boxes = re.findall(r'<input type="checkbox" name="models" value="([^"]*)"([^>]*)>', text)
+    return [model for model, rest in boxes if "checked" in rest]
+
+
+def test_what_a_provider_has_switched_off_is_marked_and_not_chosen(
+    acme: Organization, client: Client
+) -> None:
+    today = timezone.localdate(timezone=UTC)
+    off = {
+        one.id
+        for one in CATALOG.values()
+        if one.upstream_off is not None and one.upstream_off <= today
+    }
+    assert len(off) >= 3
+    log_in(client, owner_of(acme))
+    text = client.get("/dashboard/playground").text
+    assert len(checked(text)) == 3
+    assert off & set(checked(text)) == set()
+    assert text.count("Switched off by its provider") == len(off)
+    # Who asks for one by its name gets it.
+    asked = client.get("/dashboard/playground?model=openai/dall-e-3").text
+    assert checked(asked) == ["openai/dall-e-3"]
+
+
+def test_what_the_balance_does_not_cover_is_refused_before_anything_is_drawn(
+    alice: Visitor, acme: Organization, openai: OpenAIEmulator
+) -> None:
+    ledger.record(acme, EntryKind.ADJUSTMENT, -9_900_000, entry_key="x", note="test")  # 0.10 left
+    form = {"run": "a" * 32, "prompt": PROMPT, "models": [FLUX, GPT], "size": "auto", "n": "1"}
+    answer = alice.post("/dashboard/playground", **form)
+    assert answer.status_code == 422
+    assert "The balance does not cover it: $0.27 of $0.10 available." in answer.text
+    assert not Generation.objects.exists()
+    assert not Hold.objects.exists()
+    assert openai.requests == []
+    # Test pictures are free.
+    assert alice.post("/dashboard/playground", **form, sandbox="on").status_code == 302
+
+
+def test_the_balance_beside_the_price_is_the_one_of_now(
+    app: AppServer, alice: Visitor, acme: Organization
+) -> None:
+    assert 'data-available="10000000"' in alice.get("/dashboard/playground").text
+    answer = draw(alice, FLUX)
+    assert answer.headers["x-available-micro"] == "9960000"
+    app.drain()
+    shown = alice.get(f"/dashboard/playground/results?id={request_id(answer)}")
+    assert shown.headers["x-available-micro"] == "9960000"
+
+
+@pytest.mark.parametrize("role", [Role.OWNER, Role.DEVELOPER])
+def test_a_suspension_is_not_told_as_a_balance(
+    role: Role, visit: Callable[..., Visitor], acme: Organization
+) -> None:
+    standing.suspend(acme, "stolen cards", None)
+    answer = draw(visit(member_of(acme, role)), FLUX)
+    assert "The organization is suspended, so nothing is drawn." in answer.text
+    assert "The balance does not cover it" not in answer.text
+    assert "stolen cards" not in answer.text
+    assert "http://" not in answer.text
+    assert ('href="/dashboard/billing"' in answer.text) is (role == Role.OWNER)
+    assert not Generation.objects.exists()

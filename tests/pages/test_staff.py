@@ -163,7 +163,8 @@ def test_who_is_let_in(acme: Organization, client: Client) -> None:
         if route not in ("staff/logout/", "staff/password_change/")
     ]
     for path in paths:
-        for answer in (client.get(path), client.post(path)):
+        sent_from = {"referer": "http://testserver/staff/"}
+        for answer in (client.get(path), client.post(path, headers=sent_from)):
             assert answer.status_code in (302, 405), path
             if answer.status_code == 302:
                 assert answer["location"].startswith("/login?next=/staff/")
@@ -483,9 +484,9 @@ def test_an_organization_is_suspended_and_resumed(acme: Organization, client: Cl
     send(client, organization_page(acme, "resume"), reason="all paid")
     assert ledger.balance(acme).status == AccountStatus.OK
     assert last_event(acme, "account.ok").actor == boss
-    assert last_event(acme, "account.resumed_by_staff").details == {"reason": "all paid"}
+    assert last_event(acme, "account.ok").details == {"note": "all paid"}
     send(client, organization_page(acme, "resume"))
-    assert AuditEvent.objects.filter(action="account.resumed_by_staff").count() == 1
+    assert AuditEvent.objects.filter(action="account.ok").count() == 1
 
 
 def test_a_refund_is_a_ledger_row_once_per_ticket(acme: Organization, client: Client) -> None:
@@ -707,6 +708,11 @@ def test_staff_see_no_prompt_when_they_look(
     assert sum(seen) >= 4
     for path in paths:
         assert b"secret recipe" not in content(client.get(path)), path
+    page = client.get(f"/dashboard/usage/{request.request_id}").text
+    assert "hidden from staff" in page
+    assert "not kept" not in page.replace("THE PROMPT WAS NOT KEPT", "")
+    picture = client.get(f"/dashboard/gallery/{request.request_id}-0").text
+    assert "The prompt is hidden from staff." in picture
     # Nor does a word that is found, or not, tell what the prompts say.
     assert content(client.get("/dashboard/gallery?q=recipe")).count(b"<img") == content(
         client.get("/dashboard/gallery?q=potato")
@@ -769,7 +775,7 @@ def test_it_ends_with_a_button(boss: User, acme: Organization, client: Client) -
     assert client.get("/staff/stop-viewing").status_code == 405
     assert client.post("/staff/stop-viewing")["location"] == organization_page(acme)
     assert last_event(acme, "staff.view_stopped").actor == boss
-    assert client.get("/dashboard")["location"] == "/dashboard/organizations/new"
+    assert client.get("/dashboard")["location"] == "/staff/"
     assert client.post("/staff/stop-viewing")["location"] == "/staff/"
     assert AuditEvent.objects.filter(action="staff.view_stopped").count() == 1
 

@@ -1,6 +1,7 @@
 """The usage page: every request, found by its filters, one of them, and all of them as a file."""
 
 import asyncio
+import codecs
 import csv
 import io
 import re
@@ -301,7 +302,10 @@ def exported(client: Client, query: str = "") -> list[list[str]]:
     answer = client.get(f"{PATH}/export.csv{query}")
     assert answer.status_code == 200
     assert answer["content-type"] == "text/csv; charset=utf-8"
-    return list(csv.reader(io.StringIO(answer.getvalue().decode())))
+    file = answer.getvalue()
+    # Excel reads what does not begin so as Latin.
+    assert file.startswith(codecs.BOM_UTF8)
+    return list(csv.reader(io.StringIO(file.decode("utf-8-sig"))))
 
 
 def test_the_file_has_what_the_page_has(page: Client, key: ApiKey) -> None:
