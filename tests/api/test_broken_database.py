@@ -4,9 +4,11 @@ What the client was answered, the request, the ledger, the hold, the account, th
 pictures, the rollups, the reconciliation, and the same Idempotency-Key sent again.
 """
 
+import asyncio
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -17,7 +19,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from accounts.keys import NewKey
-from accounts.models import Organization
+from accounts.models import ApiKey, Organization
 from billing import budgets, reconciliation
 from billing.models import (
     BillingAccount,
@@ -28,9 +30,14 @@ from billing.models import (
     LedgerEntry,
     Period,
 )
+from geekhub.lib.ids import new_request_id
 from images import generation, rollups
+from images.gateway import open_gateway
+from images.generation import Finished, Started
 from images.models import Generation, GenerationStatus, HourlyUsage, Image
+from images.pictures import Picture
 from images.reconciliation import requests
+from images.requests import GenerationRequest
 from tests import faulty
 from tests.api.test_streaming import events
 from tests.emulators.base import Behaviour
@@ -231,11 +238,6 @@ def commits(how: Break) -> Callable[[int], Script]:
     return nth
 
 
-@pytest.mark.parametrize("way", [PLAIN, STREAMED], ids=str)
-def test_a_database_that_breaks_at_any_statement(broken: Broken, way: Way) -> None:
-    everywhere(broken, way, lambda number: faulty.at(number, how=GONE))
-
-
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_commit_whose_answer_is_lost_is_found_and_counts_once(broken: Broken, way: Way) -> None:
     lost = commits(replace(GONE, after=True))
@@ -272,6 +274,116 @@ def test_a_refusal_is_told_while_the_database_is_away(
         openai.queue(Behaviour(error="moderation_blocked"))
         broken.request(PLAIN, faulty.since(number, DOWN))
         assert "content policy" in broken.said[-1].error
+
+
+def test_a_listener_that_hears_nothing_changes_nothing(
+    serve: Callable[[], AppServer], live_key: NewKey
+) -> None:
+    """What is charged is delivered, also when the word of it is lost on the way to the client."""
+    serve()  # for its settings
+    budgets.set_budget(live_key.row, BONUS, Period.DAY, limit_images=100)
+
+    class Deaf:
+        async def partial(self, picture: Picture, index: int) -> None:
+            raise AssertionError
+
+        async def completed(self, image: Image, picture: Picture, model: str) -> None:
+            raise ConnectionError
+
+    async def draw() -> Finished:
+        async with open_gateway() as gateway:
+            key = ApiKey.objects.select_related("organization").get
+            begun = await gateway.db.run(
+                lambda: generation.begin(
+                    gateway,
+                    key(pk=live_key.row.pk),
+                    GenerationRequest(
+                        models=("openai/gpt-image-1",), listed=False, prompt="x", n=2, stream=True
+                    ),
+                    request_id=new_request_id(),
+                    idempotency_key=None,
+                )
+            )
+            assert isinstance(begun, Started)
+            finished = await generation.complete(gateway, begun, Deaf())
+            assert begun.generation is finished.generation
+            return finished
+
+    finished = asyncio.run(draw())
+    assert (len(finished.images), finished.generation.delivered) == (PICTURES, PICTURES)
+    _expect_agreement(live_key.row.organization, STREAMED, PICTURES)
+
+
+# --- Somebody else ends the request meanwhile ---------------------------------------------------
+
+
+class Worker:
+    """The worker on another host, which believes that this process is dead."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self.settled = 0
+        # Its connection is there before the engine is exchanged, and is never broken.
+        self._thread.submit(lambda: connection.ensure_connection()).result()
+
+    def settles(self, when: Callable[[list[str]], bool]) -> Script:
+        """Return the script in which it settles all that runs, once `when` holds of the past."""
+        past: list[str] = []
+
+        def script(number: int, sql: str) -> None:
+            if not self.settled and when(past):
+                self.settled = self._thread.submit(self._settle).result()
+            past.append(sql)
+
+        return script
+
+    def _settle(self) -> int:
+        running = Generation.objects.filter(status=GenerationStatus.RUNNING)
+        return generation.expire_abandoned(list(running.values_list("owner", flat=True)))
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._thread.submit(lambda: connection.close()).result()
+        self._thread.shutdown()
+
+
+@pytest.fixture
+def worker(transactional_db: None) -> Iterator[Worker]:
+    made = Worker()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("commits", [1, 2, 3])
+def test_a_request_that_the_worker_ends_meanwhile_is_told_as_it_was_ended(
+    worker: Worker, broken: Broken, way: Way, commits: int
+) -> None:
+    """After so many COMMITs: before the charge, between two pictures, or before the end."""
+    broken.request(way, worker.settles(lambda past: past.count("COMMIT") == commits))
+    pictures = {1: 0, 2: 1, 3: 2}[commits] if way.stream else (0 if commits == 1 else PICTURES)
+    assert len(broken.said[-1].pictures) == pictures
+    assert worker.settled == (way.stream or commits == 1)
+    assert not broken.said[-1].unknown
+
+
+@pytest.mark.parametrize("way", [PLAIN, FREE], ids=str)
+def test_a_request_that_the_worker_ends_while_it_fails_has_failed(
+    worker: Worker, broken: Broken, openai: OpenAIEmulator, way: Way
+) -> None:
+    numbers = drawing(way, broken)
+    ended = worker.settles(lambda past: 'JOIN "billing_hold"' in (past or [""])[-1])
+    fails = Break("DataError")
+    broken.request(
+        way, lambda number, sql: ended(number, sql) or (fails if number == numbers[1] else None)
+    )
+    assert worker.settled == 1
+    assert "could not be delivered. Nothing was charged." in broken.said[-1].error
+
+
+@pytest.mark.parametrize("way", [PLAIN, STREAMED], ids=str)
+def test_a_database_that_breaks_at_any_statement(broken: Broken, way: Way) -> None:
+    everywhere(broken, way, lambda number: faulty.at(number, how=GONE))
 
 
 @prove
