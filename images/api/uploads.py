@@ -54,8 +54,8 @@ async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
     if request.content_type != "multipart/form-data":
         raise ApiError(
             "unsupported_media_type",
-            f"Unsupported media type {str(request.content_type)[:100]!r}. Send the body as a form with "
-            "files: Content-Type: multipart/form-data.",
+            f"Unsupported media type {str(request.content_type)[:100]!r}. Send the body as a form "
+            "with files: Content-Type: multipart/form-data.",
         )
     # What ApiRequest keeps of the header lacks the boundary.
     headers = dict(request.scope["headers"])
