@@ -339,6 +339,8 @@ SECURE_REDIRECT_EXEMPT = [r"^health$", r"^ready$"]
 
 # How long a server waits for an answer of PostgreSQL; manage.py's commands wait for ever.
 DATABASE_TIMEOUT_SECONDS = env.float("DATABASE_TIMEOUT_SECONDS", default=30)
+if DATABASE_TIMEOUT_SECONDS < 0:
+    raise ImproperlyConfigured("DATABASE_TIMEOUT_SECONDS is 0 or more")
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{DATA_DIR}/db.sqlite3")}
 DATABASES["default"] |= {"CONN_MAX_AGE": None, "CONN_HEALTH_CHECKS": True}
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":

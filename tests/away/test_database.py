@@ -2,10 +2,15 @@
 done, and the log stays readable."""
 
 import logging
+import os
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,6 +25,7 @@ from accounts.models import ApiKey, AuditEvent, Invitation, Membership, Organiza
 from billing.models import BillingAccount, LedgerEntry, StripeEvent
 from geekhub.lib.db import is_away
 from geekhub.lib.outages import OutageFilter
+from tests.api.service import ROOT
 from tests.away import PROVING, Wire, ask, urls
 from tests.away.conftest import People
 from tests.billing.buyer import event
@@ -29,6 +35,7 @@ from tests.pages import owner_of
 from tests.pages.visitor import Visitor
 from tests.server import AppServer
 
+pytestmark = pytest.mark.timeout(3600 if PROVING else 120)
 on_postgresql = pytest.mark.skipif(
     connection.vendor != "postgresql", reason="only PostgreSQL has a server that can go away"
 )
@@ -163,10 +170,39 @@ def test_a_statement_without_an_answer_ends_its_connection(transactional_db: Non
         sleep(0.4)
 
 
+@pytest.mark.parametrize(("value", "starts"), [("-1", False), ("0", True), ("2.5", True)])
+def test_the_wait_is_not_negative(value: str, starts: bool, tmp_path: Path) -> None:
+    environment = {"DATABASE_TIMEOUT_SECONDS": value, "DATA_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import geekhub.settings"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) is starts
+    assert ("DATABASE_TIMEOUT_SECONDS is 0 or more" in done.stderr) is not starts
+
+
 def sleep(seconds: float) -> None:
     """Let the server sleep."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(%s)", [seconds])
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="only SQLite is locked as a whole")
+def test_a_database_that_stays_locked_is_away(acme: Organization, people: People) -> None:
+    options = {**connection.settings_dict["OPTIONS"], "timeout": 0.1}
+    with elsewhere({"OPTIONS": options}), closing(sqlite3.connect(database_file())) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        new = {"email": "new@acme.test", "role": "viewer"}
+        assert is_said(people.owner.post("/dashboard/settings/members", new), "en")
+    assert not Invitation.objects.exists()
+
+
+def database_file() -> str:
+    """Return where SQLite keeps the database of this test."""
+    return str(connection.settings_dict["NAME"])
 
 
 # --- Breaking in the middle -----------------------------------------------------------------------
@@ -255,7 +291,6 @@ def test_a_connection_that_breaks_in_the_middle_leaves_nothing_half_done(
 @pytest.mark.prove
 @on_postgresql
 @pytest.mark.skipif(not PROVING, reason="takes long; PROVE=1 runs it")
-@pytest.mark.timeout(3600)
 def test_every_page_at_every_statement(acme: Organization, people: People) -> None:
     for path in urls(acme):
         browser = people.for_whom(path)

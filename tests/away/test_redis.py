@@ -20,6 +20,7 @@ from tests.away.conftest import People
 from tests.images.test_limits import caller
 from tests.lib import dead_port
 
+pytestmark = pytest.mark.timeout(3600 if PROVING else 120)
 # As long as it is left alone: who asks it less often than that has asked it once.
 AWAY_SECONDS = 5
 
