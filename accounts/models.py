@@ -56,8 +56,8 @@ class User(AbstractBaseUser, PermissionsMixin):
 class OnRefusal(models.TextChoices):
     """What a list of models does when one refuses the prompt or the picture."""
 
-    NEXT = "next"
-    STOP = "stop"
+    NEXT = "next", _("Next")
+    STOP = "stop", _("Stop")
 
 
 class Organization(models.Model):

@@ -14,9 +14,9 @@ from billing.models import Hold
 class GenerationStatus(models.TextChoices):
     """Where a request stands."""
 
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
+    RUNNING = "running", _("Running")
+    SUCCEEDED = "succeeded", _("Succeeded")
+    FAILED = "failed", _("Failed")
 
 
 class Generation(models.Model):

@@ -17,9 +17,9 @@ from accounts.models import ApiKey, Organization, User
 class PriceState(models.TextChoices):
     """A draft is not quoted yet: Stripe has to know it first. A retired one is on no invoice."""
 
-    DRAFT = "draft"
-    ACTIVE = "active"
-    RETIRED = "retired"
+    DRAFT = "draft", _("Draft")
+    ACTIVE = "active", _("Active")
+    RETIRED = "retired", _("Retired")
 
 
 class PriceVersion(models.Model):
@@ -98,9 +98,9 @@ class PriceException(models.Model):
 class AccountStatus(models.TextChoices):
     """Whether an organization may spend: in `grace` an invoice is unpaid, but it still may."""
 
-    OK = "ok"
-    GRACE = "grace"
-    SUSPENDED = "suspended"
+    OK = "ok", _("Ok")
+    GRACE = "grace", _("Grace")
+    SUSPENDED = "suspended", _("Suspended")
 
 
 class BillingAccount(models.Model):
@@ -190,9 +190,9 @@ class BillingAccount(models.Model):
 class Period(models.TextChoices):
     """How often a budget starts anew; at 00:00 UTC, weeks on Monday."""
 
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
+    DAY = "day", _("Day")
+    WEEK = "week", _("Week")
+    MONTH = "month", _("Month")
 
 
 class Budget(models.Model):
@@ -264,10 +264,10 @@ class BudgetPeriod(models.Model):
 class HoldState(models.TextChoices):
     """Where a hold stands. All but `held` are final."""
 
-    HELD = "held"
-    CAPTURED = "captured"
-    RELEASED = "released"
-    EXPIRED = "expired"
+    HELD = "held", _("Held")
+    CAPTURED = "captured", _("Captured")
+    RELEASED = "released", _("Released")
+    EXPIRED = "expired", _("Expired")
 
 
 class Hold(models.Model):
@@ -355,11 +355,11 @@ class Hold(models.Model):
 class EntryKind(models.TextChoices):
     """Why a balance moved."""
 
-    BONUS = "bonus"
-    RECHARGE = "recharge"
-    CONSUMPTION = "consumption"
-    REFUND = "refund"
-    ADJUSTMENT = "adjustment"
+    BONUS = "bonus", _("Bonus")
+    RECHARGE = "recharge", _("Recharge")
+    CONSUMPTION = "consumption", _("Consumption")
+    REFUND = "refund", _("Refund")
+    ADJUSTMENT = "adjustment", _("Adjustment")
 
 
 class LedgerEntry(models.Model):

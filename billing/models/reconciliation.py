@@ -68,10 +68,10 @@ class Reconciliation(models.Model):
 class DifferenceState(models.TextChoices):
     """`closed` went away by itself, `fixed` was put right by us, `accepted` by a person's word."""
 
-    OPEN = "open"
-    FIXED = "fixed"
-    ACCEPTED = "accepted"
-    CLOSED = "closed"
+    OPEN = "open", _("Open")
+    FIXED = "fixed", _("Fixed")
+    ACCEPTED = "accepted", _("Accepted")
+    CLOSED = "closed", _("Closed")
 
 
 class Difference(models.Model):

@@ -22,13 +22,13 @@ class MeterState(models.TextChoices):
     sending again. `rejected`, `unbilled`: Stripe refused it, or no invoice is left to carry it.
     """
 
-    PENDING = "pending"
-    SENDING = "sending"
-    UNCERTAIN = "uncertain"
-    ACCEPTED = "accepted"
-    CONFIRMED = "confirmed"
-    REJECTED = "rejected"
-    UNBILLED = "unbilled"
+    PENDING = "pending", _("Pending")
+    SENDING = "sending", _("Sending")
+    UNCERTAIN = "uncertain", _("Uncertain")
+    ACCEPTED = "accepted", _("Accepted")
+    CONFIRMED = "confirmed", _("Confirmed")
+    REJECTED = "rejected", _("Rejected")
+    UNBILLED = "unbilled", _("Unbilled")
 
 
 class MeterEvent(models.Model):
@@ -115,9 +115,9 @@ class MeteredEntry(models.Model):
 class OperationState(models.TextChoices):
     """Where a write to Stripe stands; `failed` needs a person."""
 
-    PENDING = "pending"
-    DONE = "done"
-    FAILED = "failed"
+    PENDING = "pending", _("Pending")
+    DONE = "done", _("Done")
+    FAILED = "failed", _("Failed")
 
 
 class StripeOperation(models.Model):
