@@ -32,7 +32,7 @@ from geekhub.lib.tasks import to_its_end
 from images import private, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
-from images.pictures import Picture, transcode
+from images.pictures import NotAPicture, Picture, transcode
 from images.providers.base import (
     REFUSAL,
     PartialImage,
@@ -373,7 +373,10 @@ def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
 
 
 async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> list[_Kept]:
-    """Store the pictures side by side; raises StoreFailed when none could be stored."""
+    """Store the pictures side by side.
+
+    When none could be stored, raises StoreFailed, or ProviderError for pixels that are broken.
+    """
     results = await asyncio.gather(
         *(
             _keep_one(gateway, started, drawn.candidate, index, image)
@@ -387,7 +390,7 @@ async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> list[_Kept
             log.error("a picture of %s was not kept", request_id, exc_info=result)
     kept = [result for result in results if isinstance(result, _Kept)]
     if not kept:
-        raise StoreFailed
+        raise next((one for one in results if isinstance(one, ProviderError)), StoreFailed())
     return kept
 
 
@@ -399,9 +402,12 @@ async def _keep_one(
     if asked.output_format is not None and (
         candidate.compressed_here or not picture.is_a(asked.output_format)
     ):
-        picture = await asyncio.to_thread(
-            transcode, picture, asked.output_format, asked.output_compression
-        )
+        try:
+            picture = await asyncio.to_thread(
+                transcode, picture, asked.output_format, asked.output_compression
+            )
+        except NotAPicture as error:
+            raise unavailable(charged=True, detail=f"a picture is {error}") from error
     generation = started.generation
     name = f"{generation.organization_id}/{generation.pk}/{index}.{picture.extension}"
     if started.private:

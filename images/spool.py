@@ -54,12 +54,6 @@ class Spool:
         except (OSError, SuspiciousFileOperation):
             return False
 
-    def read(self, name: str) -> bytes:
-        """Return a waiting picture; raises FileNotFoundError."""
-        with self.files.open(name) as file:
-            data: bytes = file.read()
-        return data
-
     def _found(self) -> Iterator[tuple[Path, os.stat_result]]:
         for folder, _, files in os.walk(self._folder):
             for file in files:
@@ -126,7 +120,7 @@ async def upload(
     uploaded = 0
     for name in list(spool.names()):
         try:
-            data = await asyncio.to_thread(spool.read, name)
+            data = await spool.files.aread(name)
         except FileNotFoundError:
             continue
         try:
@@ -145,6 +139,6 @@ async def upload(
 
 async def _put(store: ImageStore, name: str, data: bytes) -> None:
     try:
-        await store.asave(name, data, pictures.inspect(data).mime_type)
+        await store.asave(name, data, pictures.mime_type(data))
     except NameTaken:
         log.info("%s was uploaded before", name)
