@@ -1,7 +1,7 @@
 """What a picture's bytes say of it, read without decoding a pixel, and whether they are whole.
 
 A decoder is code for friends: it believes sizes, inflates comments, and reads directories that name
-each other. So size, orientation and colour profile are read here, within bounds, and a decoder is
+each other. So size, orientation and color profile are read here, within bounds, and a decoder is
 given what the pixels need and nothing else.
 """
 
@@ -37,7 +37,7 @@ class Anatomy:
 
     `width` and `height` are those of the pixels as they are stored, `orientation` is EXIF's: how
     they are turned to be shown. `alpha` tells whether there is an alpha channel, `keyed` whether
-    single colours or palette entries are transparent in its place. `depth` is bits per channel;
+    single colors or palette entries are transparent in its place. `depth` is bits per channel;
     `kept` are the ranges of bytes that a decoder needs.
     """
 
@@ -59,13 +59,10 @@ class Anatomy:
         return (self.height, self.width) if turned else (self.width, self.height)
 
     def essence(self, data: bytes) -> bytes:
-        """Return the picture without anything but its pixels: no text, no EXIF, no later frames."""
+        """Return the picture without anything but its pixels: no text, no profile, no EXIF."""
         whole = b"".join(data[start:end] for start, end in self.kept)
         if self.kind != "WEBP":
             return whole
-        if whole[:4] == b"VP8X":
-            # The flags of what was left out: profile, EXIF and XMP.
-            whole = whole[:8] + bytes([whole[8] & ~0x2C]) + whole[9:]
         return b"RIFF" + struct.pack("<I", len(whole) + 4) + b"WEBP" + whole
 
 
@@ -104,7 +101,7 @@ def _damaged(kind: str, at: int) -> NotAPicture:
 
 def _png(data: bytes) -> Anatomy:
     view, at = memoryview(data), 8
-    width = height = depth = colour = 0
+    width = height = depth = color = 0
     orientation, keyed, palette, profile = 1, False, False, None
     kept, drawn = [(0, 8)], False
     for _ in range(MAX_PARTS):
@@ -122,11 +119,11 @@ def _png(data: bytes) -> Anatomy:
             raise _damaged("PNG", at)
         match kind:
             case b"IHDR":
-                width, height, depth, colour = struct.unpack_from(">IIBB", data, at + 8)
+                width, height, depth, color = struct.unpack_from(">IIBB", data, at + 8)
             case b"PLTE":
                 palette = True
             case b"tRNS":
-                keyed = keyed or (not drawn and colour in (0, 2, 3))
+                keyed = keyed or (not drawn and color in (0, 2, 3))
             case b"IDAT":
                 drawn = True
             case b"eXIf":
@@ -140,14 +137,14 @@ def _png(data: bytes) -> Anatomy:
         at = end
     else:
         raise NotAPicture(f"a PNG of more than {MAX_PARTS} parts")
-    if not (width and height and drawn) or colour not in PNG_CHANNELS or (colour == 3) > palette:
+    if not (width and height and drawn) or color not in PNG_CHANNELS or (color == 3) > palette:
         raise _damaged("PNG", at)
     return Anatomy(
         kind="PNG",
         width=width,
         height=height,
         orientation=orientation,
-        alpha=colour in (4, 6) or keyed,
+        alpha=color in (4, 6) or keyed,
         keyed=keyed,
         lossless=True,
         depth=depth,
@@ -237,12 +234,12 @@ def _webp(data: bytes) -> Anatomy:
         parts += 1
         if parts > MAX_PARTS:
             raise NotAPicture(f"a WebP of more than {MAX_PARTS} parts")
-        needed = frame is None and kind in (b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF")
+        needed = kind in (b"VP8X", b"ANIM", b"ALPH", b"VP8 ", b"VP8L", b"ANMF")
         match kind:
             case b"VP8X" if at == 12:
                 alpha = bool(data[body] & 0x10)
                 across, down = data[body + 4 : body + 7], data[body + 7 : body + 10]
-                canvas = tuple(int.from_bytes(one, "little") + 1 for one in (across, down))
+                canvas = (_side(across), _side(down))
             case b"ALPH":
                 alpha = True
             case b"VP8 " if frame is None:
@@ -281,6 +278,10 @@ def _webp(data: bytes) -> Anatomy:
         profile=profile,
         kept=kept,
     )
+
+
+def _side(three: bytes) -> int:
+    return int.from_bytes(three, "little") + 1
 
 
 def _orientation(exif: memoryview) -> int:

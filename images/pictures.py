@@ -87,7 +87,7 @@ class Upload:
     def of(cls, file: IO[bytes]) -> "Upload":
         """Return the picture in a file; reads all of it. Raises NotAPicture.
 
-        Providers differ in what they make of an orientation or of a transparent colour, so a
+        Providers differ in what they make of an orientation or of a transparent color, so a
         picture that has one is written anew: upright, with an alpha channel. `sha256` stays that
         of the bytes that were sent.
         """
@@ -199,17 +199,16 @@ def shown(data: bytes, *, within: int | None = None) -> Pillow.Image:
     """Return a picture's pixels as a browser shows them: upright, as RGB or RGBA.
 
     `within` is an edge it will be made smaller than, for decoders that are faster then. Its `info`
-    has the colour profile and nothing else. Raises NotAPicture for bytes that are none, and
-    whatever a decoder raises for broken ones.
+    has the color profile and nothing else. Raises NotAPicture.
     """
     anatomy = _bounded(data)
     essence = io.BytesIO(anatomy.essence(data))
-    with Pillow.open(essence, formats=(anatomy.kind,)) as image:
+    with _whole(), Pillow.open(essence, formats=(anatomy.kind,)) as image:
         if within is not None:
             image.draft(None, (2 * within, 2 * within))
         image.load()
         profile = anatomy.profile if image.mode in ("RGB", "RGBA", "P") else None
-        plain = _coloured(image, anatomy.depth)
+        plain = _colored(image, anatomy.depth)
     turn = TURNS.get(anatomy.orientation)
     upright = plain if turn is None else plain.transpose(turn)
     fits = profile is not None and profile[16:20] == b"RGB "
@@ -228,7 +227,7 @@ def _whole() -> Iterator[None]:
         raise NotAPicture("broken") from error
 
 
-def _coloured(image: Pillow.Image, depth: int) -> Pillow.Image:
+def _colored(image: Pillow.Image, depth: int) -> Pillow.Image:
     """Return the image as RGB, or as RGBA if anything of it may be transparent."""
     key = image.info.get("transparency")
     if image.mode.startswith("I;16"):
@@ -243,7 +242,7 @@ def _coloured(image: Pillow.Image, depth: int) -> Pillow.Image:
         return whole
     if not image.has_transparency_data:
         return image.convert("RGB")
-    # A transparent colour is told in the file's bits, and pixels are in eight.
+    # A transparent color is told in the file's bits, and pixels are in eight.
     if isinstance(key, tuple) and depth == 16:
         image.info["transparency"] = tuple(value >> 8 for value in key)
     elif isinstance(key, int) and image.mode == "L" and depth < 8:

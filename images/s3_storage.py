@@ -13,11 +13,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files.base import ContentFile
 from storages.backends.s3 import S3Storage
 
+from geekhub.lib.threads import OwnThreads
 from images.local_storage import StorageRefused, StorageUnavailable, check_name
 
 
 class S3ImageStorage(S3Storage):  # type: ignore[misc]
     """django-storages' backend as an ImageStore: each asynchronous call is one of a thread."""
+
+    THREADS = 8
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._threads = OwnThreads(self.THREADS, "s3")
 
     async def asave(
         self, name: str, data: bytes, content_type: str, deadline: float | None = None
@@ -50,14 +57,15 @@ class S3ImageStorage(S3Storage):  # type: ignore[misc]
         await self._call(self.exists, "probe")
 
     async def aclose(self) -> None:
-        """boto3 keeps its connections for the threads that come next."""
+        """Give back the threads; boto3 keeps its connections for those that come next."""
+        self._threads.close()
 
     async def _call[T](
         self, call: Callable[..., T], *args: Any, deadline: float | None = None
     ) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.to_thread(call, *args)
+                return await self._threads.run(call, *args)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
             if status == 429 or status >= 500:

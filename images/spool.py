@@ -5,7 +5,6 @@ here, its final URL is answered, the pages serve that path meanwhile, and the wo
 uploads it. A file here is the only record of that; there is no row to disagree with it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -43,7 +42,7 @@ class Spool:
 
     async def put(self, name: str, data: bytes, content_type: str) -> None:
         """Keep a picture; raises SpoolFull."""
-        if await asyncio.to_thread(self.size) + len(data) > self._max_bytes:
+        if await self.files.in_thread(self.size) + len(data) > self._max_bytes:
             raise SpoolFull(f"the spool holds its {self._max_bytes} bytes")
         await self.files.asave(name, data, content_type)
 

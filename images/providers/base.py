@@ -23,6 +23,7 @@ from geekhub.lib import sse
 from geekhub.lib.http import BodyTooLarge, read_at_most
 from images import pictures
 from images.pictures import Picture, Upload
+from images.pixels import ALONE, Turns
 from images.providers.downloads import DownloadRefused, Downloads
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class ImageRequest:
     `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
     provider's own words; `per_call` is the most pictures one upstream call returns;
     `deadline` is the event loop's time at which nobody waits any more. With `images` it is an edit
-    of them, where the `mask`, if there is one, is transparent.
+    of them, where the `mask`, if there is one, is transparent. What takes a core takes one of its
+    `turns`.
     """
 
     model: str
@@ -68,6 +70,7 @@ class ImageRequest:
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
     input_fidelity: str | None = None
+    turns: Turns = ALONE
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, never below zero."""

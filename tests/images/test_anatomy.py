@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: riff(vp8x(16_383, 16_383, 2), (b"ANIM", bytes(6)), (b"ANMF", bytes(40))),
         "more than 40000000 pixels",
     ),
+    "webp whose pixels break off": (lambda: riff((b"VP8 ", WHOLE["webp"][20:60])), "damaged"),
     "webp without a picture": (lambda: riff(vp8x(64, 48)), "damaged"),
     "png of nothing": (
         lambda: WHOLE["png"][:8] + chunk(b"IEND", b""),
@@ -299,6 +300,14 @@ def test_a_walk_is_cheap_beside_a_decoder() -> None:
         return time.process_time() - began
 
     assert seconds(lambda: inspect(data)) < seconds(lambda: shown(data))
+
+
+def test_only_so_many_entries_of_exif_are_read() -> None:
+    for before, width in ((anatomy.MAX_ENTRIES - 1, 48), (anatomy.MAX_ENTRIES, 64)):
+        entries = struct.pack("<HHIHxx", 1, 3, 1, 0) * before
+        entries += struct.pack("<HHIHxx", anatomy.ORIENTATION, 3, 1, 6)
+        exif = b"II*\0" + struct.pack("<IH", 8, before + 1) + entries
+        assert inspect(with_chunk(chunk(b"eXIf", exif))).width == width
 
 
 def test_the_first_orientation_counts_and_only_as_a_short() -> None:

@@ -222,7 +222,7 @@ def test_every_kind_of_file_is_read_compared_drawn_and_kept_as_it_is_shown(
                     near = case.near * 2 + 4 * (case.near > 0)
                     expect_corners(upload.read(), case.colours, near)
                 if "keyed" in case.name:
-                    assert Pillow.open(upload.reader()).mode == "RGBA"
+                    assert Pillow.open(io.BytesIO(upload.read())).mode == "RGBA"
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 6 << 8])
