@@ -1,6 +1,5 @@
 """Pictures as one zip file, made while it is sent: one picture in memory at a time."""
 
-import asyncio
 import io
 import logging
 import zipfile
@@ -11,6 +10,7 @@ from django.utils.text import slugify
 
 from geekhub.lib.tasks import to_its_end
 from images.models import Image
+from images.pixels import Turns
 from images.storage import ImageStore, StorageError, StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def check(images: Sequence[Image]) -> None:
         raise TooLarge
 
 
-async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncGenerator[bytes]:
+async def zipped(store: ImageStore, turns: Turns, images: Sequence[Image]) -> AsyncGenerator[bytes]:
     """Yield the bytes of a zip file with the pictures, their generations loaded.
 
     One that cannot be read is left out and named in `missing.txt`, and so are all that follow when
@@ -70,7 +70,7 @@ async def zipped(store: ImageStore, images: Sequence[Image]) -> AsyncGenerator[b
             when = image.generation.created_at.timetuple()[:6]
             entry = zipfile.ZipInfo(file_name(image), when)
             # The checksum of a large picture takes its time.
-            await to_its_end(asyncio.to_thread(archive.writestr, entry, data))
+            await to_its_end(turns.run(archive.writestr, entry, data))
             yield outbox.take()
         if missing:
             archive.writestr("missing.txt", "\n".join(missing) + "\n")

@@ -4,6 +4,7 @@ Opened when the server starts, closed when it stops; nothing of it is global.
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,14 +15,17 @@ from django.conf import settings
 from django.core.files.storage import storages
 from django.http import HttpRequest
 
+from accounts.models import ApiKey
 from billing.prices import PriceBook
 from geekhub.lib import http
 from geekhub.lib.db import DatabaseThreads
 from geekhub.lib.liveness import Presence
+from geekhub.lib.threads import OwnThreads
 from images.bad_keys import BadKeys
 from images.catalog import ImageModel
 from images.latencies import Latencies
 from images.limits import Admission, Limiter, MemoryLimiter, RedisLimiter
+from images.pixels import ALONE, Pixels, Turns
 from images.private import PublicAndPrivate
 from images.providers import fal, google, openai, xai
 from images.providers.base import Provider
@@ -32,6 +36,8 @@ from images.storage import ImageStore
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 120.0
+# An answer waits so long for Redis to take a place back; the place frees itself by its lease.
+LEAVE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,11 @@ class Gateway:
     prices: PriceBook
     latencies: Latencies
     bad_keys: BadKeys = field(default_factory=BadKeys)
+    pixels: Pixels = field(default_factory=Pixels)
+    # Where an upload is written, and where places are given back: short, unless a disk or Redis
+    # hangs, and then nothing else shall.
+    writing: OwnThreads = field(default_factory=lambda: OwnThreads(2, "uploads"))
+    leaving: OwnThreads = field(default_factory=lambda: OwnThreads(2, "leaving"))
     running: set[asyncio.Task[None]] = field(default_factory=set)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
@@ -68,8 +79,14 @@ class Gateway:
         """Give a place in flight back."""
         if isinstance(self.limiter, MemoryLimiter):
             self.limiter.leave(admission)
-        else:
-            await asyncio.to_thread(self.limiter.leave, admission)
+            return
+        task = asyncio.create_task(self.leaving.run(self.limiter.leave, admission))
+        self.keep(task)
+        await asyncio.wait({task}, timeout=LEAVE_SECONDS)
+
+    def turns(self, key: ApiKey) -> Turns:
+        """Return what work on the pixels of a key's requests is done with."""
+        return self.pixels.turns(key.organization_id, free=key.sandbox)
 
     def provider_for(self, model: ImageModel, *, sandbox: bool) -> Provider | None:
         """Return who draws the model, or None when its provider is not configured."""
@@ -104,7 +121,7 @@ async def open_gateway() -> AsyncIterator[Gateway]:
             stack.push_async_callback(provider.aclose)
         store = image_store()
         stack.push_async_callback(store.aclose)
-        yield Gateway(
+        gateway = Gateway(
             db=db,
             presence=presence,
             limiter=RedisLimiter(settings.REDIS_URL) if settings.REDIS_URL else MemoryLimiter(),
@@ -114,6 +131,11 @@ async def open_gateway() -> AsyncIterator[Gateway]:
             prices=PriceBook(),
             latencies=Latencies(),
         )
+        stack.callback(gateway.writing.close)
+        stack.callback(gateway.leaving.close)
+        # In a thread: what runs there may wait for this event loop.
+        stack.push_async_callback(asyncio.to_thread, gateway.pixels.close)
+        yield gateway
 
 
 def image_store() -> ImageStore:
@@ -143,6 +165,11 @@ def gateway_of(request: HttpRequest) -> Gateway | None:
     """Return the gateway of the process that answers; None where no ASGI server runs it."""
     found: Gateway | None = getattr(request, "scope", {}).get("gateway")
     return found
+
+
+def turns_of(gateway: Gateway | None, organization: uuid.UUID) -> Turns:
+    """Return what a page's work on an organization's pixels is done with; nobody pays for it."""
+    return ALONE if gateway is None else gateway.pixels.turns(organization, free=True)
 
 
 def bare_store() -> ImageStore:

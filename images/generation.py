@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import zip_longest
@@ -37,7 +37,8 @@ from geekhub.lib.tasks import to_its_end
 from images import private, repeats, routing
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
-from images.pictures import Picture, transcode
+from images.pictures import NotAPicture, Picture, transcode
+from images.pixels import Turns
 from images.providers.base import (
     REFUSAL,
     PartialImage,
@@ -116,6 +117,7 @@ class Started:
     candidates: list[Candidate]
     skipped: list[routing.Skipped]
     sandbox: bool
+    turns: Turns
     private: bool
     keeps_prompts: bool
     on_refusal: str
@@ -230,6 +232,7 @@ def begin(
         candidates=candidates,
         skipped=skipped,
         sandbox=key.sandbox,
+        turns=gateway.turns(key),
         private=key.private,
         keeps_prompts=key.organization.keeps_prompts,
         on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
@@ -386,7 +389,7 @@ async def _draw(gateway: Gateway, started: Started, on_item: OnItem) -> _Drawn:
             break
         until = _until(deadline, after)
         try:
-            drawn = await _draw_with(gateway, candidate, started, until, on_item)
+            drawn = await _draw_with(gateway, started, candidate, until, on_item)
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
@@ -413,19 +416,21 @@ def _until(deadline: float, after: Candidate | None) -> float:
 
 
 async def _draw_with(
-    gateway: Gateway, candidate: Candidate, started: Started, deadline: float, on_item: OnItem
+    gateway: Gateway, started: Started, candidate: Candidate, deadline: float, on_item: OnItem
 ) -> _Drawn:
     """Return the candidate's pictures and how many were refused; raises ProviderError if none."""
-    sandbox, caller = started.sandbox, str(started.generation.organization_id)
-    provider = gateway.provider_for(candidate.model, sandbox=sandbox)
+    provider = gateway.provider_for(candidate.model, sandbox=started.sandbox)
     if provider is None:
         raise unavailable(detail="not configured")
     images: list[ProviderImage] = []
     missing: list[Shortfall] = []
-    began = time.monotonic()
-    items = provider.generate(
-        candidate.for_provider(deadline=deadline, sandbox=sandbox, caller=caller)
+    request = candidate.for_provider(
+        deadline=deadline,
+        sandbox=started.sandbox,
+        caller=str(started.generation.organization_id),
     )
+    began = time.monotonic()
+    items = provider.generate(replace(request, turns=started.turns))
     try:
         async with asyncio.timeout_at(deadline):
             async for item in items:
@@ -456,7 +461,10 @@ def _most_telling(missing: Sequence[Shortfall]) -> ProviderError:
 
 
 async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> list[_Kept]:
-    """Store the pictures side by side; raises StoreFailed when none could be stored."""
+    """Store the pictures side by side.
+
+    When none could be stored, raises StoreFailed, or ProviderError for pixels that are broken.
+    """
     results = await asyncio.gather(
         *(
             _keep_one(gateway, started, drawn.candidate, index, image)
@@ -470,7 +478,7 @@ async def _keep(gateway: Gateway, started: Started, drawn: _Drawn) -> list[_Kept
             log.error("a picture of %s was not kept", request_id, exc_info=result)
     kept = [result for result in results if isinstance(result, _Kept)]
     if not kept:
-        raise StoreFailed
+        raise next((one for one in results if isinstance(one, ProviderError)), StoreFailed())
     return kept
 
 
@@ -478,14 +486,8 @@ async def _keep_one(
     gateway: Gateway, started: Started, candidate: Candidate, index: int, image: ProviderImage
 ) -> _Kept:
     """Store one picture in the format asked for; return it with its row, not saved yet."""
-    picture, asked = image.picture, candidate.request
-    if asked.output_format is not None and (
-        candidate.compressed_here or not picture.is_a(asked.output_format)
-    ):
-        picture = await asyncio.to_thread(
-            transcode, picture, asked.output_format, asked.output_compression
-        )
     generation = started.generation
+    picture, digest = await _finished(started, candidate, image.picture)
     name = f"{generation.organization_id}/{generation.pk}/{index}.{picture.extension}"
     if started.private:
         name = private.PREFIX + name
@@ -499,10 +501,37 @@ async def _keep_one(
         width=picture.width,
         height=picture.height,
         bytes=len(picture.data),
-        sha256=await _sha256(picture.data),
+        sha256=digest,
         revised_prompt=image.revised_prompt or "",
     )
     return _Kept(row, picture)
+
+
+async def _finished(
+    started: Started, candidate: Candidate, picture: Picture
+) -> tuple[Picture, str]:
+    """Return a picture in the format asked for, and its digest in hex.
+
+    Raises ProviderError when its pixels are broken.
+    """
+    asked = candidate.request
+    # The sandbox compresses as it is asked to, whichever the model.
+    compressed = candidate.compressed_here and not started.sandbox
+    wanted = asked.output_format
+    convert = wanted is not None and (compressed or not picture.is_a(wanted))
+
+    def finish() -> tuple[Picture, str]:
+        done = picture
+        if wanted is not None and convert:
+            done = transcode(picture, wanted, asked.output_compression)
+        return done, hashlib.sha256(done.data).hexdigest()
+
+    if not convert and len(picture.data) < SMALL_BYTES:
+        return finish()
+    try:
+        return await started.turns.run(finish)
+    except NotAPicture as error:
+        raise unavailable(charged=True, detail=f"a picture is {error}") from error
 
 
 async def _deliver(
@@ -708,10 +737,3 @@ def _abandon(generations: QuerySet[Generation]) -> int:
         error_message="The server stopped while the request was running. Nothing was charged.",
         finished_at=now,
     )
-
-
-async def _sha256(data: bytes) -> str:
-    """Return the digest in hex; a large picture's is made in a thread."""
-    if len(data) < SMALL_BYTES:
-        return hashlib.sha256(data).hexdigest()
-    return (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()

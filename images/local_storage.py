@@ -11,16 +11,16 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage
 from django.core.signing import BadSignature, TimestampSigner
+
+from geekhub.lib.threads import OwnThreads
 
 # What Supabase accepts in a key.
 _ALLOWED = re.compile(r"[A-Za-z0-9_/!.*'() &$@=;:+,?-]+")
@@ -119,9 +119,7 @@ class LocalStorage(FileSystemStorage):
     def __init__(self, *args: Any, expires_in: int | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.expires_in = expires_in
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = (
-            WeakKeyDictionary()
-        )
+        self._threads = OwnThreads(self.THREADS, "images")
 
     def url(self, name: str | None) -> str:
         address = super().url(name)
@@ -206,14 +204,14 @@ class LocalStorage(FileSystemStorage):
     ) -> str:
         """See ImageStore; a cancelled or late save may still be completed by its thread."""
         self.path(name)
-        await self._run(self._place, name, (data,), deadline=deadline)
+        await self.in_thread(self._place, name, (data,), deadline=deadline)
         return name
 
     async def aread(self, name: str) -> bytes:
-        return await self._run(_read, self.path(name))
+        return await self.in_thread(_read, self.path(name))
 
     async def adelete(self, name: str) -> None:
-        await self._run(self.delete, name)
+        await self.in_thread(self.delete, name)
 
     async def alink(self, name: str) -> str:
         return self.url(name)
@@ -224,21 +222,17 @@ class LocalStorage(FileSystemStorage):
             if not os.access(self.location, os.W_OK | os.X_OK):
                 raise StorageUnavailable(f"{self.location} cannot be written")
 
-        await self._run(writable)
+        await self.in_thread(writable)
 
     async def aclose(self) -> None:
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            pool.shutdown(wait=False)
+        self._threads.close()
 
-    async def _run[T](self, call: Callable[..., T], *args: Any, deadline: float | None = None) -> T:
-        """Call in a thread of our own: the event loop's shared ones may all be busy."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            self._pools[loop] = ThreadPoolExecutor(self.THREADS, "images")
+    async def in_thread[T](
+        self, call: Callable[..., T], *args: Any, deadline: float | None = None
+    ) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await loop.run_in_executor(self._pools[loop], call, *args)
+                return await self._threads.run(call, *args)
         except FileNotFoundError:
             raise
         except OSError as error:  # TimeoutError is one

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from django.core.files.base import ContentFile
 from storages.backends.s3 import S3Storage
 
+from geekhub.lib.threads import OwnThreads
 from images.local_storage import StorageRefused, StorageUnavailable, check_name
 
 # boto3's own are a minute each and four further tries (botocore 1.44.5, Config).
@@ -23,9 +24,12 @@ LIMITS = Config(connect_timeout=5, read_timeout=30, retries={"total_max_attempts
 class S3ImageStorage(S3Storage):  # type: ignore[misc]
     """django-storages' backend as an ImageStore: each asynchronous call is one of a thread."""
 
+    THREADS = 8
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.client_config: Config = self.client_config.merge(LIMITS)
+        self._threads = OwnThreads(self.THREADS, "s3")
 
     async def asave(
         self, name: str, data: bytes, content_type: str, deadline: float | None = None
@@ -58,14 +62,15 @@ class S3ImageStorage(S3Storage):  # type: ignore[misc]
         await self._call(self.connection.meta.client.head_bucket, Bucket=self.bucket_name)
 
     async def aclose(self) -> None:
-        """boto3 keeps its connections for the threads that come next."""
+        """Give back the threads; boto3 keeps its connections for those that come next."""
+        self._threads.close()
 
     async def _call[T](
         self, call: Callable[..., T], *args: Any, deadline: float | None = None, **named: Any
     ) -> T:
         try:
             async with asyncio.timeout_at(deadline):
-                return await asyncio.to_thread(call, *args, **named)
+                return await self._threads.run(call, *args, **named)
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
             if status == 429 or status >= 500:

@@ -5,7 +5,6 @@ here, its final URL is answered, the pages serve that path meanwhile, and the wo
 uploads it. A file here is the only record of that; there is no row to disagree with it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -43,7 +42,7 @@ class Spool:
 
     async def put(self, name: str, data: bytes, content_type: str) -> None:
         """Keep a picture; raises SpoolFull."""
-        if await asyncio.to_thread(self.size) + len(data) > self._max_bytes:
+        if await self.files.in_thread(self.size) + len(data) > self._max_bytes:
             raise SpoolFull(f"the spool holds its {self._max_bytes} bytes")
         await self.files.asave(name, data, content_type)
 
@@ -53,12 +52,6 @@ class Spool:
             return self.files.exists(name)
         except (OSError, SuspiciousFileOperation):
             return False
-
-    def read(self, name: str) -> bytes:
-        """Return a waiting picture; raises FileNotFoundError."""
-        with self.files.open(name) as file:
-            data: bytes = file.read()
-        return data
 
     def _found(self) -> Iterator[tuple[Path, os.stat_result]]:
         for folder, _, files in os.walk(self._folder):
@@ -126,7 +119,7 @@ async def upload(
     uploaded = 0
     for name in list(spool.names()):
         try:
-            data = await asyncio.to_thread(spool.read, name)
+            data = await spool.files.aread(name)
         except FileNotFoundError:
             continue
         try:
@@ -145,6 +138,6 @@ async def upload(
 
 async def _put(store: ImageStore, name: str, data: bytes) -> None:
     try:
-        await store.asave(name, data, pictures.inspect(data).mime_type)
+        await store.asave(name, data, pictures.mime_type(data))
     except NameTaken:
         log.info("%s was uploaded before", name)

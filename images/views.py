@@ -35,12 +35,13 @@ def _picture(store: Storage, name: str, cache_control: str) -> HttpResponse:
         if not isinstance(store, LocalStorage):
             return _nothing()
         with store.open(name) as file:
-            picture = pictures.inspect(file.read())
+            data = file.read()
+        mime_type = pictures.mime_type(data)
     except (OSError, SuspiciousFileOperation, pictures.NotAPicture):
         return _nothing()
     return HttpResponse(
-        picture.data,
-        content_type=picture.mime_type,
+        data,
+        content_type=mime_type,
         headers={
             "Cache-Control": cache_control,
             "X-Content-Type-Options": "nosniff",

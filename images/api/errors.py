@@ -302,7 +302,8 @@ def _provider(error: ProviderError) -> ApiError:
     if code == "model_not_found":
         answer.param = "model"
     if code == "rate_limit_exceeded":
-        answer.headers["retry-after"] = "1"
+        wait = max(1, round(error.retry_after or 1))
+        answer.headers |= {"retry-after": str(wait), "retry-after-ms": str(wait * 1000)}
     return answer
 
 

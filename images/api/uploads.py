@@ -26,6 +26,7 @@ from images.api.requests import ApiRequest
 from images.api.serializers import invalid
 from images.catalog import MAX_INPUTS
 from images.pictures import NotAPicture, TooManyPixels, Upload
+from images.pixels import Turns
 from images.requests import GenerationRequest, Inputs
 
 # Three pictures of the largest size or many common ones; more is a mistake or an attack.
@@ -46,10 +47,10 @@ INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 
 
-async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
+async def receive(request: ApiRequest, turns: Turns, keep: ExitStack) -> GenerationRequest:
     """Read, check and return the edit that the body asks for; `keep` closes its files.
 
-    Raises ApiError, BodyRefused or ClientGone.
+    The body is taken apart in the caller's `turns`. Raises ApiError, BodyRefused or ClientGone.
     """
     if request.content_type != "multipart/form-data":
         raise ApiError(
@@ -62,7 +63,7 @@ async def receive(request: ApiRequest, keep: ExitStack) -> GenerationRequest:
     content_type = headers[b"content-type"].decode("latin-1")
     with _unnamed() as body:
         await _store(request, body)
-        return await asyncio.to_thread(_read, body, content_type, keep)
+        return await turns.run(_read, body, content_type, keep)
 
 
 def _unnamed() -> IO[bytes]:
@@ -77,11 +78,11 @@ async def _store(request: ApiRequest, body: IO[bytes]) -> None:
             async for chunk in request.receive.chunks(most=MAX_BODY_BYTES):
                 waiting += chunk
                 if len(waiting) >= WRITE_BYTES:
-                    await asyncio.to_thread(body.write, bytes(waiting))
+                    await request.gateway.writing.run(body.write, bytes(waiting))
                     waiting.clear()
     except TimeoutError as error:
         raise BodyTooSlow(BODY_SECONDS) from error
-    await asyncio.to_thread(body.write, bytes(waiting))
+    await request.gateway.writing.run(body.write, bytes(waiting))
 
 
 def _read(body: IO[bytes], content_type: str, keep: ExitStack) -> GenerationRequest:

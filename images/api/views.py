@@ -226,7 +226,8 @@ class EditsView(GenerationsView):
 
     async def prepare(self) -> None:
         await self.raw.gateway.db.run(self.enter)
-        self.asked = await uploads.receive(self.raw, self.files)
+        turns = self.raw.gateway.turns(self.key)
+        self.asked = await uploads.receive(self.raw, turns, self.files)
 
     def enter(self) -> None:
         """Authenticate and check the limits."""

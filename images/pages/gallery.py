@@ -22,7 +22,7 @@ from accounts.models import Organization
 from images import archive, gallery, thumbnails
 from images.catalog import CATALOG
 from images.gallery import Filters, NoSuchPicture
-from images.gateway import Gateway, gateway_of, store_of
+from images.gateway import Gateway, gateway_of, store_of, turns_of
 from images.models import Image
 from images.pages.days import DayField, midnight
 from images.pages.privacy import hide_prompts
@@ -160,9 +160,11 @@ def links(request: HttpRequest, images: list[Image]) -> dict[str, str]:
 @member(Permission.VIEW)
 def thumbnail(request: MemberRequest, reference: str) -> HttpResponse:
     """Return a picture small enough for a list."""
-    name = _one(request, reference).name
+    image = _one(request, reference)
+    gateway = gateway_of(request)
+    turns = turns_of(gateway, request.access.organization.pk)
     try:
-        data = thumbnails.thumbnail(gateway_of(request), name)
+        data = thumbnails.thumbnail(gateway, turns, image.name)
     except (FileNotFoundError, NotAPicture) as error:
         raise Http404 from error
     except (StorageError, thumbnails.Busy):
@@ -194,15 +196,18 @@ def zipped(request: MemberRequest) -> HttpResponse:
         return redirect("gallery")
     name = f"pictures-{timezone.localdate():%Y-%m-%d}.zip"
     response = StreamingHttpResponse(
-        _zip_file(gateway_of(request), images),
+        _zip_file(gateway_of(request), request.access.organization, images),
         content_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
     return cast(HttpResponse, response)
 
 
-async def _zip_file(gateway: Gateway | None, images: list[Image]) -> AsyncIterator[bytes]:
-    async with store_of(gateway) as store, aclosing(archive.zipped(store, images)) as parts:
+async def _zip_file(
+    gateway: Gateway | None, organization: Organization, images: list[Image]
+) -> AsyncIterator[bytes]:
+    turns = turns_of(gateway, organization.pk)
+    async with store_of(gateway) as store, aclosing(archive.zipped(store, turns, images)) as parts:
         async for part in parts:
             yield part
 

@@ -25,6 +25,7 @@ from geekhub.lib import foreign, sse
 from geekhub.lib.http import BodyTooLarge, read_at_most
 from images import pictures
 from images.pictures import Picture, Upload
+from images.pixels import ALONE, Turns
 from images.providers.downloads import DownloadRefused, Downloads
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class ImageRequest:
     provider's own words; `per_call` is the most pictures one upstream call returns;
     `deadline` is the event loop's time at which nobody waits any more. With `images` it is an edit
     of them, where the `mask`, if there is one, is transparent. `caller` stands for the customer who
-    asks; it is compared, and means nothing.
+    asks; it is compared, and means nothing. What takes a core takes one of its `turns`.
     """
 
     model: str
@@ -77,6 +78,7 @@ class ImageRequest:
     mask: Upload | None = None
     input_fidelity: str | None = None
     caller: str = ""
+    turns: Turns = ALONE
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, never below zero."""

@@ -6,7 +6,6 @@ Edits are JSON too, with the picture as a data URI.
 There is no idempotency: an answer that is lost may have been billed.
 """
 
-import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -60,7 +59,7 @@ class XAI(HttpProvider):
     async def call(self, request: ImageRequest) -> AsyncIterator[Item]:
         url, content = "images/generations", body(request)
         if request.images:
-            url, content = "images/edits", content | await asyncio.to_thread(source, request)
+            url, content = "images/edits", content | await request.turns.run(source, request)
         answer = await self.post(url, content, images=request.n)
         if answer.status != 200:
             raise error(answer)

@@ -73,6 +73,7 @@ BAD_PICTURES = {
     "a URL inside our network": Behaviour(picture="inside"),
     "a redirect into our network": Behaviour(picture="redirect_inside"),
     "60,000 x 60,000 pixels in 100 bytes": Behaviour(picture="bomb"),
+    "the first half of the picture": Behaviour(picture="half"),
     "a body without an end": Behaviour(picture="huge"),
 }
 
@@ -100,6 +101,17 @@ def test_a_picture_that_cannot_be_fetched_is_a_502_and_free(
             assert openai.origin not in answer.text
             expect_nothing_charged()
         client.http.close()
+
+
+def test_a_picture_whose_pixels_are_broken_is_a_502_once_they_are_needed(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    openai.always(Behaviour(picture="junk"))
+    answer = api.draw(model=DALLE, output_format="webp")
+    expect_error(answer, "provider_unavailable")
+    assert answer.headers["x-should-retry"] == "false"
+    assert stored_files() == []
+    expect_nothing_charged()
 
 
 def test_a_picture_that_never_comes_ends_with_the_deadline(

@@ -34,6 +34,8 @@ from tests.emulators.base import Behaviour, make_bomb, make_picture
 from tests.emulators.base import Upload as Sent
 from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.xai import XaiEmulator
+from tests.images.test_shown import CASES as KINDS
+from tests.images.test_shown import HEIGHT, WIDTH, expect_corners, with_exif
 from tests.server import Api, AppServer
 
 GPT, GPT_2, GROK = "openai/gpt-image-1", "openai/gpt-image-2", "xai/grok-imagine-image"
@@ -255,6 +257,57 @@ def test_without_a_size_the_picture_keeps_its_shape(
 ) -> None:
     row = edit(api, file("image", photo(*size))).json()["data"][0]
     assert f"{row['width']}x{row['height']}" == drawn
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_that_a_phone_has_turned_is_upright(
+    api: Api, openai: OpenAIEmulator, orientation: int
+) -> None:
+    """Also for who draws: what is sent on has no orientation, and the mask is as large."""
+    case = next(one for one in KINDS if one.name == "jpeg RGB")
+    answer = edit(api, file("image", case.file(orientation)), file("mask", mask(WIDTH, HEIGHT)))
+
+    row = answer.json()["data"][0]
+    assert f"{row['width']}x{row['height']}" == (openai.calls[0].form or {})["size"] == "1536x1024"
+    (sent,) = of(openai, "image")
+    expect_corners(sent, case.colours, near=16)
+    turned = edit(api, file("image", case.file(orientation)), file("mask", mask(HEIGHT, WIDTH)))
+    expect_error(turned, BAD, param="mask", says=f"{WIDTH}x{HEIGHT}")
+    assert len(openai.calls) == 1
+
+
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_an_upright_photo_stays_upright(api: Api, sandbox: Api, orientation: int) -> None:
+    out = io.BytesIO()
+    Pillow.new("RGB", (640, 400), "red").save(out, "jpeg")
+    upright = with_exif(out.getvalue(), orientation)
+    for client, model in ((api, GPT), (api, GROK), (sandbox, GPT)):
+        row = edit(client, file("image", upright), model=model).json()["data"][0]
+        assert row["width"] < row["height"], model
+
+
+def test_a_mask_with_a_clear_colour_in_its_palette_is_sent_with_an_alpha_channel(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    clear = next(one for one in KINDS if one.name == "png P, keyed")
+    opaque = next(one for one in KINDS if one.name == "png P")
+    first = file("image", photo(WIDTH, HEIGHT))
+    assert edit(api, first, file("mask", clear.file(1))).status_code == 200
+    (sent,) = of(openai, "mask")
+    assert Pillow.open(io.BytesIO(sent)).mode == "RGBA"
+    expect_corners(sent, clear.colours, near=0)
+    answer = edit(api, first, file("mask", opaque.file(1)))
+    expect_error(answer, BAD, param="mask", says="alpha channel")
+
+
+def test_the_same_photo_is_the_same_request_however_it_is_sent_on(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    photo_ = next(one for one in KINDS if one.name == "jpeg RGB").file(6)
+    once, again = (edit(api, file("image", photo_), headers=KEY) for _ in range(2))
+    assert again.headers["idempotent-replayed"] == "true"
+    assert once.json()["id"] == again.json()["id"]
+    assert len(openai.calls) == 1
 
 
 def test_xai_gets_the_picture_as_a_data_uri(api: Api, xai: XaiEmulator) -> None:

@@ -203,6 +203,7 @@ LOST = {
     "the picture is no base64": Behaviour(bad_base64=True),
     "the picture is a page": Behaviour(picture="html"),
     "the picture is a bomb": Behaviour(picture="bomb"),
+    "the picture breaks off": Behaviour(picture="half"),
     "no picture in the answer": Behaviour(fewer=1),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image as Pillow
+from PIL import ImageChops, ImageStat
 
 from billing.models import Hold, LedgerEntry
 from images.catalog import CATALOG
@@ -18,6 +19,8 @@ from tests.api.checks import (
     expect_nothing_charged,
     stored_files,
 )
+from tests.api.test_streaming import events
+from tests.emulators.base import make_picture
 from tests.emulators.openai import OpenAIEmulator
 from tests.server import Api
 
@@ -164,6 +167,74 @@ def test_when_all_of_a_list_fail_the_answer_lists_them(sandbox: Api) -> None:
     )
     assert error["attempts"] == [{"model": one, "error": "provider_unavailable"} for one in models]
     expect_nothing_charged()
+
+
+# --- Early views --------------------------------------------------------------------------------
+
+
+def _views(told: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, Any]]:
+    return [
+        (kind.partition(".")[2], data.get("partial_image_index", data.get("index")))
+        for kind, data in told
+    ]
+
+
+def test_early_views_come_before_each_picture_coarse_at_first(sandbox: Api) -> None:
+    answer = sandbox.draw(stream=True, partial_images=2, n=2, output_format="webp")
+    assert answer.headers["content-type"] == "text/event-stream"
+    told = events(answer.text)
+
+    early = [("partial_image", 0), ("partial_image", 1)]
+    assert _views(told) == [*early, ("completed", 0), *early, ("completed", 1)]
+    assert [data["type"] for kind, data in told] == [kind for kind, _ in told]
+    fields = {"type", "b64_json", "created_at", "size", "quality", "background", "output_format"}
+    for kind, data in told:
+        assert data.keys() >= fields
+        assert (data["size"], data["output_format"]) == ("1024x1024", "webp")
+        if kind.endswith("partial_image"):
+            assert data.keys() == fields | {"partial_image_index"}
+    for start in (0, 3):
+        drawn = [
+            Pillow.open(io.BytesIO(base64.b64decode(data["b64_json"]))).convert("RGB")
+            for _, data in told[start : start + 3]
+        ]
+        assert [one.size for one in drawn] == [(1024, 1024)] * 3
+        last = drawn[-1]
+        off = [ImageStat.Stat(ImageChops.difference(one, last)).mean for one in drawn]
+        assert sum(off[0]) > sum(off[1]) > sum(off[2]) == 0
+    # Only what is finished is kept.
+    assert Image.objects.count() == len(stored_files()) == 2
+
+
+def test_an_edit_has_early_views_and_a_model_without_them_has_none(sandbox: Api) -> None:
+    files = [("image", ("a.png", make_picture(90, 60, "png"), "image/png"))]
+    form = {"model": "openai/gpt-image-1", "prompt": "a hat", "stream": "true"}
+    told = sandbox.http.post("images/edits", data={**form, "partial_images": "3"}, files=files)
+    kinds = [kind for kind, _ in events(told.text)]
+    assert kinds == ["image_edit.partial_image"] * 3 + ["image_edit.completed"]
+
+    none = sandbox.draw(model="openai/dall-e-3", stream=True, partial_images=3, n=2)
+    assert _views(events(none.text)) == [("completed", 0), ("completed", 1)]
+    assert _views(events(sandbox.draw(stream=True).text)) == [("completed", 0)]
+
+
+def test_early_views_and_failures_go_together_as_with_a_provider(sandbox: Api) -> None:
+    def draw(directive: str) -> httpx.Response:
+        return sandbox.draw(prompt=directive, stream=True, partial_images=1, n=2)
+
+    # Refused when it is finished: it has been seen in part, and the answer has begun.
+    told = events(draw("sandbox:refuse=output").text)
+    assert [kind for kind, _ in told] == ["image_generation.partial_image"] * 2 + ["error"]
+    error = told[-1][1]["error"]
+    assert isinstance(error, dict)
+    assert (error["code"], error["stage"]) == ("content_policy_violation", "output")
+    for directive in ("refuse", "error=provider_unavailable", "deliver=0"):
+        code = "content_policy_violation" if directive == "refuse" else "provider_unavailable"
+        expect_error(draw(f"sandbox:{directive}"), code)
+    expect_nothing_charged()
+
+    told = events(draw("sandbox:deliver=1").text)
+    assert _views(told) == [("partial_image", 0), ("completed", 0)]
 
 
 def test_a_live_key_s_prompt_is_just_a_prompt(api: Api, openai: OpenAIEmulator) -> None:

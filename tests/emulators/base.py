@@ -42,7 +42,9 @@ HUGE_LIMIT = 1 << 30
 TINY_BYTES = 1024
 MAX_REQUEST_BYTES = 256 << 20
 
-PictureMode = Literal["ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge"]
+PictureMode = Literal[
+    "ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge", "half", "junk"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,26 @@ def make_picture(
     return b"RIFF" + struct.pack("<I", len(body) - 8 + len(extra)) + body[8:] + extra
 
 
-def make_bomb() -> bytes:
+def make_bomb(side: int = 60_000, data: bytes = zlib.compress(b"\0")) -> bytes:
     """A PNG of under 100 bytes whose header claims 60000x60000 pixels."""
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    data = zlib.compress(b"\0")
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def _spoiled(data: bytes, mode: PictureMode) -> bytes:
+    """What a provider sends in the place of a good picture."""
+    match mode:
+        case "bomb":
+            return make_bomb()
+        case "html":
+            return b"<html><body>Sorry</body></html>"
+        case "half":
+            return data[: len(data) // 2]
+        case "junk":
+            return make_bomb(64, b"no pixels")
+        case _:
+            return data
 
 
 def parse_multipart(raw: bytes, content_type: str) -> dict[str, str | list[Upload]] | None:
@@ -238,7 +254,7 @@ class Emulator:
         "urls_on",
     }
     PICTURES: ClassVar[frozenset[str]] = frozenset(
-        {"ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge"}
+        {"ok", "hang", "404", "redirect_inside", "inside", "html", "bomb", "huge", "half", "junk"}
     )
 
     def __init__(self, *, key: str = "", tiny: bool = False, keep: int = 20_000) -> None:
@@ -610,8 +626,7 @@ class Emulator:
         """The picture as base64, or what a broken provider sends in its place."""
         if behaviour.bad_base64:
             return "%%% this is not base64 %%%"
-        swapped = {"bomb": make_bomb(), "html": b"<html><body>Sorry</body></html>"}
-        return base64.b64encode(swapped.get(behaviour.picture, data)).decode()
+        return base64.b64encode(_spoiled(data, behaviour.picture)).decode()
 
     def _host(self, data: bytes, fmt: str, behaviour: Behaviour) -> str:
         """Put the picture behind a public URL of this server."""
@@ -644,7 +659,7 @@ class Emulator:
             return web.Response(text="<html><body>Sorry</body></html>", content_type="text/html")
         if mode == "huge":
             return await self._pour(request, file)
-        data = make_bomb() if mode == "bomb" else file.data
+        data = _spoiled(file.data, mode)
         return web.Response(body=data, content_type=file.content_type)
 
     @staticmethod

@@ -220,7 +220,7 @@ class GoogleEmulator(Emulator):
 
     NAME = "google"
     BASE_PATH = "/v1beta"
-    PICTURES = frozenset({"ok", "html", "bomb"})
+    PICTURES = frozenset({"ok", "html", "bomb", "half", "junk"})
     ERRORS: ClassVar[dict[str, ErrorRow]] = {
         "api_key_invalid": _row(
             400,

@@ -27,11 +27,13 @@ from images import archive, gallery
 from images.models import Generation, GenerationStatus, Image
 from images.pages.gallery import PAGE
 from images.pictures import inspect, shrink
+from images.pixels import ALONE
 from images.storage import ImageStore, SupabaseStorage
-from tests.emulators.base import make_picture
+from tests.emulators.base import make_bomb, make_picture
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
 from tests.images.requests import make_request
+from tests.images.test_shown import with_exif
 from tests.lib import dead_port
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.visitor import Visitor
@@ -391,6 +393,35 @@ def test_a_thumbnail_that_cannot_be_is_not_found_and_none_outlives_its_picture(
     assert alice.get(small(f"{row.request_id}-0")).status_code == 404
 
 
+def test_a_thumbnail_is_upright_and_one_of_a_hostile_picture_is_not_found(
+    alice: Client, key: ApiKey, settings: Settings, tmp_path: Path
+) -> None:
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "images": {
+            "BACKEND": "images.storage.LocalStorage",
+            "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
+        },
+    }
+    whole = make_picture(900, 600, "jpeg")
+    stored = [
+        with_exif(whole, 6),
+        with_exif(make_picture(900, 600, "png"), 8),
+        make_bomb(),
+        make_bomb(64, b"no pixels"),
+        make_bomb(6000),
+        whole[: len(whole) // 2],
+        b"<svg/>",
+    ]
+    row = picture(key, pictures=len(stored))
+    for image, data in zip(Image.objects.order_by("index"), stored, strict=True):
+        storages["images"].save(image.name, ContentFile(data))
+    answers = [alice.get(small(f"{row.request_id}-{index}")) for index in range(len(stored))]
+    assert [one.status_code for one in answers] == [200, 200, *[404] * 5]
+    for answer in answers[:2]:
+        assert Pillow.open(io.BytesIO(answer.content)).size == (256, 384)
+
+
 def test_while_the_store_is_away_a_thumbnail_may_be_asked_for_again(
     alice: Client, key: ApiKey, settings: Settings
 ) -> None:
@@ -466,7 +497,7 @@ def test_who_leaves_in_the_middle_of_a_zip_file_ends_it_quietly(key: ApiKey) -> 
 
     async def leave(after: float) -> None:
         async def take() -> None:
-            async for _ in archive.zipped(cast(ImageStore, Endless()), images):
+            async for _ in archive.zipped(cast(ImageStore, Endless()), ALONE, images):
                 pass
 
         task = asyncio.create_task(take())
