@@ -363,7 +363,8 @@ async def _committed[**P](
 ) -> Generation:
     """Return the row as `work` wrote it, trying a second time when the connection broke.
 
-    The first transaction may or may not have been committed; the guard of the second finds out.
+    The first transaction may or may not have been committed; the guard of the second finds out, and
+    HoldLost sends us to the database's own row.
     """
     try:
         return await gateway.db.run(work, *args, **kwargs)
@@ -564,22 +565,22 @@ def _capture(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
     """Write pictures, charge and result in one transaction; raises HoldLost and writes nothing."""
     row = _described(started.generation, drawn, kept)
     row.delivered = len(kept)
-    try:
-        with transaction.atomic():
-            if started.hold is not None:
-                model = drawn.candidate.model.id
-                entry = holds.capture(started.hold, model=model, delivered=row.delivered)
-                row.cost_micro = -entry.amount_micro
-            _finish(started, row, GenerationStatus.SUCCEEDED, *NUMBERS)
-            for one in kept:
-                _insert(started, one.row)
-    except holds.HoldLost:
-        return _succeeded(started)
+    with transaction.atomic():
+        if started.hold is not None:
+            model = drawn.candidate.model.id
+            entry = holds.capture(started.hold, model=model, delivered=row.delivered)
+            row.cost_micro = -entry.amount_micro
+        _finish(started, row, GenerationStatus.SUCCEEDED, *NUMBERS)
+        for one in kept:
+            _insert(started, one.row)
     return row
 
 
 def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> Generation:
-    """Write one picture and its charge in one transaction; raises HoldLost and writes nothing."""
+    """Write one picture and its charge in one transaction, or find that it was committed before.
+
+    Raises HoldLost and writes nothing.
+    """
     row, hold = copy(started.generation), started.hold
     row.model, row.provider = candidate.model.id, candidate.model.provider
     try:
@@ -621,21 +622,10 @@ def _insert(started: Started, row: Image) -> None:
 def _close(started: Started, drawn: _Drawn, kept: list[_Kept]) -> Generation:
     """Give back what was not captured and write the result, after pictures came one by one."""
     row = _described(started.generation, drawn, kept)
-    try:
-        with transaction.atomic():
-            if started.hold is not None:
-                holds.release(started.hold)
-            _finish(started, row, GenerationStatus.SUCCEEDED)
-    except holds.HoldLost:
-        return _succeeded(started)
-    return row
-
-
-def _succeeded(started: Started) -> Generation:
-    """Return the row that somebody ended, maybe we a moment ago; raises HoldLost if it failed."""
-    row = Generation.objects.get(pk=started.generation.pk)
-    if row.status != GenerationStatus.SUCCEEDED:
-        raise holds.HoldLost(row.request_id)
+    with transaction.atomic():
+        if started.hold is not None:
+            holds.release(started.hold)
+        _finish(started, row, GenerationStatus.SUCCEEDED)
     return row
 
 

@@ -1,4 +1,4 @@
-"""Seven mistakes, each of which must turn the tests red.
+"""Mistakes, each of which must turn the tests red.
 
 Usage: `python -m tests.prove.mutations [LETTER …]`. A mistake is made in a copy of the tree, never
 in the tree itself; the tests that are named for it run there, and at least one has to fail.
@@ -19,6 +19,7 @@ LEFT_OUT = shutil.ignore_patterns(
     *(".git", ".venv", "var", "node_modules", "__pycache__", ".*_cache", ".hypothesis")
 )
 METERING, HOLDS = "billing/metering.py", "billing/holds.py"
+GENERATION, BROKEN = "images/generation.py", "tests/api/test_broken_database.py"
 RESENT = "test_an_unknown_outcome_keeps_its_lane_and_is_resent_as_it_was"
 COUNTS = re.compile(r"^(?:sqlite|postgresql) +(?P<counts>.* in \d+ s)$", re.MULTILINE)
 
@@ -137,6 +138,89 @@ MUTATIONS = (
             ),
         ),
         "tests/billing/test_holds.py::test_a_settled_hold_is_lost_to_everybody_else",
+    ),
+    Mutation(
+        "h",
+        "a member's budget counts the member's keys in other organizations",
+        "billing/budgets.py",
+        (
+            (
+                "scope |= Q(organization_id=organization_id, member_id=member_id)",
+                "scope |= Q(member_id=member_id)",
+            ),
+        ),
+        "tests/billing/test_holds.py"
+        "::test_a_members_budget_counts_the_keys_of_its_organization_only",
+    ),
+    Mutation(
+        "i",
+        "a recharge may pass the day's cap",
+        "billing/recharges.py",
+        (("if spent + amount <= cap else", "if spent < cap else"),),
+        "tests/billing/test_recharges.py::test_a_cap_is_never_passed_also_when_it_is_no_multiple",
+    ),
+    Mutation(
+        "j",
+        "a result is not written a second time when the connection broke",
+        GENERATION,
+        (
+            (
+                '    except BROKEN:\n        log.warning("a result',
+                '    except ZeroDivisionError:\n        log.warning("a result',
+            ),
+        ),
+        f"{BROKEN}::test_a_commit_whose_answer_is_lost_is_found_and_counts_once",
+    ),
+    Mutation(
+        "k",
+        "a request that broke is ended as memory has it, not the database",
+        GENERATION,
+        (
+            (
+                'row = Generation.objects.select_related("hold").get(pk=started.generation.pk)',
+                "row = started.generation",
+            ),
+        ),
+        f"{BROKEN}::test_what_was_committed_is_told_whatever_error_it_ended_with",
+    ),
+    Mutation(
+        "l",
+        "nobody knows whether it was charged, and the client hears that it was not",
+        GENERATION,
+        (("raise OutcomeUnknown(request_id) from error", "raise StoreFailed from error"),),
+        f"{BROKEN}::test_nobody_is_told_that_nothing_was_charged_when_nobody_knows",
+    ),
+    Mutation(
+        "m",
+        "a charged picture whose charge broke is not told",
+        GENERATION,
+        (("        if stream is not None:\n            await stream.tell(row)\n", ""),),
+        f"{BROKEN}::test_what_was_committed_is_told_whatever_error_it_ended_with",
+    ),
+    Mutation(
+        "n",
+        "a failure is written down in one try",
+        GENERATION,
+        (("await _committed(gateway, _fail,", "await gateway.db.run(_fail,"),),
+        f"{BROKEN}::test_a_failure_that_cannot_be_written_down_at_once_is_written_a_second_time",
+    ),
+    Mutation(
+        "o",
+        "a hold is locked before its account",
+        HOLDS,
+        (
+            (
+                "    with transaction.atomic(savepoint=False):\n        _move(\n            hold,\n"
+                "            held_micro=_still_held(hold),\n            spent_micro=delivered",
+                "    with transaction.atomic(savepoint=False):\n"
+                "        Hold.objects.select_for_update().get(pk=hold.pk)\n        _move(\n"
+                "            hold,\n            held_micro=_still_held(hold),\n"
+                "            spent_micro=delivered",
+            ),
+        ),
+        "tests/billing/test_races.py"
+        "::test_a_request_that_comes_again_while_its_hold_is_settled_waits_in_no_circle",
+        "postgresql",
     ),
 )
 
