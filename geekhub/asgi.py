@@ -55,7 +55,7 @@ class Application:
     async def _page(self, scope: Scope, incoming: Incoming, send: Send) -> None:
         try:
             if incoming.encodings:
-                raise bodies.UnknownEncoding(", ".join(incoming.encodings))
+                raise bodies.UnknownEncoding(incoming.encodings, "Send the body as it is.")
             body = await incoming.read(most=PAGE_BODY_BYTES, seconds=PAGE_BODY_SECONDS)
         except bodies.ClientGone:
             return

@@ -125,7 +125,7 @@ def test_a_client_that_reads_nothing_is_cut_off(
 def test_when_there_are_too_many_the_oldest_idle_ones_make_room(
     serve: Callable[..., AppServer],
 ) -> None:
-    app = serve(Door(most=20))
+    app = serve(Door(most=20, head_seconds=999))
     wait_until(lambda: app.connections == 0, "close the first connection")
     with connect_raw(app.origin) as busy, connect_raw(app.origin) as kept:
         busy.sendall(b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nab")

@@ -42,11 +42,9 @@ class BodyTooSlow(BodyRefused):
 class UnknownEncoding(BodyRefused):
     """It is compressed by something other than a single gzip."""
 
-    def __init__(self, encoding: str) -> None:
-        super().__init__(
-            f"Content-Encoding {encoding[:100]!r} is not supported. "
-            "Send the body as it is, or compressed once with gzip."
-        )
+    def __init__(self, encodings: list[str], right: str) -> None:
+        named = ", ".join(encodings)[:100]
+        super().__init__(f"Content-Encoding {named!r} is not supported. {right}")
 
 
 class BrokenEncoding(BodyRefused):
@@ -174,4 +172,5 @@ def _unpacker(encodings: list[str]) -> _Gunzip | None:
         case ["gzip" | "x-gzip"]:
             return _Gunzip()
         case _:
-            raise UnknownEncoding(", ".join(encodings))
+            right = "Send the body as it is, or compressed once with gzip."
+            raise UnknownEncoding(encodings, right)

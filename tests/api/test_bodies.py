@@ -211,10 +211,14 @@ def test_any_other_encoding_is_415_that_names_it(
 def test_a_page_takes_no_encoding_at_all(app: AppServer) -> None:
     for encoding in ("gzip", "br", "gzip, gzip"):
         answer = httpx.post(
-            f"{app.origin}/login", content=b"x", headers={"content-encoding": encoding}
+            f"{app.origin}/login",
+            content=gzip.compress(b"x"),
+            headers={"content-encoding": encoding},
         )
         assert answer.status_code == 415
-        assert encoding in answer.text
+        assert answer.text == (
+            f"Content-Encoding {encoding!r} is not supported. Send the body as it is.\n"
+        )
 
 
 def test_what_is_unpacked_is_measured_and_no_bomb_goes_off(
