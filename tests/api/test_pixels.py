@@ -184,6 +184,7 @@ def test_a_small_view_whose_turn_does_not_come_is_busy(
     name = f"{acme.pk}/picture.png"
     storages["images"].save(name, ContentFile(make_picture(90, 60, "png")))
     turns = gateway.turns_of(running(app), acme.pk)
+    assert turns == running(app).pixels.turns(acme.pk, free=True)
     with busy(turns), pytest.raises(thumbnails.Busy):
         thumbnails.thumbnail(running(app), turns, name)
     monkeypatch.setattr(thumbnails, "WAIT_SECONDS", WAIT_SECONDS)
