@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -42,14 +42,15 @@ def running(app: AppServer) -> Gateway:
 @contextmanager
 def busy(turns: Turns, times: int = 3 * THREADS) -> Iterator[None]:
     """Keep an organization's share of the threads, and its queue, busy until the block ends."""
-    gate, begun = threading.Event(), threading.Event()
+    gate, begun = threading.Event(), threading.Semaphore(0)
 
     def block() -> None:
-        begun.set()
+        begun.release()
         assert gate.wait(WAIT_SECONDS)
 
     work = [turns.begin(block) for _ in range(times)]
-    assert begun.wait(WAIT_SECONDS)
+    for _ in range(1 if turns.free else THREADS // 2):
+        assert begun.acquire(timeout=WAIT_SECONDS)
     try:
         yield
     finally:
@@ -100,10 +101,13 @@ def test_whose_turn_it_is_waits_and_is_served(
     app: AppServer, acme: Organization, api: Api, fal: FalEmulator
 ) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with busy(running(app).pixels.turns(acme.pk, free=False)):
+        turns = running(app).pixels.turns(acme.pk, free=False)
+        with busy(turns):
+            queue = turns.pool._waiting[turns]
+            before = len(queue)
             waiting = pool.submit(api.draw, model=FLUX, output_format="webp")
-            fal.wait_for_calls(1)
-            assert not waiting.done()
+            while len(queue) == before:
+                assert not wait([waiting], 0.02).done
             assert stored_files() == []
         assert waiting.result(WAIT_SECONDS).status_code == 200
     expect_books_agree(images=1, cost_micro=Generation.objects.get().cost_micro)
@@ -184,6 +188,7 @@ def test_a_small_view_whose_turn_does_not_come_is_busy(
     name = f"{acme.pk}/picture.png"
     storages["images"].save(name, ContentFile(make_picture(90, 60, "png")))
     turns = gateway.turns_of(running(app), acme.pk)
+    assert turns == running(app).pixels.turns(acme.pk, free=True)
     with busy(turns), pytest.raises(thumbnails.Busy):
         thumbnails.thumbnail(running(app), turns, name)
     monkeypatch.setattr(thumbnails, "WAIT_SECONDS", WAIT_SECONDS)

@@ -270,11 +270,11 @@ def test_transparent_colours_are_told_in_the_bits_of_the_file() -> None:
         return b"\x89PNG\r\n\x1a\n" + parts
 
     grey = file(2, 0, b"\0\2", bytes([0b00_01_10_11]))
-    colours = [(0x1010, 0, 0), (0x2020, 0, 0), (0x3030, 0, 0), (0x4040, 0, 0)]
+    colours = [(0x10AA, 0, 0), (0x20AA, 0, 0), (0x30AA, 0, 0), (0x40AA, 0, 0)]
     deep = file(
         16,
         2,
-        struct.pack(">3H", 0x3030, 0, 0),
+        struct.pack(">3H", 0x30AA, 0, 0),
         b"".join(struct.pack(">3H", *colour) for colour in colours),
     )
     for data, expected in (
