@@ -59,11 +59,15 @@
     made.innerHTML = html;
     return made.content;
   };
+  let leaving = false;
   const send = async (url, body) => {
     const headers = { "X-Requested-With": "fetch" };
     const answer = await fetch(url, { method: "POST", body, headers, redirect: "manual" });
     // The session has ended, or the form is of an earlier one; what was typed is kept in drafts.js.
-    if (answer.type === "opaqueredirect") location.reload();
+    if (answer.type === "opaqueredirect" && !leaving) {
+      leaving = true;
+      location.reload();
+    }
     spend(answer);
     return answer;
   };

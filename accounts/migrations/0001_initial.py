@@ -37,13 +37,16 @@ class Migration(migrations.Migration):
                         verbose_name="superuser status",
                     ),
                 ),
-                ("email", models.EmailField(max_length=254, unique=True)),
-                ("name", models.CharField(blank=True, max_length=150)),
-                ("is_active", models.BooleanField(default=True)),
-                ("is_staff", models.BooleanField(default=False)),
+                ("email", models.EmailField(max_length=254, unique=True, verbose_name="email")),
+                ("name", models.CharField(blank=True, max_length=150, verbose_name="name")),
+                ("is_active", models.BooleanField(default=True, verbose_name="active")),
+                ("is_staff", models.BooleanField(default=False, verbose_name="staff")),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
                 (
                     "groups",
@@ -115,12 +118,14 @@ class Migration(migrations.Migration):
                         default=uuid.uuid4, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("name", models.CharField(max_length=100)),
-                ("slug", models.SlugField(max_length=60, unique=True)),
+                ("name", models.CharField(max_length=100, verbose_name="name")),
+                ("slug", models.SlugField(max_length=60, unique=True, verbose_name="short name")),
                 (
                     "keeps_prompts",
                     models.BooleanField(
-                        default=True, help_text="Whether the words of a request are stored with it."
+                        default=True,
+                        help_text="Whether the words of a request are stored with it.",
+                        verbose_name="keep prompts",
                     ),
                 ),
                 (
@@ -129,6 +134,7 @@ class Migration(migrations.Migration):
                         blank=True,
                         help_text="Requests a minute per key; empty means the default.",
                         null=True,
+                        verbose_name="requests a minute, per key",
                     ),
                 ),
                 (
@@ -137,12 +143,16 @@ class Migration(migrations.Migration):
                         blank=True,
                         help_text="Requests at the same time; empty means the default.",
                         null=True,
+                        verbose_name="requests at the same time",
                     ),
                 ),
                 (
                     "on_refusal",
                     models.CharField(
-                        choices=[("next", "Next"), ("stop", "Stop")], default="next", max_length=4
+                        choices=[("next", "Next"), ("stop", "Stop")],
+                        default="next",
+                        max_length=4,
+                        verbose_name="when a model refuses a prompt",
                     ),
                 ),
                 (
@@ -151,11 +161,15 @@ class Migration(migrations.Migration):
                         blank=True,
                         help_text="Days a picture is kept; empty means for ever.",
                         null=True,
+                        verbose_name="days pictures are kept",
                     ),
                 ),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
                 (
                     "members",
@@ -163,6 +177,7 @@ class Migration(migrations.Migration):
                         related_name="organizations",
                         through="accounts.Membership",
                         to=settings.AUTH_USER_MODEL,
+                        verbose_name="members",
                     ),
                 ),
             ],
@@ -185,12 +200,15 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("action", models.CharField(max_length=60)),
-                ("subject", models.CharField(blank=True, max_length=200)),
-                ("details", models.JSONField(default=dict)),
+                ("action", models.CharField(max_length=60, verbose_name="action")),
+                ("subject", models.CharField(blank=True, max_length=200, verbose_name="subject")),
+                ("details", models.JSONField(default=dict, verbose_name="details")),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
                 (
                     "actor",
@@ -199,6 +217,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="+",
                         to=settings.AUTH_USER_MODEL,
+                        verbose_name="actor",
                     ),
                 ),
                 (
@@ -208,6 +227,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="audit_events",
                         to="accounts.organization",
+                        verbose_name="organization",
                     ),
                 ),
             ],
@@ -221,21 +241,25 @@ class Migration(migrations.Migration):
                         default=uuid.uuid4, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("name", models.CharField(max_length=100)),
-                ("prefix", models.CharField(max_length=21, unique=True)),
+                ("name", models.CharField(max_length=100, verbose_name="name")),
+                ("prefix", models.CharField(max_length=21, unique=True, verbose_name="prefix")),
                 ("digest", models.CharField(max_length=64, unique=True)),
-                ("sandbox", models.BooleanField(default=False)),
+                ("sandbox", models.BooleanField(default=False, verbose_name="sandbox")),
                 (
                     "private",
                     models.BooleanField(
                         default=False,
                         help_text="Draws pictures that only signed, expiring addresses show.",
+                        verbose_name="private pictures",
                     ),
                 ),
                 (
                     "allowed_models",
                     models.JSONField(
-                        blank=True, help_text="Ids the key may use; empty means all.", null=True
+                        blank=True,
+                        help_text="Ids the key may use; empty means all.",
+                        null=True,
+                        verbose_name="allowed models",
                     ),
                 ),
                 (
@@ -245,21 +269,35 @@ class Migration(migrations.Migration):
                         choices=[("next", "Next"), ("stop", "Stop")],
                         help_text="Empty: the organization's.",
                         max_length=4,
+                        verbose_name="when a model refuses a prompt",
                     ),
                 ),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
-                ("expires_at", models.DateTimeField(blank=True, null=True)),
-                ("revoked_at", models.DateTimeField(blank=True, null=True)),
-                ("last_used_at", models.DateTimeField(blank=True, null=True)),
+                (
+                    "expires_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="expires at"),
+                ),
+                (
+                    "revoked_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="revoked at"),
+                ),
+                (
+                    "last_used_at",
+                    models.DateTimeField(blank=True, null=True, verbose_name="last used at"),
+                ),
                 (
                     "family",
                     models.UUIDField(
                         default=uuid.uuid4,
                         editable=False,
                         help_text="Shared by a key and its successors.",
+                        verbose_name="family",
                     ),
                 ),
                 (
@@ -270,6 +308,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="+",
                         to=settings.AUTH_USER_MODEL,
+                        verbose_name="created by",
                     ),
                 ),
                 (
@@ -280,6 +319,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.SET_NULL,
                         related_name="rotated_to",
                         to="accounts.apikey",
+                        verbose_name="rotated from",
                     ),
                 ),
                 (
@@ -288,6 +328,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="api_keys",
                         to="accounts.organization",
+                        verbose_name="organization",
                     ),
                 ),
             ],

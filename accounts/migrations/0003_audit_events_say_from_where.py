@@ -9,7 +9,7 @@ class Migration(migrations.Migration):
             model_name="auditevent",
             name="ip",
             field=models.GenericIPAddressField(
-                help_text="Empty: a command, or not known.", null=True
+                help_text="Empty: a command, or not known.", null=True, verbose_name="IP address"
             ),
         ),
     ]

@@ -9,14 +9,19 @@ class Migration(migrations.Migration):
             model_name="apikey",
             name="playground",
             field=models.BooleanField(
-                default=False, help_text="The key under which its maker draws on the pages."
+                default=False,
+                help_text="The key under which its maker draws on the pages.",
+                verbose_name="playground",
             ),
         ),
         migrations.AddField(
             model_name="organization",
             name="prompts_days",
             field=models.PositiveIntegerField(
-                blank=True, null=True, help_text="Days a prompt is kept; empty means for ever."
+                blank=True,
+                help_text="Days a prompt is kept; empty means for ever.",
+                null=True,
+                verbose_name="days prompts are kept",
             ),
         ),
         migrations.AddConstraint(

@@ -105,18 +105,21 @@ class Migration(migrations.Migration):
                         default=uuid.uuid4, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("request_id", models.CharField(max_length=28)),
-                ("quantity", models.PositiveIntegerField()),
-                ("amount_micro", models.PositiveBigIntegerField()),
+                ("request_id", models.CharField(max_length=28, verbose_name="request id")),
+                ("quantity", models.PositiveIntegerField(verbose_name="quantity")),
+                ("amount_micro", models.PositiveBigIntegerField(verbose_name="amount, micro-USD")),
                 (
                     "quotes",
                     models.JSONField(
-                        help_text="What each candidate model costs: {model: [price version id, micro-USD]}."
+                        help_text="What each candidate model costs: {model: [price version id, micro-USD]}.",
+                        verbose_name="prices quoted",
                     ),
                 ),
                 (
                     "captured",
-                    models.PositiveIntegerField(default=0, help_text="Images charged so far."),
+                    models.PositiveIntegerField(
+                        default=0, help_text="Images charged so far.", verbose_name="captured"
+                    ),
                 ),
                 (
                     "state",
@@ -129,18 +132,25 @@ class Migration(migrations.Migration):
                         ],
                         default="held",
                         max_length=8,
+                        verbose_name="state",
                     ),
                 ),
                 (
                     "owner",
-                    models.UUIDField(help_text="The server process that works on the request."),
+                    models.UUIDField(
+                        help_text="The server process that works on the request.",
+                        verbose_name="server process",
+                    ),
                 ),
-                ("lease_until", models.DateTimeField()),
+                ("lease_until", models.DateTimeField(verbose_name="lease until")),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
-                ("settled_at", models.DateTimeField(null=True)),
+                ("settled_at", models.DateTimeField(null=True, verbose_name="settled at")),
                 (
                     "api_key",
                     models.ForeignKey(
@@ -178,12 +188,18 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("model", models.CharField(max_length=100)),
-                ("version", models.PositiveIntegerField()),
-                ("unit_micro", models.PositiveBigIntegerField()),
+                ("model", models.CharField(max_length=100, verbose_name="model")),
+                ("version", models.PositiveIntegerField(verbose_name="version")),
+                (
+                    "unit_micro",
+                    models.PositiveBigIntegerField(verbose_name="unit price, micro-USD"),
+                ),
                 (
                     "effective_from",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="effective from",
+                    ),
                 ),
             ],
             options={
@@ -206,7 +222,10 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("entry_key", models.CharField(max_length=150, unique=True)),
+                (
+                    "entry_key",
+                    models.CharField(max_length=150, unique=True, verbose_name="entry key"),
+                ),
                 (
                     "kind",
                     models.CharField(
@@ -218,16 +237,23 @@ class Migration(migrations.Migration):
                             ("adjustment", "Adjustment"),
                         ],
                         max_length=11,
+                        verbose_name="kind",
                     ),
                 ),
-                ("amount_micro", models.BigIntegerField()),
-                ("model", models.CharField(blank=True, max_length=100)),
-                ("quantity", models.PositiveIntegerField(default=0)),
-                ("request_id", models.CharField(blank=True, max_length=28)),
-                ("note", models.CharField(blank=True, max_length=200)),
+                ("amount_micro", models.BigIntegerField(verbose_name="amount, micro-USD")),
+                ("model", models.CharField(blank=True, max_length=100, verbose_name="model")),
+                ("quantity", models.PositiveIntegerField(default=0, verbose_name="quantity")),
+                (
+                    "request_id",
+                    models.CharField(blank=True, max_length=28, verbose_name="request id"),
+                ),
+                ("note", models.CharField(blank=True, max_length=200, verbose_name="note")),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
                 (
                     "api_key",
@@ -245,6 +271,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="ledger_entries",
                         to="billing.hold",
+                        verbose_name="hold",
                     ),
                 ),
                 (
@@ -262,6 +289,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="billing.priceversion",
+                        verbose_name="price version",
                     ),
                 ),
             ],

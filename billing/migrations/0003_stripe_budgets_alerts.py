@@ -42,12 +42,12 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("key", models.CharField(max_length=200)),
-                ("kind", models.CharField(max_length=40)),
-                ("hour", models.DateTimeField(null=True)),
-                ("subject", models.CharField(blank=True, max_length=200)),
-                ("expected", models.BigIntegerField()),
-                ("found", models.BigIntegerField()),
+                ("key", models.CharField(max_length=200, verbose_name="key")),
+                ("kind", models.CharField(max_length=40, verbose_name="kind")),
+                ("hour", models.DateTimeField(null=True, verbose_name="hour")),
+                ("subject", models.CharField(blank=True, max_length=200, verbose_name="subject")),
+                ("expected", models.BigIntegerField(verbose_name="expected")),
+                ("found", models.BigIntegerField(verbose_name="found")),
                 (
                     "state",
                     models.CharField(
@@ -59,20 +59,26 @@ class Migration(migrations.Migration):
                         ],
                         default="open",
                         max_length=8,
+                        verbose_name="state",
                     ),
                 ),
-                ("note", models.CharField(blank=True, max_length=500)),
+                ("note", models.CharField(blank=True, max_length=500, verbose_name="note")),
                 (
                     "seen",
                     models.PositiveIntegerField(
-                        default=1, help_text="How many comparisons found it alike."
+                        default=1,
+                        help_text="How many comparisons found it alike.",
+                        verbose_name="seen, times",
                     ),
                 ),
                 (
                     "first_seen_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="first seen at",
+                    ),
                 ),
-                ("last_seen_at", models.DateTimeField()),
+                ("last_seen_at", models.DateTimeField(verbose_name="last seen at")),
             ],
         ),
         migrations.CreateModel(
@@ -84,27 +90,34 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("stripe_id", models.CharField(max_length=100, unique=True)),
-                ("number", models.CharField(blank=True, max_length=100)),
-                ("status", models.CharField(max_length=15)),
-                ("billing_reason", models.CharField(blank=True, max_length=40)),
-                ("currency", models.CharField(max_length=3)),
-                ("period_start", models.DateTimeField()),
-                ("period_end", models.DateTimeField()),
-                ("subtotal_cents", models.BigIntegerField()),
-                ("tax_cents", models.BigIntegerField()),
-                ("total_cents", models.BigIntegerField()),
-                ("amount_due_cents", models.BigIntegerField()),
-                ("amount_paid_cents", models.BigIntegerField()),
+                (
+                    "stripe_id",
+                    models.CharField(max_length=100, unique=True, verbose_name="Stripe id"),
+                ),
+                ("number", models.CharField(blank=True, max_length=100, verbose_name="number")),
+                ("status", models.CharField(max_length=15, verbose_name="status")),
+                (
+                    "billing_reason",
+                    models.CharField(blank=True, max_length=40, verbose_name="billing reason"),
+                ),
+                ("currency", models.CharField(max_length=3, verbose_name="currency")),
+                ("period_start", models.DateTimeField(verbose_name="period start")),
+                ("period_end", models.DateTimeField(verbose_name="period end")),
+                ("subtotal_cents", models.BigIntegerField(verbose_name="subtotal, cents")),
+                ("tax_cents", models.BigIntegerField(verbose_name="tax, cents")),
+                ("total_cents", models.BigIntegerField(verbose_name="total, cents")),
+                ("amount_due_cents", models.BigIntegerField(verbose_name="due, cents")),
+                ("amount_paid_cents", models.BigIntegerField(verbose_name="paid, cents")),
                 (
                     "lines",
                     models.JSONField(
-                        help_text="[{id, price, description, quantity, unit_cents, amount_cents, start, end}]"
+                        help_text="[{id, price, description, quantity, unit_cents, amount_cents, start, end}]",
+                        verbose_name="lines",
                     ),
                 ),
-                ("created", models.DateTimeField()),
-                ("finalized_at", models.DateTimeField(null=True)),
-                ("fetched_at", models.DateTimeField()),
+                ("created", models.DateTimeField(verbose_name="created at")),
+                ("finalized_at", models.DateTimeField(null=True, verbose_name="finalized at")),
+                ("fetched_at", models.DateTimeField(verbose_name="fetched at")),
             ],
         ),
         migrations.CreateModel(
@@ -132,15 +145,21 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="MeterEvent",
             fields=[
-                ("identifier", models.CharField(max_length=100, primary_key=True, serialize=False)),
-                ("hour", models.DateTimeField()),
-                ("quantity", models.BigIntegerField()),
-                ("timestamp", models.DateTimeField()),
+                (
+                    "identifier",
+                    models.CharField(
+                        max_length=100, primary_key=True, serialize=False, verbose_name="identifier"
+                    ),
+                ),
+                ("hour", models.DateTimeField(verbose_name="hour")),
+                ("quantity", models.BigIntegerField(verbose_name="quantity")),
+                ("timestamp", models.DateTimeField(verbose_name="timestamp")),
                 (
                     "restamped_from",
                     models.DateTimeField(
                         help_text="When it was used, if that was too late for its own invoice.",
                         null=True,
+                        verbose_name="restamped from",
                     ),
                 ),
                 (
@@ -157,17 +176,27 @@ class Migration(migrations.Migration):
                         ],
                         default="pending",
                         max_length=9,
+                        verbose_name="state",
                     ),
                 ),
-                ("attempts", models.PositiveIntegerField(default=0)),
-                ("first_attempt_at", models.DateTimeField(null=True)),
-                ("lease_until", models.DateTimeField(null=True)),
-                ("next_at", models.DateTimeField()),
-                ("accepted_at", models.DateTimeField(null=True)),
-                ("last_error", models.CharField(blank=True, max_length=500)),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
+                (
+                    "first_attempt_at",
+                    models.DateTimeField(null=True, verbose_name="first attempt at"),
+                ),
+                ("lease_until", models.DateTimeField(null=True, verbose_name="lease until")),
+                ("next_at", models.DateTimeField(verbose_name="next attempt")),
+                ("accepted_at", models.DateTimeField(null=True, verbose_name="accepted at")),
+                (
+                    "last_error",
+                    models.CharField(blank=True, max_length=500, verbose_name="last error"),
+                ),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
             ],
         ),
@@ -223,34 +252,43 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("kind", models.CharField(max_length=20)),
-                ("started_at", models.DateTimeField()),
-                ("finished_at", models.DateTimeField(null=True)),
-                ("checked", models.PositiveIntegerField(default=0)),
-                ("differences", models.PositiveIntegerField(default=0)),
+                ("kind", models.CharField(max_length=20, verbose_name="kind")),
+                ("started_at", models.DateTimeField(verbose_name="started at")),
+                ("finished_at", models.DateTimeField(null=True, verbose_name="finished at")),
+                ("checked", models.PositiveIntegerField(default=0, verbose_name="compared")),
+                ("differences", models.PositiveIntegerField(default=0, verbose_name="differences")),
             ],
         ),
         migrations.CreateModel(
             name="StripeEvent",
             fields=[
                 ("id", models.CharField(max_length=100, primary_key=True, serialize=False)),
-                ("type", models.CharField(max_length=100)),
-                ("object_id", models.CharField(blank=True, max_length=100)),
-                ("thin", models.BooleanField(default=False)),
-                ("livemode", models.BooleanField()),
-                ("created", models.DateTimeField()),
-                ("payload", models.JSONField()),
+                ("type", models.CharField(max_length=100, verbose_name="type")),
+                (
+                    "object_id",
+                    models.CharField(blank=True, max_length=100, verbose_name="id of its object"),
+                ),
+                ("thin", models.BooleanField(default=False, verbose_name="without its object")),
+                ("livemode", models.BooleanField(verbose_name="live mode")),
+                ("created", models.DateTimeField(verbose_name="created at")),
+                ("payload", models.JSONField(verbose_name="payload")),
                 (
                     "received_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="received at",
+                    ),
                 ),
-                ("processed_at", models.DateTimeField(null=True)),
-                ("attempts", models.PositiveIntegerField(default=0)),
+                ("processed_at", models.DateTimeField(null=True, verbose_name="processed at")),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
                 (
                     "next_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="next attempt",
+                    ),
                 ),
-                ("error", models.CharField(blank=True, max_length=500)),
+                ("error", models.CharField(blank=True, max_length=500, verbose_name="error")),
             ],
         ),
         migrations.CreateModel(
@@ -262,35 +300,51 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("key", models.CharField(max_length=200, unique=True)),
-                ("kind", models.CharField(max_length=30)),
-                ("parameters", models.JSONField(default=dict)),
-                ("idempotency_key", models.UUIDField(default=uuid.uuid4)),
+                ("key", models.CharField(max_length=200, unique=True, verbose_name="key")),
+                ("kind", models.CharField(max_length=30, verbose_name="kind")),
+                ("parameters", models.JSONField(default=dict, verbose_name="parameters")),
+                (
+                    "idempotency_key",
+                    models.UUIDField(default=uuid.uuid4, verbose_name="idempotency key"),
+                ),
                 (
                     "state",
                     models.CharField(
                         choices=[("pending", "Pending"), ("done", "Done"), ("failed", "Failed")],
                         default="pending",
                         max_length=7,
+                        verbose_name="state",
                     ),
                 ),
                 (
                     "result",
                     models.CharField(
-                        blank=True, help_text="The Stripe id it made.", max_length=100
+                        blank=True,
+                        help_text="The Stripe id it made.",
+                        max_length=100,
+                        verbose_name="result",
                     ),
                 ),
-                ("attempts", models.PositiveIntegerField(default=0)),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
                 (
                     "next_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="next attempt",
+                    ),
                 ),
-                ("last_error", models.CharField(blank=True, max_length=500)),
+                (
+                    "last_error",
+                    models.CharField(blank=True, max_length=500, verbose_name="last error"),
+                ),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
-                ("done_at", models.DateTimeField(null=True)),
+                ("done_at", models.DateTimeField(null=True, verbose_name="done at")),
             ],
         ),
         migrations.CreateModel(
@@ -413,14 +467,18 @@ class Migration(migrations.Migration):
             model_name="hold",
             name="budget_periods",
             field=models.JSONField(
-                default=list, help_text="The budget periods it is held in, by id, in order."
+                default=list,
+                help_text="The budget periods it is held in, by id, in order.",
+                verbose_name="budget periods",
             ),
         ),
         migrations.AddField(
             model_name="priceversion",
             name="livemode",
             field=models.BooleanField(
-                help_text="Whether its Stripe objects are live ones; empty: it has none.", null=True
+                help_text="Whether its Stripe objects are live ones; empty: it has none.",
+                null=True,
+                verbose_name="live mode",
             ),
         ),
         migrations.AddField(
@@ -430,22 +488,23 @@ class Migration(migrations.Migration):
                 choices=[("draft", "Draft"), ("active", "Active"), ("retired", "Retired")],
                 default="active",
                 max_length=7,
+                verbose_name="state",
             ),
         ),
         migrations.AddField(
             model_name="priceversion",
             name="stripe_meter",
-            field=models.CharField(blank=True, max_length=100),
+            field=models.CharField(blank=True, max_length=100, verbose_name="meter at Stripe"),
         ),
         migrations.AddField(
             model_name="priceversion",
             name="stripe_price",
-            field=models.CharField(blank=True, max_length=100),
+            field=models.CharField(blank=True, max_length=100, verbose_name="price at Stripe"),
         ),
         migrations.AddField(
             model_name="priceversion",
             name="stripe_product",
-            field=models.CharField(blank=True, max_length=100),
+            field=models.CharField(blank=True, max_length=100, verbose_name="product at Stripe"),
         ),
         migrations.AlterField(
             model_name="budget",
@@ -578,6 +637,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="+",
                 to="accounts.organization",
+                verbose_name="organization",
             ),
         ),
         migrations.AddField(
@@ -588,6 +648,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="+",
                 to="billing.priceversion",
+                verbose_name="price version",
             ),
         ),
         migrations.AddField(
@@ -597,6 +658,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="invoices",
                 to="accounts.organization",
+                verbose_name="organization",
             ),
         ),
         migrations.AddField(
@@ -606,6 +668,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="+",
                 to="accounts.organization",
+                verbose_name="organization",
             ),
         ),
         migrations.AddField(
@@ -615,6 +678,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="+",
                 to="billing.priceversion",
+                verbose_name="price version",
             ),
         ),
         migrations.AddField(
@@ -625,6 +689,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="reissues",
                 to="billing.meterevent",
+                verbose_name="reissue of",
             ),
         ),
         migrations.AddField(
@@ -680,6 +745,7 @@ class Migration(migrations.Migration):
                 on_delete=django.db.models.deletion.PROTECT,
                 related_name="+",
                 to="accounts.organization",
+                verbose_name="organization",
             ),
         ),
         migrations.AddField(

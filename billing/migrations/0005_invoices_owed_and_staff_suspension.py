@@ -21,7 +21,9 @@ class Migration(migrations.Migration):
             model_name="invoice",
             name="payment_failed",
             field=models.BooleanField(
-                default=False, help_text="It is owed: Stripe has tried to collect it and could not."
+                default=False,
+                help_text="It is owed: Stripe has tried to collect it and could not.",
+                verbose_name="payment failed",
             ),
         ),
         migrations.AddIndex(

@@ -33,7 +33,10 @@ class Migration(migrations.Migration):
             model_name="reconciliation",
             name="subject",
             field=models.CharField(
-                blank=True, help_text="The invoice it was of, by Stripe's id.", max_length=100
+                blank=True,
+                help_text="The invoice it was of, by Stripe's id.",
+                max_length=100,
+                verbose_name="subject",
             ),
         ),
         migrations.AddIndex(

@@ -3,8 +3,8 @@
 By hand, because Django makes a table anew for it on SQLite, and the ledger would lose its trigger.
 """
 
+import django.db.models.deletion
 from django.db import migrations, models
-from django.db.models.deletion import PROTECT
 
 
 def drop(table, column, digest):
@@ -33,32 +33,46 @@ class Migration(migrations.Migration):
                     "hold",
                     "api_key",
                     models.ForeignKey(
-                        "accounts.apikey", PROTECT, related_name="+", null=True, db_index=False
+                        db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="+",
+                        to="accounts.apikey",
+                        verbose_name="API key",
                     ),
                 ),
                 migrations.AlterField(
                     "hold",
                     "organization",
                     models.ForeignKey(
-                        "accounts.organization", PROTECT, related_name="holds", db_index=False
+                        db_index=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="holds",
+                        to="accounts.organization",
+                        verbose_name="organization",
                     ),
                 ),
                 migrations.AlterField(
                     "ledgerentry",
                     "api_key",
                     models.ForeignKey(
-                        "accounts.apikey",
-                        PROTECT,
-                        related_name="ledger_entries",
-                        null=True,
                         db_index=False,
+                        null=True,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="ledger_entries",
+                        to="accounts.apikey",
+                        verbose_name="API key",
                     ),
                 ),
                 migrations.AlterField(
                     "ledgerentry",
                     "organization",
                     models.ForeignKey(
-                        "accounts.organization", PROTECT, related_name="ledger", db_index=False
+                        db_index=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="ledger",
+                        to="accounts.organization",
+                        verbose_name="organization",
                     ),
                 ),
             ],

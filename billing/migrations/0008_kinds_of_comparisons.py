@@ -21,6 +21,7 @@ class Migration(migrations.Migration):
                     ("invoice_final", "Invoice Final"),
                 ],
                 max_length=20,
+                verbose_name="kind",
             ),
         ),
         migrations.AddConstraint(

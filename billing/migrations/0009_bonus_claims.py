@@ -33,9 +33,13 @@ class Migration(migrations.Migration):
                         auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
-                ("digest", models.CharField(max_length=64, unique=True)),
-                ("created_at", models.DateTimeField(db_default=Now())),
+                ("digest", models.CharField(max_length=64, unique=True, verbose_name="digest")),
+                ("created_at", models.DateTimeField(db_default=Now(), verbose_name="created at")),
             ],
+            options={
+                "verbose_name": "claim of the sign-up bonus",
+                "verbose_name_plural": "claims of the sign-up bonus",
+            },
         ),
         migrations.RunPython(write_down, migrations.RunPython.noop),
     ]

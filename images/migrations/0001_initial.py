@@ -23,9 +23,18 @@ class Migration(migrations.Migration):
                         default=uuid.uuid4, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("request_id", models.CharField(max_length=28, unique=True)),
-                ("sandbox", models.BooleanField()),
-                ("owner", models.UUIDField(help_text="The server process that works on it.")),
+                (
+                    "request_id",
+                    models.CharField(max_length=28, unique=True, verbose_name="request id"),
+                ),
+                ("sandbox", models.BooleanField(verbose_name="sandbox")),
+                (
+                    "owner",
+                    models.UUIDField(
+                        help_text="The server process that works on it.",
+                        verbose_name="server process",
+                    ),
+                ),
                 (
                     "status",
                     models.CharField(
@@ -36,12 +45,21 @@ class Migration(migrations.Migration):
                         ],
                         default="running",
                         max_length=9,
+                        verbose_name="status",
                     ),
                 ),
-                ("requested", models.JSONField(help_text="The models asked for, in order.")),
+                (
+                    "requested",
+                    models.JSONField(
+                        help_text="The models asked for, in order.", verbose_name="models asked for"
+                    ),
+                ),
                 (
                     "parameters",
-                    models.JSONField(help_text="The request as sent, without model and prompt."),
+                    models.JSONField(
+                        help_text="The request as sent, without model and prompt.",
+                        verbose_name="parameters",
+                    ),
                 ),
                 (
                     "prompt",
@@ -49,47 +67,75 @@ class Migration(migrations.Migration):
                         blank=True, help_text="Empty when the organization keeps none."
                     ),
                 ),
-                ("tags", models.JSONField(default=list)),
-                ("n", models.PositiveSmallIntegerField()),
-                ("idempotency_key", models.CharField(max_length=255, null=True)),
-                ("fingerprint", models.CharField(max_length=64)),
+                ("tags", models.JSONField(default=list, verbose_name="tags")),
+                ("n", models.PositiveSmallIntegerField(verbose_name="asked for")),
+                (
+                    "idempotency_key",
+                    models.CharField(max_length=255, null=True, verbose_name="idempotency key"),
+                ),
+                ("fingerprint", models.CharField(max_length=64, verbose_name="fingerprint")),
                 (
                     "model",
                     models.CharField(
-                        blank=True, help_text="Who drew it in the end.", max_length=100
+                        blank=True,
+                        help_text="Who drew it in the end.",
+                        max_length=100,
+                        verbose_name="model",
                     ),
                 ),
-                ("provider", models.CharField(blank=True, max_length=20)),
-                ("delivered", models.PositiveSmallIntegerField(default=0)),
-                ("filtered", models.PositiveSmallIntegerField(default=0)),
-                ("cost_micro", models.PositiveBigIntegerField(default=0)),
-                ("attempts", models.JSONField(default=list)),
-                ("skipped", models.JSONField(default=list)),
-                ("adjusted", models.JSONField(default=list)),
-                ("error_code", models.CharField(blank=True, max_length=40)),
-                ("error_message", models.CharField(blank=True, max_length=500)),
+                ("provider", models.CharField(blank=True, max_length=20, verbose_name="provider")),
+                (
+                    "delivered",
+                    models.PositiveSmallIntegerField(default=0, verbose_name="delivered"),
+                ),
+                (
+                    "filtered",
+                    models.PositiveSmallIntegerField(
+                        default=0, verbose_name="refused by the provider"
+                    ),
+                ),
+                (
+                    "cost_micro",
+                    models.PositiveBigIntegerField(default=0, verbose_name="cost, micro-USD"),
+                ),
+                ("attempts", models.JSONField(default=list, verbose_name="attempts")),
+                ("skipped", models.JSONField(default=list, verbose_name="skipped")),
+                ("adjusted", models.JSONField(default=list, verbose_name="adjusted")),
+                ("error_code", models.CharField(blank=True, max_length=40, verbose_name="error")),
+                (
+                    "error_message",
+                    models.CharField(blank=True, max_length=500, verbose_name="error message"),
+                ),
                 (
                     "created_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
+                    models.DateTimeField(
+                        db_default=django.db.models.functions.datetime.Now(),
+                        verbose_name="created at",
+                    ),
                 ),
                 (
                     "deadline_at",
-                    models.DateTimeField(help_text="After this nobody works on it any more."),
+                    models.DateTimeField(
+                        help_text="After this nobody works on it any more.", verbose_name="deadline"
+                    ),
                 ),
-                ("finished_at", models.DateTimeField(null=True)),
+                ("finished_at", models.DateTimeField(null=True, verbose_name="finished at")),
                 (
                     "draw_ms",
                     models.PositiveIntegerField(
-                        help_text="How long the model that delivered took.", null=True
+                        help_text="How long the model that delivered took.",
+                        null=True,
+                        verbose_name="drawn in ms",
                     ),
                 ),
-                ("latency_ms", models.PositiveIntegerField(null=True)),
+                ("latency_ms", models.PositiveIntegerField(null=True, verbose_name="took, ms")),
                 (
                     "api_key",
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="generations",
                         to="accounts.apikey",
+                        verbose_name="API key",
                     ),
                 ),
                 (
@@ -99,6 +145,7 @@ class Migration(migrations.Migration):
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="generation",
                         to="billing.hold",
+                        verbose_name="hold",
                     ),
                 ),
                 (

@@ -3,6 +3,7 @@
 By hand, because Django makes a table anew for it on SQLite.
 """
 
+import django.db.models.deletion
 from django.db import migrations, models
 from django.db.models.deletion import PROTECT
 
@@ -59,7 +60,11 @@ class Migration(migrations.Migration):
                     "generation",
                     "organization",
                     models.ForeignKey(
-                        "accounts.organization", PROTECT, related_name="generations", db_index=False
+                        db_index=False,
+                        on_delete=django.db.models.deletion.PROTECT,
+                        related_name="generations",
+                        to="accounts.organization",
+                        verbose_name="organization",
                     ),
                 ),
                 migrations.AlterField(

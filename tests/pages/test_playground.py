@@ -460,7 +460,7 @@ def test_what_the_balance_does_not_cover_is_refused_before_anything_is_drawn(
     assert "The balance does not cover it: $0.27 of $0.10 available." in answer.text
     assert not Generation.objects.exists()
     assert not Hold.objects.exists()
-    assert openai.requests == []
+    assert openai.calls == []
     # Test pictures are free.
     assert alice.post("/dashboard/playground", **form, sandbox="on").status_code == 302
 

@@ -77,7 +77,7 @@ STAFF_ROUTES = [route for route, _ in EVERYTHING if route.startswith("staff/")]
 def address(route: str) -> str:
     """Return a URL of the route, of something that is not there."""
     if route.endswith("$"):
-        return "/staff/nothing"
+        return "/staff/accounts/"
     route = route.replace("<uuid:key_id>", str(uuid.uuid4()))
     return "/" + re.sub(r"<[^>]+>", "1", route)
 
