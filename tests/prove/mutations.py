@@ -206,16 +206,21 @@ MUTATIONS = (
     ),
     Mutation(
         "o",
-        "a hold is locked before its account",
+        "a hold is ended before its account is asked for",
         HOLDS,
         (
             (
                 "    with transaction.atomic(savepoint=False):\n        _move(\n            hold,\n"
                 "            held_micro=_still_held(hold),\n            spent_micro=delivered",
                 "    with transaction.atomic(savepoint=False):\n"
-                "        Hold.objects.select_for_update().get(pk=hold.pk)\n        _move(\n"
-                "            hold,\n            held_micro=_still_held(hold),\n"
-                "            spent_micro=delivered",
+                "        _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)\n"
+                "        _move(\n            hold,\n"
+                "            held_micro=_still_held(hold),\n            spent_micro=delivered",
+            ),
+            (
+                "        _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)\n"
+                "        return _charge",
+                "        return _charge",
             ),
         ),
         "tests/billing/test_races.py"
