@@ -8,15 +8,17 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from geekhub.lib import http
 from images.providers import fal
 from images.providers.base import Answer, Item, ProviderError
 from images.providers.downloads import Downloads
 from images.providers.fal import Model
-from tests.emulators.base import Behaviour
+from tests.emulators.base import Behaviour, make_picture
 from tests.emulators.fal import FalEmulator
 from tests.images.providers import call, draw, images, shortfalls, sizes
+from tests.lib import serving
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +351,40 @@ def test_a_result_asked_for_too_soon_is_asked_for_again(
 ) -> None:
     answer = Answer(status, {}, json.dumps({"detail": detail}).encode())
     assert fal.early(answer) is is_early
+
+
+def test_a_job_that_is_complete_before_its_result_is_there_is_not_lost() -> None:
+    asked: list[str] = []
+
+    async def queue(request: web.BaseRequest) -> web.StreamResponse:
+        asked.append(f"{request.method} {request.path}")
+        if request.path == "/a.png":
+            return web.Response(body=make_picture(8, 8, "png"))
+        if request.method == "POST":
+            return web.json_response({"request_id": "764c"})
+        if request.path.endswith("/status"):
+            return web.json_response({"status": "COMPLETED"})
+        if len(asked) < 5:
+            return web.json_response({"detail": "Request is still in progress"}, status=400)
+        return web.json_response({"images": [{"url": f"http://{request.host}/a.png"}]})
+
+    async def main() -> list[Item]:
+        async with serving(queue) as origin:
+            downloads = Downloads([origin])
+            client = http.client(connect=2, read=10)
+            provider = fal.Fal(
+                http=client, downloads=downloads, queue_url=origin, poll_seconds=0.001
+            )
+            try:
+                return await call(provider, upstream_id=str(Model.FLUX))
+            finally:
+                await provider.aclose()
+                await downloads.aclose()
+
+    assert len(images(asyncio.run(main()))) == 1
+    job = "/fal-ai/flux-pro/requests/764c"
+    twice = [f"GET {job}/status", f"GET {job}"] * 2
+    assert asked == [f"POST /{Model.FLUX}", *twice, "GET /a.png"]
 
 
 def test_the_wait_that_a_rate_limit_names(emulator: FalEmulator) -> None:
