@@ -94,7 +94,8 @@ def test_every_page_says_that_the_database_is_away(acme: Organization, people: P
                     elif answer.status_code >= 500:
                         wrong[method, path] = answer.status_code
     # That one has an answer of its own.
-    assert wrong == {("GET", "/ready"): 503}
+    assert {path for _, path in wrong} == {"/ready"}
+    assert set(wrong.values()) == {503}
     assert {("GET", "/dashboard"), ("GET", "/staff/"), ("POST", "/login")} <= said
     assert ("POST", "/billing/webhooks/stripe") in said
     assert len(said) > len(addresses)
