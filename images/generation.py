@@ -661,11 +661,8 @@ def _fail(started: Started, error: Exception) -> Generation:
     status = GenerationStatus.SUCCEEDED
     if not row.delivered:
         status = GenerationStatus.FAILED
-        row.error_code = error.code if isinstance(error, ProviderError) else "internal_error"
-        if isinstance(error, AllCandidatesFailed):
-            row.error_code = "provider_unavailable"
-        if row.error_code != "internal_error":
-            row.error_message = _told(error)[:500]
+        row.error_code, message = _reason(error)
+        row.error_message = message[:500]
     try:
         with transaction.atomic():
             if row.hold is not None:
@@ -678,8 +675,17 @@ def _fail(started: Started, error: Exception) -> Generation:
     return row
 
 
-def _told(error: Exception) -> str:
-    return error.message if isinstance(error, ProviderError) else str(error)
+def _reason(error: Exception) -> tuple[str, str]:
+    """Return the public code of what broke a request, and what may be said of it."""
+    match error:
+        case ProviderError():
+            return error.code, error.message
+        case AllCandidatesFailed():
+            return "provider_unavailable", str(error)
+        case StoreFailed() | DatabaseTrouble():
+            return "service_unavailable", ""
+        case _:
+            return "internal_error", ""
 
 
 def _finish(started: Started, row: Generation, status: GenerationStatus, *numbers: str) -> None:

@@ -125,13 +125,6 @@ def answer_to(error: Exception, request: ApiRequest) -> ApiError:
     if answer is None:
         log.error("unhandled", request_id=request.request_id, exc_info=error)
         answer = internal()
-    if answer.code == "service_unavailable" and request.drawing:
-        # The provider may have been paid; a blind repeat would pay it again.
-        answer.message = (
-            "Our database did not answer while the request was running. "
-            f"GET /v1/generation?id={request.request_id} shows what became of it."
-        )
-        answer.retry = False
     request.log["error"] = answer.code
     return answer
 
@@ -208,19 +201,23 @@ def translate(error: Exception) -> ApiError | None:
             hopeless = error.charged or all(one.error == REFUSAL for one in error.attempts)
             retry = False if hopeless else None
             return _all_failed(error.attempts, error.skipped, retry=retry)
-        case generation.StoreFailed() | HoldLost():
-            return ApiError(
-                "internal_error",
-                "The pictures were drawn but could not be delivered. Nothing was charged.",
-                # The provider has been paid: a blind repeat would pay it again.
+        # In the next three the provider has been paid: a blind repeat would pay it again.
+        case generation.StoreFailed():
+            return _away(
+                "The pictures were drawn but could not be kept. Nothing was charged. "
+                "Try again in a few seconds.",
                 retry=False,
             )
         case generation.OutcomeUnknown():
+            return _away(
+                "Our database did not answer while the request was running. "
+                f"GET /v1/generation?id={error} shows within a few minutes what became of it.",
+                retry=False,
+            )
+        case HoldLost():
             return ApiError(
                 "internal_error",
-                "The pictures were drawn, but it could not be written down yet whether they are "
-                "delivered and charged. GET /v1/generation?id= with the request_id tells it within "
-                "a few minutes; so does the same Idempotency-Key.",
+                "The pictures came too late to be delivered. Nothing was charged.",
                 retry=False,
             )
         case RateLimited():
@@ -245,14 +242,17 @@ def translate(error: Exception) -> ApiError | None:
         case bodies.BodyRefused():
             return ApiError("invalid_request_error", str(error))
         case _ if db.is_away(error):
-            return ApiError(
-                "service_unavailable",
+            return _away(
                 "Our database does not answer at the moment. Nothing was charged. "
-                "Try again in a few seconds.",
-                headers={"retry-after": "2", "retry-after-ms": "2000"},
+                "Try again in a few seconds."
             )
         case _:
             return _from_framework(error)
+
+
+def _away(message: str, *, retry: bool | None = None) -> ApiError:
+    headers = {"retry-after": "2", "retry-after-ms": "2000"}
+    return ApiError("service_unavailable", message, retry=retry, headers=headers)
 
 
 def _all_failed(

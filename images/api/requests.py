@@ -14,8 +14,7 @@ from images.gateway import Gateway
 class ApiRequest(ASGIRequest):
     """A Django request that knows its process, its public id, and what its log line will say.
 
-    `receive` is where its body comes from, for a view that reads it itself; `drawing` is whether
-    it was let in, so that a provider may have been paid for it.
+    `receive` is where its body comes from, for a view that reads it itself.
     """
 
     def __init__(self, scope: Scope, receive: Incoming, gateway: Gateway) -> None:
@@ -24,7 +23,6 @@ class ApiRequest(ASGIRequest):
         self.gateway = gateway
         self.request_id = new_request_id()
         self.log: dict[str, Any] = {}
-        self.drawing = False
 
     def set_body(self, body: bytes) -> None:
         """Let the views find the body."""

@@ -122,7 +122,6 @@ class GenerationsView(AsyncAPIView):
                 if begun.generation.parameters.get("stream"):
                     return await streaming.replay(self.raw, begun, name=self.event)
                 return await self.answer(begun, replayed=True)
-            self.raw.drawing = True
             if begun.generation.parameters.get("stream"):
                 # The stream leaves when its work is done.
                 handed_over = True

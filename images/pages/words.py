@@ -15,7 +15,9 @@ ERRORS: Mapping[str, "StrPromise"] = {
     "guardrail_blocked": _("A limit of the key does not allow it."),
     "model_not_found": _("The model is not in service."),
     "rate_limit_exceeded": _("Too many requests at once. Wait a moment and try again."),
-    "service_unavailable": _("Our database does not answer at the moment. Try again shortly."),
+    "service_unavailable": _(
+        "A part of our service does not answer at the moment. Try again shortly."
+    ),
     "provider_unavailable": _("The provider is down, too slow or not set up. Try another model."),
     "idempotency_key_reused": _("This form was sent before. Load the page again."),
 }

@@ -327,16 +327,18 @@ def test_of_bodies(app: AppServer) -> None:
 # --- None is missing ----------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parents[2]
-RAISED = {"invalid", "ApiError", "ValidationError", "ParseError", "ValueError"}
+RAISED = {"invalid", "_away", "ApiError", "ValidationError", "ParseError", "ValueError"}
 # Each in another test, which makes what it takes: a database that is away, a provider that fails.
 ELSEWHERE = (
     "Something went wrong on our side",
     "Our database does not answer",
     "The organization is suspended",
-    "The request with this Idempotency-Key is still running",
+    "The request that this one repeats is still running",
+    "This repeats a request whose images have been deleted",
     "The request is still running; its pictures",
     "The model .* has no price yet",
-    "The pictures were drawn but could not be delivered",
+    "The pictures were drawn but could not be kept",
+    "The pictures came too late to be delivered",
     "The request was not read",
 )
 

@@ -261,11 +261,12 @@ def test_a_store_that_cannot_keep_charges_nothing(
     (settings.DATA_DIR / "images").write_text("in the way")
     answer = api.draw(n=2)
 
-    expect_error(answer, "internal_error", says="Nothing was charged")
+    expect_error(answer, "service_unavailable", says="Nothing was charged")
+    assert answer.headers["x-should-retry"] == "false"
     assert len(openai.calls) == 1
     (settings.DATA_DIR / "images").unlink()
     assert Hold.objects.get().state == HoldState.RELEASED
-    assert Generation.objects.get().error_code == "internal_error"
+    assert Generation.objects.get().error_code == "service_unavailable"
     expect_nothing_charged()
 
 

@@ -94,8 +94,9 @@ def test_an_outage_releases_and_charges_nothing_by_default(
 
     answers = burst(app, live_key, 10)
 
-    assert {answer.status_code for answer in answers} == {500}
-    assert {answer.json()["error"]["code"] for answer in answers} == {"internal_error"}
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.json()["error"]["code"] for answer in answers} == {"service_unavailable"}
+    assert {answer.headers["x-should-retry"] for answer in answers} == {"false"}
     assert not LedgerEntry.objects.filter(kind="consumption").exists()
     assert not Image.objects.exists()
     assert set(Hold.objects.values_list("state", flat=True)) == {HoldState.RELEASED}
