@@ -203,7 +203,8 @@ async def purge(store: ImageStore, images: Iterable[Image]) -> list[Image]:
             try:
                 await store.adelete(image.name)
             except StorageError as error:
-                away = isinstance(error, StorageUnavailable)
+                if isinstance(error, StorageUnavailable):
+                    away = True
                 log.warning("%s is not deleted yet: %s", image.name, error)
                 return None
         return image

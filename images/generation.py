@@ -505,6 +505,8 @@ async def _keep_one(
         sha256=digest,
         revised_prompt=image.revised_prompt or "",
     )
+    # Asked for before the charge: who cannot be told where a picture is does not pay for it.
+    row.link = await gateway.store.alink(name)
     return _Kept(row, picture)
 
 

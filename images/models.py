@@ -147,6 +147,9 @@ class Image(models.Model):
     deleted_at = models.DateTimeField(null=True, help_text="Told to nobody from then on.")
     purged_at = models.DateTimeField(null=True, help_text="When its object was gone.")
 
+    #: Its address, where the store was asked for it already; no column.
+    link: str | None = None
+
     class Meta:
         ordering = ["index"]
         constraints = [

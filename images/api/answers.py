@@ -202,7 +202,7 @@ async def _images(rows: Sequence[Image], store: ImageStore) -> list[dict[str, An
 async def image(row: Image, store: ImageStore) -> dict[str, Any]:
     """Return one picture of an answer's `data`."""
     entry: dict[str, Any] = {
-        "url": await store.alink(row.name),
+        "url": row.link or await store.alink(row.name),
         "width": row.width,
         "height": row.height,
         "mime_type": row.mime_type,

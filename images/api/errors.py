@@ -25,6 +25,7 @@ from images.api.requests import ApiRequest
 from images.bad_keys import TooManyBadKeys
 from images.limits import RateLimited
 from images.providers.base import REFUSAL, ProviderError
+from images.storage import StorageError
 
 log = structlog.get_logger("geekhub.api")
 
@@ -219,6 +220,11 @@ def translate(error: Exception) -> ApiError | None:
                 "internal_error",
                 "The pictures came too late to be delivered. Nothing was charged.",
                 retry=False,
+            )
+        case StorageError():
+            return _away(
+                "The store of the pictures does not answer at the moment. Nothing was charged now. "
+                "Try again in a few seconds."
             )
         case RateLimited():
             return _rate_limited(error)

@@ -337,6 +337,8 @@ ELSEWHERE = (
     "This repeats a request whose images have been deleted",
     "The request is still running; its pictures",
     "The model .* has no price yet",
+    "Our database did not answer",
+    "The store of the pictures does not answer",
     "The pictures were drawn but could not be kept",
     "The pictures came too late to be delivered",
     "The request was not read",

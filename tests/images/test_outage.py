@@ -16,11 +16,14 @@ from django.core.management import CommandError, call_command
 from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
+from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
 from images import archive, gallery, gateway
 from images.models import Generation, Image
+from images.pixels import ALONE
 from images.spool import Spool
 from tests.emulators.supabase import SupabaseEmulator, Trouble
+from tests.factories import KeyFactory
 from tests.server import Api, AppServer
 
 
@@ -152,8 +155,36 @@ def test_a_full_spool_releases(
 
     (answer,) = burst(app, live_key, 1)
 
-    assert answer.status_code == 500
+    assert answer.status_code == 503
     assert not LedgerEntry.objects.filter(kind="consumption").exists()
+
+
+def test_a_private_picture_that_has_no_address_is_not_charged(
+    settings: Settings, serve: Callable[[], AppServer], acme: Organization
+) -> None:
+    with SupabaseEmulator(bucket="private-images") as supabase:
+        supabase.make_private()
+        options = {"url": supabase.url, "key": supabase.secret_key, "attempts": 1}
+        bucket = {"bucket": "private-images", "expires_in": 3600}
+        settings.STORAGES = {
+            **settings.STORAGES,
+            "private_images": {
+                "BACKEND": "images.storage.SupabaseStorage",
+                "OPTIONS": options | bucket,
+            },
+        }
+        app = serve()
+        # The picture is taken, and then no address is given for it.
+        supabase.queue(Trouble(), Trouble(error="502_html"))
+        (answer,) = burst(app, KeyFactory(organization=acme, private=True), 1)
+        storages["private_images"].close()
+
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    assert answer.headers["x-should-retry"] == "false"
+    assert len(supabase.uploads) == 1
+    assert not LedgerEntry.objects.filter(kind="consumption").exists()
+    assert not Image.objects.exists()
 
 
 def test_verify_storage_finds_what_is_missing_wrong_or_nobodys(
@@ -242,7 +273,7 @@ def test_the_first_picture_that_the_store_does_not_give_ends_the_asking(
             assert await gallery.purge(store, images) == []
             purging = len(supabase.requests)
             assert 0 < purging <= 2 * gallery.PARALLEL
-            data = b"".join([part async for part in archive.zipped(store, images)])
+            data = b"".join([part async for part in archive.zipped(store, ALONE, images)])
             assert len(supabase.requests) - purging == 2
             return data
         finally:
