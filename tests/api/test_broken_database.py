@@ -33,10 +33,11 @@ from billing.models import (
 from geekhub.lib.ids import new_request_id
 from images import generation, rollups
 from images.gateway import open_gateway
-from images.generation import Finished, Started
+from images.generation import Started
 from images.models import Generation, GenerationStatus, HourlyUsage, Image
 from images.pictures import Picture
 from images.reconciliation import requests
+from images.repeats import Finished, Sent
 from images.requests import GenerationRequest
 from tests import faulty
 from tests.api.test_streaming import events
@@ -333,7 +334,7 @@ def test_a_listener_that_hears_nothing_changes_nothing(
                         models=("openai/gpt-image-1",), listed=False, prompt="x", n=2, stream=True
                     ),
                     request_id=new_request_id(),
-                    idempotency_key=None,
+                    sent=Sent(),
                 )
             )
             assert isinstance(begun, Started)

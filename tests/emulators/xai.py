@@ -22,12 +22,15 @@ Facts it encodes (source: provider documentation; UNSURE facts take the cautious
   with `status` `done` or `failed`. It gives URLs only.
 """
 
+import base64
+import io
 import uuid
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from aiohttp import web
+from PIL import Image
 
 from tests.emulators.base import Answer, Behaviour, Call, Emulator, ErrorRow, Fault, ratio_size
 
@@ -383,7 +386,8 @@ def _plan(model: str, body: dict[str, Any], inputs: int) -> Plan:
         raise _bad("Deferred requests support only response_format url.")
     size = GROK_2_SIZE
     if model != GROK_2:
-        size = ratio_size(AUTO_RATIO if ratio == "auto" else ratio, RESOLUTIONS[resolution], 16)
+        shape = _detected(body) if ratio == "auto" else ratio
+        size = ratio_size(shape, RESOLUTIONS[resolution], 16)
     return Plan(
         model=model,
         n=n,
@@ -394,6 +398,19 @@ def _plan(model: str, body: dict[str, Any], inputs: int) -> Plan:
         inputs=inputs,
         deferred=deferred,
     )
+
+
+def _detected(body: dict[str, Any]) -> str:
+    """The ratio that `auto` means: of the one picture an edit starts from, where it is sent."""
+    image = body.get("image")
+    url = str(image.get("url") or image.get("image_url")) if isinstance(image, dict) else ""
+    if not url.startswith("data:image/"):
+        return AUTO_RATIO
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:
+            return "{}:{}".format(*picture.size)
+    except (ValueError, OSError):
+        return AUTO_RATIO
 
 
 def _inputs(body: dict[str, Any]) -> int:

@@ -8,7 +8,7 @@ from django.db import connection
 from tests.faulty import stage
 
 if TYPE_CHECKING or connection.vendor == "postgresql":
-    from django.db.backends.postgresql.base import DatabaseWrapper as Real
+    from geekhub.lib.postgresql.base import DatabaseWrapper as Real
 else:
     from django.db.backends.sqlite3.base import DatabaseWrapper as Real
 
@@ -46,5 +46,7 @@ class DatabaseWrapper(Real):
     def _hang_up(self) -> None:
         """Let the server end this session, and wait until it has."""
         pid = self.connection.info.backend_pid
-        with self.Database.connect(**self.get_connection_params()) as other:
+        parameters = self.get_connection_params()
+        del parameters["answer_within"]  # our engine's own
+        with self.Database.connect(**parameters) as other:
             other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])

@@ -324,7 +324,7 @@ def test_who_cannot_do_it_is_left_out_with_a_reason(
         IDEOGRAM: f"This API key may not use {IDEOGRAM}.",
         GROK: "its provider is not configured",
         GPT: f"2 images of {GPT} cost 0.38 USD, more than max_cost 0.30.",
-        RECRAFT: f"{RECRAFT} takes at most 1000 characters.",
+        RECRAFT: f"The prompt has 1050 characters; {RECRAFT} takes at most 1000.",
     }
     assert tried(answer) == [(FLUX, None)]
     assert calls(emulators) == {"fal": 1}
