@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 class Unavailable(Exception):

@@ -14,11 +14,11 @@ class Migration(migrations.Migration):
             name="kind",
             field=models.CharField(
                 choices=[
-                    ("internal", "Internal"),
-                    ("requests", "Requests"),
-                    ("usage", "Usage"),
-                    ("invoice_draft", "Invoice Draft"),
-                    ("invoice_final", "Invoice Final"),
+                    ("internal", "our books"),
+                    ("requests", "requests and their charges"),
+                    ("usage", "usage at Stripe"),
+                    ("invoice_draft", "draft invoice"),
+                    ("invoice_final", "final invoice"),
                 ],
                 max_length=20,
                 verbose_name="kind",

@@ -29,11 +29,11 @@ class LedgerTotal(models.Model):
 class Comparison(models.TextChoices):
     """What is compared: the books with each other, or with what lies outside them."""
 
-    INTERNAL = "internal"
-    REQUESTS = "requests"
-    USAGE = "usage"
-    INVOICE_DRAFT = "invoice_draft"
-    INVOICE_FINAL = "invoice_final"
+    INTERNAL = "internal", _("our books")
+    REQUESTS = "requests", _("requests and their charges")
+    USAGE = "usage", _("usage at Stripe")
+    INVOICE_DRAFT = "invoice_draft", _("draft invoice")
+    INVOICE_FINAL = "invoice_final", _("final invoice")
 
 
 class Reconciliation(models.Model):

@@ -35,7 +35,7 @@ from tests.pages import owner_of
 from tests.pages.visitor import Visitor
 from tests.server import AppServer
 
-pytestmark = pytest.mark.timeout(3600 if PROVING else 120)
+pytestmark = pytest.mark.timeout(3600 if PROVING else 300)
 on_postgresql = pytest.mark.skipif(
     connection.vendor != "postgresql", reason="only PostgreSQL has a server that can go away"
 )

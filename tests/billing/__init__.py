@@ -15,7 +15,7 @@ from geekhub.lib.ids import new_request_id
 
 # Three models and what one image of each costs, in micro-USD.
 PRICES = {"a/cheap": 40_000, "b/middle": 65_000, "c/dear": 190_000}
-START_SECONDS = 30
+START_SECONDS = 60
 
 
 def authorize(

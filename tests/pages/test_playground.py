@@ -185,11 +185,11 @@ def test_no_balance_is_told_and_nothing_is_written(
 ) -> None:
     acme.max_in_flight = 1
     acme.save()
-    ledger.balance(acme)  # 10 USD; eight pictures of this model cost more than its half
+    ledger.balance(acme)  # 10 USD: enough for five times seven pictures of this model, not for six
     for _ in range(5):
-        draw(alice, GPT, n="8")
+        draw(alice, GPT, n="7")
         app.drain()
-    answer = draw(alice, GPT, n="8")
+    answer = draw(alice, GPT, n="7")
     assert "The balance does not cover it." in answer.text
     assert 'data-state="refused"' in answer.text
     assert Generation.objects.count() == 5
@@ -457,7 +457,7 @@ def test_what_the_balance_does_not_cover_is_refused_before_anything_is_drawn(
     form = {"run": "a" * 32, "prompt": PROMPT, "models": [FLUX, GPT], "size": "auto", "n": "1"}
     answer = alice.post("/dashboard/playground", **form)
     assert answer.status_code == 422
-    assert "The balance does not cover it: $0.27 of $0.10 available." in answer.text
+    assert "The balance does not cover it: $0.29 of $0.10 available." in answer.text
     assert not Generation.objects.exists()
     assert not Hold.objects.exists()
     assert openai.calls == []
