@@ -127,6 +127,8 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
     The price is the one quoted at authorization. Raises HoldLost when the hold is no longer held:
     the caller's transaction must not deliver then.
     """
+    if hold.state != HoldState.HELD:
+        raise HoldLost(hold.request_id)
     if not 0 < delivered <= hold.quantity - hold.captured:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
     _, unit_micro = hold.quotes[model]
