@@ -164,6 +164,10 @@ def begin(
     Priced for a dry run. Raises the errors of routing and holds, IdempotencyKeyInUse and
     IdempotencyKeyReused; then nothing is held and nothing was written.
     """
+    # Waiting for the database is part of the request's time.
+    started, now = time.monotonic(), timezone.now()
+    seconds = settings.REQUEST_DEADLINE_SECONDS
+    deadline = started + seconds
     if sent.may_repeat:
         earlier = repeats.earlier(key, request, sent)
         if earlier is not None:
@@ -185,8 +189,6 @@ def begin(
         dearest = max(quotes[one.model.id].unit_micro for one in candidates)
         first = candidates[0]
         return Priced(first, quotes[first.model.id].unit_micro, dearest * request.n, skipped)
-    seconds = settings.REQUEST_DEADLINE_SECONDS
-    now = timezone.now()
     generation = Generation(
         request_id=request_id,
         organization_id=key.organization_id,
@@ -199,6 +201,7 @@ def begin(
         tags=_tags(key, request),
         n=request.n,
         idempotency_key=sent.idempotency_key,
+        retry=sent.retry or 0,
         fingerprint=request.fingerprint(),
         skipped=[asdict(one) for one in skipped],
         created_at=now,
@@ -214,8 +217,8 @@ def begin(
         lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
     )
     try:
-        repeated = partial(repeats.alone, key, request, sent)
-        begun = _let_in(generation, None if key.sandbox else authorize, repeated)
+        meanwhile = partial(repeats.meanwhile, key, request, sent)
+        begun = _let_in(generation, None if key.sandbox else authorize, meanwhile, deadline)
     except (IntegrityError, InsufficientBalance, BudgetExceeded):
         # The same order may have come in beside us and hold the money, or the row.
         if sent.may_repeat:
@@ -225,7 +228,6 @@ def begin(
         raise
     if not isinstance(begun, Generation):
         return begun
-    started = time.monotonic()
     return Started(
         generation=begun,
         hold=begun.hold,
@@ -237,7 +239,7 @@ def begin(
         keeps_prompts=key.organization.keeps_prompts,
         on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
         started=started,
-        deadline=started + seconds,
+        deadline=deadline,
     )
 
 
@@ -251,26 +253,31 @@ def _tags(key: ApiKey, request: GenerationRequest) -> list[str]:
 def _let_in(
     generation: Generation,
     authorize: Callable[[], Hold] | None,
-    repeated: Callable[[], Finished | Running | None],
+    meanwhile: Callable[[], Finished | Running | None],
+    deadline: float,
 ) -> Generation | Finished | Running:
     """Write the request and its hold in one transaction; return the row, with the hold on it.
 
-    Writes nothing when `repeated` finds the request that this one repeats, and returns that. When
-    the connection breaks it is tried a second time, unless the first was committed after all.
+    Writes nothing when the same order was let in `meanwhile`, and returns that. When the connection
+    breaks before the deadline, in monotonic seconds, it is tried a second time, unless the first
+    was committed after all.
     """
 
     def write() -> Generation | Finished | Running:
         row = copy(generation)
         with transaction.atomic():
-            if earlier := repeated():
-                return earlier
             row.hold = authorize() if authorize is not None else None
+            if same := meanwhile():
+                transaction.set_rollback(True)
+                return same
             db.insert(row)
         return row
 
     try:
         return write()
     except BROKEN:
+        if time.monotonic() >= deadline:
+            raise
         log.warning("a request is let in again", exc_info=True)
         connection.close_if_unusable_or_obsolete()
         earlier = Generation.objects.select_related("hold").filter(pk=generation.pk).first()

@@ -58,6 +58,9 @@ class Generation(models.Model):
     prompt = models.TextField(blank=True, help_text="Empty when the organization keeps none.")
     tags = models.JSONField(_("tags"), default=list)
     n = models.PositiveSmallIntegerField(_("asked for"))
+    retry = models.PositiveSmallIntegerField(
+        _("retry"), default=0, db_default=0, help_text=_("Which retry of an SDK it is; 0: none.")
+    )
     idempotency_key = models.CharField(_("idempotency key"), max_length=255, null=True)
     fingerprint = models.CharField(_("fingerprint"), max_length=64)
 

@@ -7,8 +7,8 @@ body within ten minutes. While the first is running, a retry waits for it.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 
 from django.utils import timezone
 
@@ -18,6 +18,9 @@ from images.models import Generation, GenerationStatus, Image
 from images.requests import GenerationRequest
 
 RETRIED_WITHIN = timedelta(minutes=10)
+# A first try that waited longer than this to be let in may have been given up and tried again by
+# then; no SDK is so impatient that less would do.
+OVERTAKEN_AFTER = timedelta(seconds=0.25)
 # Each look is a query by primary key. They come less often as the wait goes on.
 FIRST_LOOK, LAST_LOOK = 0.1, 1.0
 
@@ -52,20 +55,30 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What the headers say of a request: its Idempotency-Key, and which retry of an SDK it is."""
+    """What the headers say of a request, and when it came.
+
+    `retry` is which retry of an SDK it is: 0 is a first try, None that no SDK says so.
+    """
 
     idempotency_key: str | None = None
-    retry: int = 0
+    retry: int | None = None
+    arrived: datetime = field(default_factory=timezone.now)
 
     @property
     def may_repeat(self) -> bool:
         """Return whether there can be an earlier request at all; only then is it looked for."""
-        return self.idempotency_key is not None or self.retry > 0
+        return self.idempotency_key is not None or bool(self.retry)
 
     @property
     def unnamed_retry(self) -> bool:
         """Return whether nothing but its body tells what it repeats."""
-        return self.idempotency_key is None and self.retry > 0
+        return self.idempotency_key is None and bool(self.retry)
+
+    @property
+    def may_be_overtaken(self) -> bool:
+        """Return whether a retry of this first try may have been let in before it."""
+        waited = timezone.now() - self.arrived
+        return self.idempotency_key is None and self.retry == 0 and waited > OVERTAKEN_AFTER
 
 
 def earlier(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
@@ -104,16 +117,32 @@ def _found(key: ApiKey, request: GenerationRequest, sent: Sent) -> Generation | 
     )
 
 
-def alone(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
-    """Return what earlier() does for an unnamed retry, one retry of a key at a time.
+def meanwhile(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
+    """Return the same order if it was let in while this request waited to be; None if it was not.
 
-    The others wait until the caller's transaction ends. Without that, two retries at once would
-    both find nothing, and both draw.
+    Call it with the organization's account locked: whoever was before has committed then. The
+    sandbox has no account, so there the retries of a key wait here for each other. What is named by
+    an Idempotency-Key needs no look: its row is unique.
     """
-    if not sent.unnamed_retry:
+    if sent.unnamed_retry:
+        if key.sandbox:
+            ApiKey.objects.select_for_update(no_key=True).get(pk=key.pk)
+        return earlier(key, request, sent)
+    if not sent.may_be_overtaken:
         return None
-    ApiKey.objects.select_for_update(no_key=True).get(pk=key.pk)
-    return earlier(key, request, sent)
+    retries = Generation.objects.filter(
+        organization_id=key.organization_id,
+        sandbox=key.sandbox,
+        api_key=key,
+        fingerprint=request.fingerprint(),
+        retry__gt=0,
+        created_at__gt=sent.arrived,
+    )
+    overtaking = retries.order_by("created_at").first()
+    if overtaking is None:
+        return None
+    running = overtaking.status == GenerationStatus.RUNNING
+    return Running(overtaking) if running else _finished(overtaking)
 
 
 async def wait(

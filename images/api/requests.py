@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 from django.core.handlers.asgi import ASGIRequest
+from django.utils import timezone
 
 from geekhub.lib.bodies import ClientGone, Incoming, Scope
 from geekhub.lib.ids import new_request_id
@@ -12,7 +13,8 @@ from images.gateway import Gateway
 
 
 class ApiRequest(ASGIRequest):
-    """A Django request that knows its process, its public id, and what its log line will say.
+    """A Django request that knows its process, its public id, when it came, and what its log line
+    will say.
 
     `receive` is where its body comes from, for a view that reads it itself.
     """
@@ -22,6 +24,7 @@ class ApiRequest(ASGIRequest):
         self.receive = receive
         self.gateway = gateway
         self.request_id = new_request_id()
+        self.arrived = timezone.now()
         self.log: dict[str, Any] = {}
 
     def set_body(self, body: bytes) -> None:

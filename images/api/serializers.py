@@ -259,9 +259,9 @@ def idempotency_key(header: str | None) -> str | None:
     return header
 
 
-def retry(header: str | None) -> int:
-    """Return which retry of an SDK it is, 0 for a first request, from `x-stainless-retry-count`."""
-    return int(header) if header is not None and RETRY.fullmatch(header) else 0
+def retry(header: str | None) -> int | None:
+    """Return which retry of an SDK `x-stainless-retry-count` says it is; None if it is no SDK's."""
+    return int(header) if header is not None and RETRY.fullmatch(header) else None
 
 
 def unknown(name: str, fields: Iterable[str]) -> str:

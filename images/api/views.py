@@ -181,6 +181,7 @@ class GenerationsView(AsyncAPIView):
         return Sent(
             idempotency_key=serializers.idempotency_key(headers.get("idempotency-key")),
             retry=serializers.retry(headers.get("x-stainless-retry-count")),
+            arrived=self.raw.arrived,
         )
 
     def let_in(self) -> Begun:

@@ -8,20 +8,20 @@ from datetime import timedelta
 import httpx
 import openai as sdk
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing.models import Hold, LedgerEntry
+from billing.models import BillingAccount, Hold, LedgerEntry
 from geekhub.lib.ids import new_request_id
 from images import generation
 from images.generation import Started
 from images.limits import MemoryLimiter, RedisLimiter
 from images.models import Generation, GenerationStatus
-from images.repeats import RETRIED_WITHIN, Sent
+from images.repeats import RETRIED_WITHIN, Running, Sent
 from images.requests import GenerationRequest
 from tests.api.checks import connect_raw, expect_books_agree, expect_error, expect_nothing_charged
 from tests.api.test_edits import edit
@@ -377,7 +377,8 @@ def test_only_what_may_repeat_something_asks_for_it(
 ) -> None:
     """A first request costs no look at earlier ones."""
     selects = {}
-    for name, sent in (("first", Sent()), ("retry", Sent(retry=1))):
+    asking = {"first": Sent(), "first of an SDK": Sent(retry=0), "retry": Sent(retry=1)}
+    for name, sent in asking.items():
         asked = GenerationRequest(models=(GPT,), listed=False, prompt=f"a {name} kite")
         with CaptureQueriesContext(connection) as asked_for:
             begun = generation.begin(
@@ -389,7 +390,66 @@ def test_only_what_may_repeat_something_asks_for_it(
             [one for one in statements if 'FROM "images_generation"' in one or "FOR NO KEY" in one]
         )
     # Once before the work of choosing a model, once more when nobody else can begin it.
-    assert selects == {"first": 0, "retry": 2 + (connection.vendor == "postgresql")}
+    assert selects == {"first": 0, "first of an SDK": 0, "retry": 2}
+
+
+def waiting_for_locks() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return int(cursor.fetchone()[0])
+
+
+@pytest.mark.postgresql
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
+def test_a_retry_joins_a_first_try_that_is_still_being_let_in(
+    settings: Settings,
+    serve: Callable[[], AppServer],
+    live_key: NewKey,
+    acme: Organization,
+    openai: OpenAIEmulator,
+    pool: ThreadPoolExecutor,
+) -> None:
+    settings.DATABASE_THREADS = 4
+    api = Api(serve().origin, live_key.secret)
+    with api.http, transaction.atomic():
+        # Whatever has the account for a moment: a slow commit, a job, a page of the staff.
+        BillingAccount.objects.select_for_update().get(organization=acme)
+        tries = [pool.submit(api.draw, headers={COUNT: str(number)}) for number in range(2)]
+        while waiting_for_locks() < 2:
+            assert not any(one.done() for one in tries)
+        # The lock goes with the transaction, and the answers come after it.
+        transaction.on_commit(lambda: [one.result(60) for one in tries])
+    first, second = (one.result(60) for one in tries)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert first.json() == second.json()
+    assert len(openai.calls) == 1
+    expect_books_agree(images=1, cost_micro=PRICE)
+
+
+def test_a_first_try_that_its_retry_has_overtaken_joins_it(
+    app: AppServer, live_key: NewKey, acme: Organization, published: None
+) -> None:
+    asked = GenerationRequest(models=(GPT,), listed=False, prompt="a kite")
+
+    def begin(sent: Sent) -> object:
+        return generation.begin(
+            gateway_of(app), live_key.row, asked, request_id=new_request_id(), sent=sent
+        )
+
+    arrived = timezone.now() - timedelta(seconds=2)
+    retry = begin(Sent(retry=1))
+    assert isinstance(retry, Started)
+    late = begin(Sent(retry=0, arrived=arrived))
+    assert late == Running(retry.generation)
+    assert BillingAccount.objects.get(organization=acme).held_micro == PRICE
+    assert Hold.objects.count() == Generation.objects.count() == 1
+    # One that came after the retry is an order of its own, as is one that no SDK counts.
+    assert isinstance(begin(Sent(retry=0)), Started)
+    assert isinstance(begin(Sent(arrived=arrived)), Started)
 
 
 # --- Deleted pictures -------------------------------------------------------------------------
