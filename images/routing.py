@@ -44,11 +44,15 @@ class ModelOff(Exception):
 
 
 class NoCandidate(Exception):
-    """Every model of a list was left out; `off` if a provider's state was among the reasons."""
+    """Every model of a list was left out; `off` if a provider's state was among the reasons.
 
-    def __init__(self, skipped: "list[Skipped]", *, off: bool) -> None:
-        super().__init__("; ".join(f"{one.model}: {one.reason}" for one in skipped))
+    `param` is the field at fault: the one that left all of them out, or the list.
+    """
+
+    def __init__(self, skipped: "list[Skipped]", params: set[str], *, off: bool) -> None:
+        super().__init__(told(skipped))
         self.skipped = skipped
+        self.param = params.pop() if len(params) == 1 else "model"
         self.off = off
 
 
@@ -68,6 +72,14 @@ class Skipped:
 
     model: str
     reason: str
+
+
+def told(skipped: "list[Skipped]") -> str:
+    """Return the reasons as sentences, each with its model, which most of them name already."""
+    return " ".join(
+        one.reason if one.model in one.reason else f"{one.model}: {one.reason.rstrip('.')}."
+        for one in skipped
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +212,7 @@ def candidates(
     """
     fitting: list[Candidate] = []
     skipped: list[Skipped] = []
+    params: set[str] = set()
     any_off = False
     models = named(request)
     if request.models == (AUTO,):
@@ -213,6 +226,7 @@ def candidates(
             if not request.listed:
                 raise
             skipped.append(Skipped(model.id, str(error)))
+            params.add(error.param if isinstance(error, ModelUnfit) else "model")
             continue
         reason = off(model)
         if reason is None:
@@ -223,7 +237,7 @@ def candidates(
         else:
             raise ModelOff(f"{model.id} cannot draw now: {reason}.")
     if not fitting:
-        raise NoCandidate(skipped, off=any_off)
+        raise NoCandidate(skipped, params, off=any_off)
     return fitting, skipped
 
 
@@ -334,6 +348,8 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("background", request.background, None, "draws opaque backgrounds only.")
     if request.moderation == "low" and not model.moderation:
         note("moderation", request.moderation, None, "has no moderation setting.")
+    if request.partial_images and not model.partial_images:
+        note("partial_images", request.partial_images, None, "has no early views.")
     if request.input_fidelity == "high" and not model.fidelity:
         note("input_fidelity", "high", None, "has no input_fidelity setting.")
     if request.output_compression is not None and request.output_format in (None, "png"):

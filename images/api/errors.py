@@ -181,9 +181,9 @@ def translate(error: Exception) -> ApiError | None:
             # A moment later it is the same: an SDK need not try.
             return ApiError("provider_unavailable", str(error), "model", retry=False)
         case routing.NoCandidate() if error.off:
-            return _all_failed([], error.skipped, retry=None)
+            return _all_failed([], error.skipped)
         case routing.NoCandidate():
-            return ApiError("invalid_request_error", f"No model fits. {error}", "model")
+            return ApiError("invalid_request_error", f"No model fits. {error}", error.param)
         case UnknownPrice():
             return ApiError("model_not_found", f"The model {error} has no price yet.", "model")
         case repeats.IdempotencyKeyInUse():
@@ -262,17 +262,22 @@ def _away(message: str, *, retry: bool | None = None) -> ApiError:
 
 
 def _all_failed(
-    attempts: "list[generation.Attempt]", skipped: list[routing.Skipped], *, retry: bool | None
+    attempts: "list[generation.Attempt]",
+    skipped: list[routing.Skipped],
+    *,
+    retry: bool | None = None,
 ) -> ApiError:
+    failed = "; ".join(f"{one.model}: {one.error}" for one in attempts)
+    begin = (
+        f"None of the models delivered: {failed}."
+        if failed
+        else "None of the models can be called now."
+    )
     tried = [{"model": one.model, "error": one.error} for one in attempts]
     left_out = [{"model": one.model, "reason": one.reason} for one in skipped]
     return ApiError(
         "provider_unavailable",
-        "None of the models delivered: "
-        + "; ".join(
-            [f"{one.model}: {one.error}" for one in attempts]
-            + [f"{one.model}: {one.reason}" for one in skipped]
-        ),
+        f"{begin} {routing.told(skipped)}".strip(),
         type="all_candidates_failed",
         retry=retry,
         extra={"attempts": tried, "skipped": left_out},

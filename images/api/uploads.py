@@ -25,7 +25,7 @@ from images.api.errors import ApiError
 from images.api.requests import ApiRequest
 from images.api.serializers import invalid
 from images.catalog import MAX_INPUTS
-from images.pictures import NotAPicture, TooManyPixels, Upload
+from images.pictures import NotAPicture, TooManyPixels, UnknownKind, Upload
 from images.pixels import Turns
 from images.requests import GenerationRequest, Inputs
 
@@ -277,6 +277,8 @@ def _upload(name: str, number: int, file: IO[bytes]) -> Upload:
         return Upload.of(file)
     except TooManyPixels as error:
         raise invalid(name, f"file {number} {error}.") from error
-    except NotAPicture as error:
+    except UnknownKind as error:
         kinds = f"must be a PNG, JPEG or WebP; file {number} is none of them."
         raise invalid(name, kinds) from error
+    except NotAPicture as error:
+        raise invalid(name, f"file {number} is {error}.") from error

@@ -97,8 +97,13 @@ GENERATIONS = [
     row(f"routing.candidate {UNKNOWN} Did you mean candidates?", model="auto",
         routing={"candidate": [GPT]}),
     row("strict: openai/gpt-image-1 takes no seed.", "seed", strict=True, seed=7),
-    row("No model fits. fal/recraft-v3: The prompt has 1001 characters; fal/recraft-v3 takes at "
-        "most 1000.", "model", model=[RECRAFT], prompt="x" * 1001),
+    row("strict: openai/dall-e-3 has no early views.", "partial_images", model=DALLE, strict=True,
+        stream=True, partial_images=2),
+    row("No model fits. The prompt has 1001 characters; fal/recraft-v3 takes at most 1000.",
+        "prompt", model=[RECRAFT], prompt="x" * 1001),
+    row("No model fits. 1 image of openai/gpt-image-1 costs 0.19 USD, more than max_cost 0.01. "
+        "1 image of openai/dall-e-3 costs 0.04 USD, more than max_cost 0.01.", "max_cost",
+        model=[GPT, DALLE], max_cost=0.01),
 ]  # fmt: skip
 
 BODIES = [
@@ -119,10 +124,16 @@ BODIES = [
 ]  # fmt: skip
 
 ONE = file("image", photo())
+CUT = make_picture(96, 64, "jpeg")[:-40]
+DAMAGED = make_picture(8, 8, "png").replace(b"IHDR\0\0", b"IHDR\0\1")
 EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
     ("image is required: 1 to 16 files.", [file("mask", mask())], {}),
     ("image must be 1 to 16 files; there are more.", [ONE] * 17, {}),
     ("image must be a PNG, JPEG or WebP; file 2 is none of them.", [ONE, file("image", b"x")], {}),
+    ("image file 1 is empty.", [file("image", b"")], {}),
+    (f"image file 1 is a JPEG that breaks off at byte {len(CUT)}.", [file("image", CUT)], {}),
+    ("image file 2 is a PNG that is damaged at byte 8.", [ONE, file("image", DAMAGED)], {}),
+    ("mask file 1 is empty.", [ONE, file("mask", b"")], {}),
     ("image file 1 has too many pixels: 40.1 of 40 megapixels (20001x2000).",
      [file("image", make_picture(20_001, 2000, "png"))], {}),
     ("image must be a file: give its part a filename, as in Content-Disposition: form-data; "
@@ -300,7 +311,10 @@ def test_of_keys_and_money(
         "This Idempotency-Key was used for another request body. Use a new one."
     )
     openai.always(Behaviour(error="server_error"))
-    assert said(api.draw(model=[GPT])).startswith(f"None of the models delivered: {GPT}: provider_")
+    assert said(api.draw(model=[GPT, RECRAFT], prompt="x" * 1001)) == (
+        f"None of the models delivered: {GPT}: provider_unavailable. "
+        "The prompt has 1001 characters; fal/recraft-v3 takes at most 1000."
+    )
     BillingAccount.objects.update(balance_micro=0, credit_limit_micro=0)
     assert said(api.draw()) == (
         "The organization's balance does not cover this request. Recharge it on its billing page: "

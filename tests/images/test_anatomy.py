@@ -168,15 +168,15 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
             + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
             + WHOLE["png"][33:]
         ),
-        "60000x60000, which is 3600000000 pixels, more than 40000000",
+        "has too many pixels: 3600.0 of 40 megapixels",
     ),
     "jpeg of a gigapixel": (
         lambda: JPEG.replace(struct.pack(">HH", 48, 64), struct.pack(">HH", 65_500, 65_500)),
-        "more than 40000000 pixels",
+        "has too many pixels: ",
     ),
     "webp of a gigapixel": (
         lambda: riff((b"VP8L", b"\x2f" + struct.pack("<I", (16_382 << 14) | 16_382) + bytes(20))),
-        "more than 40000000 pixels",
+        "has too many pixels: ",
     ),
     "webp canvas of a gigapixel": (
         lambda: riff(vp8x(16_383, 16_383), FRAME),
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "webp with a frame larger than its canvas": (lambda: riff(vp8x(8, 8), FRAME), "damaged"),
     "webp animation on a canvas of a gigapixel": (
         lambda: riff(vp8x(16_383, 16_383, 2), (b"ANIM", bytes(6)), (b"ANMF", bytes(40))),
-        "more than 40000000 pixels",
+        "has too many pixels: ",
     ),
     "webp whose pixels break off": (lambda: riff((b"VP8 ", WHOLE["webp"][20:60])), "damaged"),
     "webp without a picture": (lambda: riff(vp8x(64, 48)), "damaged"),
