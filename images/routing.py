@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from images.providers.base import ImageRequest
 from images.providers.ratios import edges, nearest
 from images.requests import AUTO, GenerationRequest, Inputs, Strategy
 
+MOST_NEAR = 5
+SIZE = re.compile(r"[0-9]+x[0-9]+", re.ASCII)
 OPENAI_LEVELS = {"low", "medium", "high"}
 
 
@@ -175,11 +178,14 @@ def find(model_id: str) -> ImageModel:
 
 
 def _near(model_id: str) -> str:
-    """Return a question for the id that may be meant, often without its provider; else nothing."""
+    """Return a question for the ids that may be meant: nearly that, or with it in them."""
     ids = [row.id for row in listing() if row.status != Status.RETIRED]
     known = {one.partition("/")[2]: one for one in ids} | {one: one for one in ids}
-    near = difflib.get_close_matches(model_id.strip().lower(), known, 1, 0.75)
-    return f" Did you mean {known[near[0]]}?" if near else ""
+    word = model_id.strip().lower()
+    near = [known[one] for one in difflib.get_close_matches(word, known, 1, 0.75)]
+    if not near and len(word) > 2:
+        near = [one for one in ids if word in one][:MOST_NEAR]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
@@ -278,10 +284,9 @@ def fit(
     if request.inputs is not None:
         _fit_inputs(request.inputs, model, request.quality, price_micro)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
-        raise ModelUnfit(
-            "size",
-            f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}.",
-        )
+        form = "" if SIZE.fullmatch(str(request.size)) else " A size is auto or WIDTHxHEIGHT."
+        allowed = f"Allowed: auto, {', '.join(model.sizes)}."
+        raise ModelUnfit("size", f"{model.id} does not draw {request.size}.{form} {allowed}")
     cost_micro = price_micro * request.n
     if request.max_cost_micro is not None and cost_micro > request.max_cost_micro:
         what = "1 image" if request.n == 1 else f"{request.n} images"

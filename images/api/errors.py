@@ -29,6 +29,8 @@ from images.storage import StorageError
 
 log = structlog.get_logger("geekhub.api")
 
+AN_ID = "An id is req_ and 24 hexadecimal digits."
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -321,9 +323,12 @@ def _provider(error: ProviderError) -> ApiError:
 def _from_framework(error: Exception) -> ApiError | None:
     match error:
         case drf.UnsupportedMediaType():
+            # It keeps the type in its text only, between quotes.
+            sent = str(error.detail).partition('"')[2].rpartition('"')[0]
             return ApiError(
                 "unsupported_media_type",
-                f"{str(error.detail)[:150]} Send the body as JSON: Content-Type: application/json.",
+                f"Unsupported media type {sent[:100]!r}. Send the body as JSON: "
+                "Content-Type: application/json.",
             )
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))
