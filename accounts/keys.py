@@ -210,7 +210,8 @@ def authenticate(secret: str) -> ApiKey:
         raise InvalidKey
     now = timezone.now()
     if _is_over(key, now):
-        raise RevokedKey("This API key was revoked or has expired. Use another one.")
+        what = "has expired" if key.revoked_at is None else "was revoked"
+        raise RevokedKey(f"This API key {what}. Use another one.")
     _note_use(key, now)
     return key
 

@@ -31,6 +31,10 @@ class NotAPicture(ValueError):
     """
 
 
+class UnknownKind(NotAPicture):
+    """By their first bytes they are none of the three."""
+
+
 @dataclass(frozen=True, slots=True)
 class Anatomy:
     """A picture's description of itself.
@@ -88,7 +92,7 @@ def kind_of(data: bytes) -> str:
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WEBP"
-    raise NotAPicture("not a PNG, JPEG or WebP")
+    raise UnknownKind("not a PNG, JPEG or WebP") if data else NotAPicture("empty")
 
 
 def _cut(kind: str, at: int) -> NotAPicture:

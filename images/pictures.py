@@ -17,6 +17,7 @@ from PIL import ImageMath
 
 from images.anatomy import Anatomy, dissect, kind_of
 from images.anatomy import NotAPicture as NotAPicture
+from images.anatomy import UnknownKind as UnknownKind
 
 MAX_BYTES = 20 * 1024 * 1024
 MAX_PIXELS = 40_000_000

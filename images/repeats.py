@@ -2,7 +2,8 @@
 
 Two requests are one order when they carry the same Idempotency-Key; or when the second says that
 it is the retry of an SDK, which sends no such key of its own: then the same API key and the same
-body within ten minutes. While the first is running, a retry waits for it.
+body within ten minutes, neither with such a key, and a picture of the first is left. While the
+first is running, a retry waits for it.
 """
 
 import asyncio
@@ -105,16 +106,27 @@ def _found(key: ApiKey, request: GenerationRequest, sent: Sent) -> Generation | 
         return named.exclude(status=GenerationStatus.FAILED).first()
     if not sent.retry or request.dry_run:
         return None
-    # The newest decides: when that one failed, an older one is another order.
-    return (
+    # The newest decides: when that one failed, an older one is another order. One with a key of its
+    # own is repeated by that key alone.
+    newest = (
         rows.filter(
             api_key=key,
+            idempotency_key=None,
             fingerprint=request.fingerprint(),
             created_at__gt=timezone.now() - RETRIED_WITHIN,
         )
         .order_by("-created_at")
         .first()
     )
+    # Whoever deleted all its pictures has had its answer: this is another order.
+    return None if newest is None or _emptied(newest) else newest
+
+
+def _emptied(row: Generation) -> bool:
+    """Return whether a request delivered pictures and all have been deleted since."""
+    if row.status != GenerationStatus.SUCCEEDED:
+        return False
+    return not row.images.filter(deleted_at=None).exists()
 
 
 def meanwhile(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:

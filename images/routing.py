@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from images.providers.base import ImageRequest
 from images.providers.ratios import edges, nearest
 from images.requests import AUTO, GenerationRequest, Inputs, Strategy
 
+MOST_NEAR = 5
+SIZE = re.compile(r"[0-9]+x[0-9]+", re.ASCII)
 OPENAI_LEVELS = {"low", "medium", "high"}
 
 
@@ -44,11 +47,15 @@ class ModelOff(Exception):
 
 
 class NoCandidate(Exception):
-    """Every model of a list was left out; `off` if a provider's state was among the reasons."""
+    """Every model of a list was left out; `off` if a provider's state was among the reasons.
 
-    def __init__(self, skipped: "list[Skipped]", *, off: bool) -> None:
-        super().__init__("; ".join(f"{one.model}: {one.reason}" for one in skipped))
+    `param` is the field at fault: the one that left all of them out, or the list.
+    """
+
+    def __init__(self, skipped: "list[Skipped]", params: set[str], *, off: bool) -> None:
+        super().__init__(told(skipped))
         self.skipped = skipped
+        self.param = params.pop() if len(params) == 1 else "model"
         self.off = off
 
 
@@ -68,6 +75,14 @@ class Skipped:
 
     model: str
     reason: str
+
+
+def told(skipped: "list[Skipped]") -> str:
+    """Return the reasons as sentences, each with its model, which most of them name already."""
+    return " ".join(
+        one.reason if one.model in one.reason else f"{one.model}: {one.reason.rstrip('.')}."
+        for one in skipped
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +178,14 @@ def find(model_id: str) -> ImageModel:
 
 
 def _near(model_id: str) -> str:
-    """Return a question for the id that may be meant, often without its provider; else nothing."""
+    """Return a question for the ids that may be meant: nearly that, or with it in them."""
     ids = [row.id for row in listing() if row.status != Status.RETIRED]
     known = {one.partition("/")[2]: one for one in ids} | {one: one for one in ids}
-    near = difflib.get_close_matches(model_id.strip().lower(), known, 1, 0.75)
-    return f" Did you mean {known[near[0]]}?" if near else ""
+    word = model_id.strip().lower()
+    near = [known[one] for one in difflib.get_close_matches(word, known, 1, 0.75)]
+    if not near and len(word) > 2:
+        near = [one for one in ids if word in one][:MOST_NEAR]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
@@ -200,6 +218,7 @@ def candidates(
     """
     fitting: list[Candidate] = []
     skipped: list[Skipped] = []
+    params: set[str] = set()
     any_off = False
     models = named(request)
     if request.models == (AUTO,):
@@ -213,6 +232,7 @@ def candidates(
             if not request.listed:
                 raise
             skipped.append(Skipped(model.id, str(error)))
+            params.add(error.param if isinstance(error, ModelUnfit) else "model")
             continue
         reason = off(model)
         if reason is None:
@@ -223,7 +243,7 @@ def candidates(
         else:
             raise ModelOff(f"{model.id} cannot draw now: {reason}.")
     if not fitting:
-        raise NoCandidate(skipped, off=any_off)
+        raise NoCandidate(skipped, params, off=any_off)
     return fitting, skipped
 
 
@@ -264,10 +284,9 @@ def fit(
     if request.inputs is not None:
         _fit_inputs(request.inputs, model, request.quality, price_micro)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
-        raise ModelUnfit(
-            "size",
-            f"{model.id} does not draw {request.size}. Allowed: auto, {', '.join(model.sizes)}.",
-        )
+        form = "" if SIZE.fullmatch(str(request.size)) else " A size is auto or WIDTHxHEIGHT."
+        allowed = f"Allowed: auto, {', '.join(model.sizes)}."
+        raise ModelUnfit("size", f"{model.id} does not draw {request.size}.{form} {allowed}")
     cost_micro = price_micro * request.n
     if request.max_cost_micro is not None and cost_micro > request.max_cost_micro:
         what = "1 image" if request.n == 1 else f"{request.n} images"
@@ -334,6 +353,8 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         note("background", request.background, None, "draws opaque backgrounds only.")
     if request.moderation == "low" and not model.moderation:
         note("moderation", request.moderation, None, "has no moderation setting.")
+    if request.partial_images and not model.partial_images:
+        note("partial_images", request.partial_images, None, "has no early views.")
     if request.input_fidelity == "high" and not model.fidelity:
         note("input_fidelity", "high", None, "has no input_fidelity setting.")
     if request.output_compression is not None and request.output_format in (None, "png"):

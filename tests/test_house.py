@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from geekhub.lib import money
 from images.api.errors import TABLE
+from images.catalog import CATALOG
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ("geekhub", "accounts", "billing", "images")
@@ -42,8 +44,6 @@ def test_a_setting_has_a_row_in_the_docs_and_a_line_in_the_example(name: str) ->
     docs = (ROOT / "docs" / "operations.md").read_text()
     rows = [line.split("|")[1] for line in docs.splitlines() if line.startswith("|")]
     assert any(f"`{name}`" in row for row in rows), "no row in docs/operations.md"
-    if name == "ENV_FILE":
-        return  # names the file that the example is of
     example = (ROOT / ".env.example").read_text()
     assert re.search(rf"^#? ?{name}=", example, re.MULTILINE), "no line in .env.example"
 
@@ -62,6 +62,22 @@ def test_the_environment_is_read_in_one_place() -> None:
             # prometheus_client takes the name of its folder from nowhere else.
             pattern = r"^(?!.*PROMETHEUS_MULTIPROC_DIR).*os\.(environ|getenv)"
             assert not re.search(pattern, path.read_text(), re.MULTILINE), path
+
+
+def test_the_readme_marks_what_is_switched_off_and_draws_with_what_is_not() -> None:
+    readme = (ROOT / "README.md").read_text()
+    rows = [line.split(" | ") for line in readme.splitlines() if line.startswith("| `")]
+    table = {row[0].strip("| `"): row[1:] for row in rows if "/" in row[0]}
+    for name, (price, good_for, off, successor) in table.items():
+        model = CATALOG[name]
+        assert (price, good_for) == (money.to_usd(model.price_micro), model.good_for)
+        assert off == str(model.upstream_off or "–")
+        assert successor.strip(" |") == (f"`{model.successor}`" if model.successor else "–")
+    assert len(table) == 9
+    samples = "".join(re.findall(r"```.*?```", readme, re.DOTALL))
+    drawn = {name for name in CATALOG if f'"{name}"' in samples}
+    assert len(drawn) == 3
+    assert [name for name in drawn if CATALOG[name].upstream_off] == []
 
 
 @pytest.mark.parametrize("code", list(TABLE))

@@ -29,6 +29,8 @@ from images.storage import StorageError
 
 log = structlog.get_logger("geekhub.api")
 
+AN_ID = "An id is req_ and 24 hexadecimal digits."
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -181,9 +183,9 @@ def translate(error: Exception) -> ApiError | None:
             # A moment later it is the same: an SDK need not try.
             return ApiError("provider_unavailable", str(error), "model", retry=False)
         case routing.NoCandidate() if error.off:
-            return _all_failed([], error.skipped, retry=None)
+            return _all_failed([], error.skipped)
         case routing.NoCandidate():
-            return ApiError("invalid_request_error", f"No model fits. {error}", "model")
+            return ApiError("invalid_request_error", f"No model fits. {error}", error.param)
         case UnknownPrice():
             return ApiError("model_not_found", f"The model {error} has no price yet.", "model")
         case repeats.IdempotencyKeyInUse():
@@ -262,17 +264,22 @@ def _away(message: str, *, retry: bool | None = None) -> ApiError:
 
 
 def _all_failed(
-    attempts: "list[generation.Attempt]", skipped: list[routing.Skipped], *, retry: bool | None
+    attempts: "list[generation.Attempt]",
+    skipped: list[routing.Skipped],
+    *,
+    retry: bool | None = None,
 ) -> ApiError:
+    failed = "; ".join(f"{one.model}: {one.error}" for one in attempts)
+    begin = (
+        f"None of the models delivered: {failed}."
+        if failed
+        else "None of the models can be called now."
+    )
     tried = [{"model": one.model, "error": one.error} for one in attempts]
     left_out = [{"model": one.model, "reason": one.reason} for one in skipped]
     return ApiError(
         "provider_unavailable",
-        "None of the models delivered: "
-        + "; ".join(
-            [f"{one.model}: {one.error}" for one in attempts]
-            + [f"{one.model}: {one.reason}" for one in skipped]
-        ),
+        f"{begin} {routing.told(skipped)}".strip(),
         type="all_candidates_failed",
         retry=retry,
         extra={"attempts": tried, "skipped": left_out},
@@ -316,9 +323,12 @@ def _provider(error: ProviderError) -> ApiError:
 def _from_framework(error: Exception) -> ApiError | None:
     match error:
         case drf.UnsupportedMediaType():
+            # It keeps the type in its text only, between quotes.
+            sent = str(error.detail).partition('"')[2].rpartition('"')[0]
             return ApiError(
                 "unsupported_media_type",
-                f"{str(error.detail)[:150]} Send the body as JSON: Content-Type: application/json.",
+                f"Unsupported media type {sent[:100]!r}. Send the body as JSON: "
+                "Content-Type: application/json.",
             )
         case drf.ParseError():
             return ApiError("invalid_request_error", str(error.detail))

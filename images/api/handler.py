@@ -6,6 +6,7 @@ started is finished even if the client leaves: nothing listens for a disconnect.
 """
 
 import asyncio
+import difflib
 import time
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ from django.urls import Resolver404, resolve
 from geekhub.lib.bodies import ClientGone, Headers, Incoming, Receive, Scope, Send
 from geekhub.lib.ids import new_request_id
 from images import metrics
-from images.api.errors import ApiError, answer_to, wrong_method
+from images.api.errors import AN_ID, ApiError, answer_to, wrong_method
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
+from images.api.urls import urlpatterns
 from images.api.views import AsyncAPIView
 from images.gateway import Gateway
 
@@ -93,11 +95,24 @@ def _near(path: str) -> str | None:
     return near
 
 
+def _mistyped(method: str, path: str) -> str | None:
+    """Return the endpoint for this method whose path is nearly this one."""
+    paths = [
+        str(one.pattern)
+        for one in urlpatterns
+        if method.lower() in cast(Any, one.callback).cls.http_method_names
+    ]
+    near = difflib.get_close_matches(path[:100].strip("/").lower(), paths, 1, 0.85)
+    return f"/{near[0]}" if near else None
+
+
 def _nothing_at(method: str, path: str) -> ApiError:
     if method == "HEAD":
         method = "GET"  # whose answer has the same length
-    near = _near(path)
-    if near is None:
+    near = _near(path) or _mistyped(method, path)
+    if method == "DELETE" and path.startswith("/v1/images/"):
+        hint = f"{AN_ID} Behind it there may be / and the index of a picture."
+    elif near is None:
         hint = "Pictures are drawn by POST /v1/images/generations, models listed by GET /v1/models."
     elif path.lstrip("/").partition("/")[0] == "v1":
         hint = f"Did you mean {near[:100]}?"

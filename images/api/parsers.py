@@ -35,7 +35,7 @@ class StrictJsonParser(BaseParser):
 def loads(text: str) -> Any:
     """Return the value of a JSON text; raises ValueError with the rest of "The body is …"."""
     if text.startswith("\ufeff"):
-        raise ValueError("not valid JSON: it begins with a byte order mark")
+        raise ValueError("not valid JSON: it begins with a byte order mark; leave it out")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_int

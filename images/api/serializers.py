@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
 from typing import Any, cast
@@ -20,6 +20,8 @@ MAX_SEED = 2**31 - 1
 MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
 RETRY = re.compile(r"[0-9]{1,4}")
+# The parts of an edit that are files.
+FILES = ("image", "mask")
 UNKNOWN = "is not a field of this endpoint."
 # A NUL or a lone surrogate is legal JSON, and no text that a database takes.
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -145,6 +147,9 @@ class Models(Texts):
 class Known(serializers.Serializer[Any]):
     """A JSON object that has no other fields than these; null means absent."""
 
+    #: Fields that are sent as files, beside it.
+    files: tuple[str, ...] = ()
+
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, dict):
             raise serializers.ValidationError({"": ["must be an object."]})
@@ -152,7 +157,8 @@ class Known(serializers.Serializer[Any]):
             if name not in self.fields:
                 # A lone surrogate is legal in JSON's names too, and could not be sent back.
                 shown = name[:100].encode("utf-8", "backslashreplace").decode()
-                raise serializers.ValidationError({shown: [unknown(name, self.fields)]})
+                known = [*self.fields, *self.files]
+                raise serializers.ValidationError({shown: [unknown(name, known)]})
         return super().to_internal_value(
             {name: value for name, value in data.items() if value is not None}
         )
@@ -199,7 +205,21 @@ class GenerationSerializer(DrawingSerializer):
 class EditSerializer(DrawingSerializer):
     """The text parts of POST /v1/images/edits, already of their types."""
 
+    files = FILES
+
     input_fidelity = Choice("low", "high", required=False)
+
+
+def _own(body: type[DrawingSerializer]) -> set[str]:
+    names = {*body().fields, *body.files}
+    return names - DrawingSerializer().fields.keys()
+
+
+# What only one of the two has, and which.
+ENDPOINTS = {
+    **dict.fromkeys(_own(GenerationSerializer), "POST /v1/images/generations"),
+    **dict.fromkeys(_own(EditSerializer), "POST /v1/images/edits"),
+}
 
 
 @cache
@@ -264,10 +284,14 @@ def retry(header: str | None) -> int | None:
     return int(header) if header is not None and RETRY.fullmatch(header) else None
 
 
-def unknown(name: str, fields: Iterable[str]) -> str:
-    """Return what is said of a field that is none, with the one that may be meant."""
+def unknown(name: str, fields: Sequence[str]) -> str:
+    """Return what is said of a field that is none: which may be meant, or which there are."""
+    if name in ENDPOINTS and "prompt" in fields:
+        return f"{UNKNOWN} {ENDPOINTS[name]} has it."
     near = difflib.get_close_matches(name[:100].strip().lower(), fields, 1, 0.75)
-    return f"{UNKNOWN} Did you mean {near[0]}?" if near else UNKNOWN
+    if near:
+        return f"{UNKNOWN} Did you mean {near[0]}?"
+    return f"{UNKNOWN} There are {', '.join(fields)}."
 
 
 def invalid(param: str, message: str) -> ApiError:

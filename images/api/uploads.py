@@ -25,7 +25,7 @@ from images.api.errors import ApiError
 from images.api.requests import ApiRequest
 from images.api.serializers import invalid
 from images.catalog import MAX_INPUTS
-from images.pictures import NotAPicture, TooManyPixels, Upload
+from images.pictures import NotAPicture, TooManyPixels, UnknownKind, Upload
 from images.pixels import Turns
 from images.requests import GenerationRequest, Inputs
 
@@ -35,7 +35,6 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 BODY_SECONDS = 60.0
 # Arriving bytes are gathered up to this before they are written.
 WRITE_BYTES = 1024 * 1024
-FILES = ("image", "mask")
 # A list may come as one part of JSON or as repeated parts; SDKs put brackets behind the name.
 LISTS = ("model", "tags", "routing[candidates]")
 # The brackets of a list: `tags[]`, `tags[0]`. Parts count in the order they come in.
@@ -105,11 +104,13 @@ class _Files(FileUploadHandler):
     def new_file(self, field_name: str, *args: Any, **kwargs: Any) -> None:
         super().new_file(field_name, *args, **kwargs)
         self._field = _name(field_name)
-        if self._field not in FILES:
+        if self._field not in serializers.FILES:
             known = serializers.EditSerializer().fields
             if field_name in known:
                 raise invalid(field_name, "must be text, not a file.")
-            raise invalid(field_name[:100], serializers.unknown(field_name, [*known, *FILES]))
+            raise invalid(
+                field_name[:100], serializers.unknown(field_name, [*known, *serializers.FILES])
+            )
         others = self.found[self._field]
         if self._field == "mask" and others:
             raise invalid("mask", TWICE)
@@ -163,7 +164,7 @@ def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[
             f"The body ends before its last boundary, {last.decode()[:100]}.",
         )
     for name in texts:
-        if (field := _name(name)) in FILES:
+        if (field := _name(name)) in serializers.FILES:
             raise invalid(
                 field,
                 "must be a file: give its part a filename, as in Content-Disposition: form-data; "
@@ -277,6 +278,8 @@ def _upload(name: str, number: int, file: IO[bytes]) -> Upload:
         return Upload.of(file)
     except TooManyPixels as error:
         raise invalid(name, f"file {number} {error}.") from error
-    except NotAPicture as error:
+    except UnknownKind as error:
         kinds = f"must be a PNG, JPEG or WebP; file {number} is none of them."
         raise invalid(name, kinds) from error
+    except NotAPicture as error:
+        raise invalid(name, f"file {number} is {error}.") from error

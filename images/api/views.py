@@ -14,9 +14,10 @@ from rest_framework.views import APIView
 from accounts import keys
 from accounts.models import ApiKey
 from geekhub.lib.bodies import ClientGone
+from geekhub.lib.ids import REQUEST_ID
 from images import gallery, generation, repeats, routing, status
 from images.api import answers, authentication, serializers, streaming, throttling, uploads, usage
-from images.api.errors import ApiError, answer_to, images_deleted, wrong_method
+from images.api.errors import AN_ID, ApiError, answer_to, images_deleted, wrong_method
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
 from images.catalog import ImageModel
@@ -328,19 +329,19 @@ class PicturesView(AsyncAPIView):
         number = None if index is None else int(index)
         if found is None:
             raise _no_request(request_id)
-        if number is not None and number >= found.delivered:
-            raise ApiError(
-                "not_found",
-                f"The request {request_id} has no picture {number}; it delivered "
-                f"{found.delivered}, counted from 0.",
+        # Those whose objects the store would not remove yet are marked again: it is asked again.
+        marked = gallery.mark_deleted(found, number)
+        if not marked:
+            there = ", ".join(str(image.index) for image in found.images.all())
+            which = (
+                f"picture {number}; it has {there}." if number is not None and there else "picture."
             )
-        return gallery.mark_deleted(found, number)
+            raise ApiError("not_found", f"The request {request_id} has no {which}")
+        return marked
 
 
 def _no_request(request_id: str) -> ApiError:
+    known = "" if REQUEST_ID.fullmatch(request_id) else f" {AN_ID}"
     return ApiError(
-        "not_found",
-        f"There is no request {request_id[:40]!r} in your organization. An id is req_ and 24 "
-        "hexadecimal digits.",
-        "id",
+        "not_found", f"There is no request {request_id[:40]!r} in your organization.{known}", "id"
     )

@@ -118,7 +118,7 @@ CASES = [
     _case("size", "1 to 20 characters", size="1" * 21),
     _case("size", "must be a string", size=1024),
     _case("size", "must be a string", size=[1024, 1024]),
-    _case("model", "No model fits", "openai/gpt-image-1", "openai/dall-e-3",
+    _case("size", "No model fits", "openai/gpt-image-1", "openai/dall-e-3",
           model=[NINE[0], NINE[1]], size="512x512"),
     # words of a few
     _case("quality", "auto, standard, hd, low, medium, high", quality="best"),

@@ -11,6 +11,9 @@ from accounts.models import Organization
 from billing.models import LedgerEntry
 from images import gallery
 from images.models import Generation, Image
+from tests.api.checks import expect_error
+from tests.emulators.base import Behaviour
+from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory
 from tests.server import Api, AppServer
 
@@ -39,15 +42,16 @@ def test_one_picture_goes_and_the_ledger_stays(api: Api, app: AppServer) -> None
     assert LedgerEntry.objects.get(kind="consumption").quantity == 2
 
 
-def test_all_pictures_of_a_request_go_and_again_is_fine(api: Api, app: AppServer) -> None:
+def test_all_pictures_of_a_request_go_once(api: Api, app: AppServer) -> None:
     body = api.draw(n=2).json()
 
     first = api.http.delete(f"images/{body['id']}")
     again = api.http.delete(f"images/{body['id']}")
 
     assert first.json()["deleted"] == [0, 1]
-    assert again.status_code == 200
-    assert again.json()["deleted"] == []
+    expect_error(again, "not_found", says=(f"The request {body['id']} has no picture.",))
+    one = api.http.delete(f"images/{body['id']}/1")
+    expect_error(one, "not_found", says=(f"The request {body['id']} has no picture.",))
     assert [served(app, row["url"]) for row in body["data"]] == [404, 404]
     assert Image.objects.filter(purged_at=None).count() == 0
 
@@ -64,6 +68,24 @@ def test_what_is_not_yours_or_not_there_is_a_404(
     assert connect(None).http.delete(f"images/{body['id']}").status_code == 401
     assert served(app, body["data"][0]["url"]) == 200
     assert Image.objects.get().deleted_at is None
+
+
+def test_a_request_that_failed_has_none_and_a_gap_is_no_end(
+    api: Api, openai: OpenAIEmulator
+) -> None:
+    openai.always(Behaviour(error="moderation_blocked"))
+    failed = api.draw().headers["x-request-id"]
+    expect_error(api.http.delete(f"images/{failed}"), "not_found")
+
+    openai.always(Behaviour())
+    body = api.draw(n=3).json()
+    # As when the first of them could not be kept.
+    Image.objects.get(index=0).delete()
+    Generation.objects.filter(request_id=body["id"]).update(delivered=2)
+    answer = api.http.delete(f"images/{body['id']}/0")
+    expect_error(answer, "not_found", says=("has no picture 0; it has 1, 2.",))
+    assert api.http.delete(f"images/{body['id']}/2").json()["deleted"] == [2]
+    assert [image.index for image in Image.objects.filter(deleted_at=None)] == [1]
 
 
 def test_retention_deletes_what_is_old_in_the_workers_round(

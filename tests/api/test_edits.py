@@ -639,7 +639,7 @@ CASES = [
     _case("mask", "must be a file", mask="x"),
     _case("image", "is required", file("mask", mask())),
     _case("image", "1 to 16 files; there are more", *[file("image", photo())] * 17),
-    _case("image", "file 1 is none", file("image", b"")),
+    _case("image", "file 1 is empty", file("image", b"")),
     _case("image", "file 1 is none", file("image", b"hello")),
     _case("image", "file 1 is none", file("image", b"<svg/>", "a.svg", "image/svg+xml")),
     _case("image", "file 1 is none", file("image", photo(fmt="gif"))),

@@ -31,8 +31,13 @@ from tests.server import Api, AppServer
 GPT, DALLE, RECRAFT = "openai/gpt-image-1", "openai/dall-e-3", "fal/recraft-v3"
 ABSENT = object()
 SIZES = "auto, 1024x1024, 1536x1024, 1024x1536, 1792x1024, 1024x1792"
-NO_REQUEST = "in your organization. An id is req_ and 24 hexadecimal digits."
+AN_ID = "An id is req_ and 24 hexadecimal digits."
+NO_REQUEST = f"in your organization. {AN_ID}"
 UNKNOWN = "is not a field of this endpoint."
+COMMON = (
+    "model, prompt, n, size, quality, response_format, output_format, output_compression, "
+    "background, user, stream, partial_images, routing, strict, max_cost, dry_run, tags"
+)
 REQ = "req_" + "0" * 24
 
 
@@ -70,12 +75,16 @@ GENERATIONS = [
         "GET /v1/models lists the models.", "model", model="gpt-image-2"),
     row("The model 'Flux-1.1-Pro' does not exist. Did you mean fal/flux-1.1-pro? "
         "GET /v1/models lists the models.", "model", model="Flux-1.1-Pro"),
+    row("The model 'flux' does not exist. Did you mean fal/flux-1.1-pro or fal/flux-1.1-pro-ultra? "
+        "GET /v1/models lists the models.", "model", model="flux"),
     row("The model 'gpt-4o' does not exist. GET /v1/models lists the models.", "model",
         model="gpt-4o"),
     row("n must be an integer from 1 to 8.", n="2"),
     row("n must be from 1 to 8.", n=9),
     row("size must be a string.", size=1024),
     row(f"openai/gpt-image-1 does not draw 512x512. Allowed: {SIZES}.", "size", size="512x512"),
+    row(f"openai/gpt-image-1 does not draw big. A size is auto or WIDTHxHEIGHT. Allowed: {SIZES}.",
+        "size", size="big"),
     row("quality must be one of: auto, standard, hd, low, medium, high.", quality="best"),
     row("A transparent background needs output_format png or webp.", "background",
         background="transparent", output_format="jpeg"),
@@ -93,12 +102,22 @@ GENERATIONS = [
         routing={"strategy": "dearest"}),
     row(f"promt {UNKNOWN} Did you mean prompt?", promt="a kite"),
     row(f"N {UNKNOWN} Did you mean n?", N=1),
-    row(f"negative_prompt {UNKNOWN}", negative_prompt="rain"),
+    row(f"negative_prompt {UNKNOWN} There are {COMMON}, style, moderation, seed.",
+        negative_prompt="rain"),
+    row(f"input_fidelity {UNKNOWN} POST /v1/images/edits has it.", input_fidelity="high"),
+    row(f"image {UNKNOWN} POST /v1/images/edits has it.", image="https://example.com/a.png"),
+    row(f"routing.seed {UNKNOWN} There are strategy, candidates, on_refusal.", model="auto",
+        routing={"seed": 1}),
     row(f"routing.candidate {UNKNOWN} Did you mean candidates?", model="auto",
         routing={"candidate": [GPT]}),
     row("strict: openai/gpt-image-1 takes no seed.", "seed", strict=True, seed=7),
-    row("No model fits. fal/recraft-v3: The prompt has 1001 characters; fal/recraft-v3 takes at "
-        "most 1000.", "model", model=[RECRAFT], prompt="x" * 1001),
+    row("strict: openai/dall-e-3 has no early views.", "partial_images", model=DALLE, strict=True,
+        stream=True, partial_images=2),
+    row("No model fits. The prompt has 1001 characters; fal/recraft-v3 takes at most 1000.",
+        "prompt", model=[RECRAFT], prompt="x" * 1001),
+    row("No model fits. 1 image of openai/gpt-image-1 costs 0.19 USD, more than max_cost 0.01. "
+        "1 image of openai/dall-e-3 costs 0.04 USD, more than max_cost 0.01.", "max_cost",
+        model=[GPT, DALLE], max_cost=0.01),
 ]  # fmt: skip
 
 BODIES = [
@@ -108,7 +127,8 @@ BODIES = [
     (b'{"a": 1,}', "The body is not valid JSON: Expecting property name enclosed in double quotes: "
                    "line 1 column 9 (char 8)."),
     (b'{"a": "\xe9"}', "The body is not valid UTF-8 at byte 7; it must be JSON in UTF-8."),
-    (b"\xef\xbb\xbf{}", "The body is not valid JSON: it begins with a byte order mark."),
+    (b"\xef\xbb\xbf{}",
+     "The body is not valid JSON: it begins with a byte order mark; leave it out."),
     (b'{"a": 1, "a": 2}', "The body is not valid JSON: the key 'a' is there twice."),
     (b'{"a": NaN}', "The body is not valid JSON: NaN is not a JSON number."),
     (b'{"a": ' + b"1" * 4001 + b"}",
@@ -119,10 +139,16 @@ BODIES = [
 ]  # fmt: skip
 
 ONE = file("image", photo())
+CUT = make_picture(96, 64, "jpeg")[:-40]
+DAMAGED = make_picture(8, 8, "png").replace(b"IHDR\0\0", b"IHDR\0\1")
 EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
     ("image is required: 1 to 16 files.", [file("mask", mask())], {}),
     ("image must be 1 to 16 files; there are more.", [ONE] * 17, {}),
     ("image must be a PNG, JPEG or WebP; file 2 is none of them.", [ONE, file("image", b"x")], {}),
+    ("image file 1 is empty.", [file("image", b"")], {}),
+    (f"image file 1 is a JPEG that breaks off at byte {len(CUT)}.", [file("image", CUT)], {}),
+    ("image file 2 is a PNG that is damaged at byte 8.", [ONE, file("image", DAMAGED)], {}),
+    ("mask file 1 is empty.", [ONE, file("mask", b"")], {}),
     ("image file 1 has too many pixels: 40.1 of 40 megapixels (20001x2000).",
      [file("image", make_picture(20_001, 2000, "png"))], {}),
     ("image must be a file: give its part a filename, as in Content-Disposition: form-data; "
@@ -136,7 +162,9 @@ EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
     ("n is there twice; send it once.", [ONE], {"n": ["1", "1"]}),
     ("n must be text, not a file.", [ONE, file("n", b"1")], {}),
     (f"images {UNKNOWN} Did you mean image?", [file("images", photo())], {}),
-    (f"seed {UNKNOWN}", [ONE], {"seed": "1"}),
+    *((f"{name} {UNKNOWN} POST /v1/images/generations has it.", [ONE], {name: "1"})
+      for name in ("seed", "style", "moderation")),
+    (f"steps {UNKNOWN} There are {COMMON}, input_fidelity, image, mask.", [ONE], {"steps": "1"}),
     ("routing is not valid JSON: Expecting value: line 1 column 1 (char 0).", [ONE],
      {"model": "auto", "routing": "fastest"}),
     ("routing is there twice, as JSON and with brackets; send one of them.", [ONE],
@@ -178,7 +206,16 @@ PATHS = [
      "after must be next_after of the page before, with the same group_by."),
     ("GET", "generation", "id is required: GET /v1/generation?id=req_…"),
     ("GET", "generation?id=42", f"There is no request '42' {NO_REQUEST}"),
-    ("DELETE", f"images/{REQ}", f"There is no request '{REQ}' {NO_REQUEST}"),
+    ("GET", f"generation?id={REQ}", f"There is no request '{REQ}' in your organization."),
+    ("DELETE", f"images/{REQ}", f"There is no request '{REQ}' in your organization."),
+    *(("DELETE", f"images/{one}", f"There is no DELETE /v1/images/{one}. {AN_ID} Behind it there "
+       "may be / and the index of a picture.") for one in ("foo", REQ[:-1], f"{REQ}/x")),
+    ("POST", "images/generation", "There is no POST /v1/images/generation. "
+     "Did you mean /v1/images/generations?"),
+    ("POST", "images/edit", "There is no POST /v1/images/edit. Did you mean /v1/images/edits?"),
+    ("GET", "model", "There is no GET /v1/model. Did you mean /v1/models?"),
+    ("GET", "images/generation", "There is no GET /v1/images/generation. Pictures are drawn by "
+     "POST /v1/images/generations, models listed by GET /v1/models."),
     ("DELETE", "models", "DELETE is not allowed here. Allowed: GET, HEAD."),
     ("GET", "nothing", "There is no GET /v1/nothing. Pictures are drawn by POST "
      "/v1/images/generations, models listed by GET /v1/models."),
@@ -220,7 +257,7 @@ def test_of_a_generation(api: Api, openai: OpenAIEmulator, subtests: pytest.Subt
         assert said(answer) == "Idempotency-Key must be 1 to 255 printable ASCII characters."
     with subtests.test("a type"):
         assert said(api.post(b"x", "text/plain")) == (
-            'Unsupported media type "text/plain" in request. '
+            "Unsupported media type 'text/plain'. "
             "Send the body as JSON: Content-Type: application/json."
         )
     assert openai.calls == []
@@ -244,9 +281,7 @@ def test_of_the_others(api: Api, subtests: pytest.Subtests) -> None:
     with subtests.test("a picture"):
         drawn = api.draw().json()["id"]
         answer = api.http.delete(f"images/{drawn}/3")
-        assert said(answer) == (
-            f"The request {drawn} has no picture 3; it delivered 1, counted from 0."
-        )
+        assert said(answer) == (f"The request {drawn} has no picture 3; it has 0.")
 
 
 def test_of_keys_and_money(
@@ -285,9 +320,10 @@ def test_of_keys_and_money(
         "dashboard."
     )
     keys.revoke(spent.row)
-    assert said(connect(spent.secret).draw()) == (
-        "This API key was revoked or has expired. Use another one."
-    )
+    assert said(connect(spent.secret).draw()) == ("This API key was revoked. Use another one.")
+    old = KeyFactory(organization=acme)
+    ApiKey.objects.filter(pk=old.row.pk).update(expires_at=timezone.now())
+    assert said(connect(old.secret).draw()) == "This API key has expired. Use another one."
     acme.rate_limit_rpm = 1
     acme.save()
     assert api.draw(headers={"Idempotency-Key": "a"}).status_code == 200
@@ -300,7 +336,10 @@ def test_of_keys_and_money(
         "This Idempotency-Key was used for another request body. Use a new one."
     )
     openai.always(Behaviour(error="server_error"))
-    assert said(api.draw(model=[GPT])).startswith(f"None of the models delivered: {GPT}: provider_")
+    assert said(api.draw(model=[GPT, RECRAFT], prompt="x" * 1001)) == (
+        f"None of the models delivered: {GPT}: provider_unavailable. "
+        "The prompt has 1001 characters; fal/recraft-v3 takes at most 1000."
+    )
     BillingAccount.objects.update(balance_micro=0, credit_limit_micro=0)
     assert said(api.draw()) == (
         "The organization's balance does not cover this request. Recharge it on its billing page: "

@@ -252,8 +252,11 @@ def test_another_order_is_not_joined(
     long_ago = timezone.now() - RETRIED_WITHIN
     Generation.objects.update(created_at=long_ago)
     others.append(api.draw(headers=RETRY))
-    assert len({first, *(answer.json()["id"] for answer in others)}) == 7 == len(openai.calls)
-    expect_books_agree(images=8, cost_micro=8 * PRICE)
+    # What has an Idempotency-Key is repeated by that alone.
+    others.append(api.draw(headers=KEY | {"Idempotency-Key": "another"}, prompt="a green kite"))
+    others.append(api.draw(headers=RETRY, prompt="a green kite"))
+    assert len({first, *(answer.json()["id"] for answer in others)}) == 9 == len(openai.calls)
+    expect_books_agree(images=10, cost_micro=10 * PRICE)
 
 
 def test_a_retry_without_a_first_is_an_order_that_the_next_one_joins(
@@ -475,10 +478,19 @@ def test_what_was_deleted_is_said_to_be(
 
     api.http.delete(f"images/{name}")
     nothing = api.draw(headers=again, n=3, stream=stream)
-    expect_error(nothing, "images_deleted", says=("deleted", "new request"))
-    assert nothing.headers["x-should-retry"] == "false"
-    assert "idempotent-replayed" not in nothing.headers
-    assert len(openai.calls) == Generation.objects.count() == 1
+    if again == KEY:
+        expect_error(nothing, "images_deleted", says=("deleted", "new request"))
+        assert nothing.headers["x-should-retry"] == "false"
+        assert "idempotent-replayed" not in nothing.headers
+        assert len(openai.calls) == Generation.objects.count() == 1
+    else:
+        # Only its body said what it repeats, and of that nothing is left: it is a new order.
+        assert set(_digests(nothing)).isdisjoint(_digests(first))
+        assert len(openai.calls) == Generation.objects.count() == 2
+        charged = LedgerEntry.objects.filter(kind="consumption").values_list(
+            "amount_micro", flat=True
+        )
+        assert sum(charged) == -6 * PRICE
 
 
 def test_what_was_deleted_by_retention_is_said_to_be(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -34,6 +35,7 @@ from billing.models import (
     Subscription,
 )
 from billing.stripe_client import Stripe, StripeUnknown
+from billing.webhooks import HANDLERS
 from tests.billing import race
 from tests.billing.buyer import DAY, WEBHOOK, Buyer, deliver, event
 from tests.emulators.stripe import Fault, StripeEmulator
@@ -119,6 +121,15 @@ def test_it_needs_no_csrf_token(stripe_account: StripeEmulator, db: None) -> Non
     client = Client(enforce_csrf_checks=True)
     answer = client.post(WEBHOOK, body, content_type="application/json", headers=headers)
     assert answer.status_code == 200
+
+
+def test_the_docs_list_the_events_that_are_worked_on() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    steps = page.partition("**Two event destinations**")[2].partition("**A restricted key**")[0]
+    listed = re.findall(r"`((?:v1\.)?[a-z_]+\.[a-z_.*]+)`", steps)
+    assert sorted(listed) == sorted(f"{one}*" if one[-1] == "." else one for one in HANDLERS)
+    # Once: a second list would fall behind.
+    assert [name for name in listed if page.count(f"`{name}`") > 1] == []
 
 
 def test_without_stripe_there_is_no_webhook(

@@ -653,7 +653,10 @@ def test_a_list_of_open_circuits_only_fails_without_a_call(
 
     answer = api.draw(model=[GPT, DALLE])
 
-    expect_error(answer, DOWN, kind="all_candidates_failed")
+    error = expect_error(answer, DOWN, kind="all_candidates_failed")
+    assert error["message"] == (
+        f"None of the models can be called now. {GPT}: {LEFT_ALONE}. {DALLE}: {LEFT_ALONE}."
+    )
     assert tried(answer) == []
     assert skipped(answer).keys() == {GPT, DALLE}
     assert len(openai.calls) == 1

@@ -188,7 +188,32 @@ def test_a_list_without_anybody_left_says_why_of_each() -> None:
     with pytest.raises(NoCandidate) as caught:
         route(ask(GPT, FLUX), allowed=[FLUX], off={FLUX: "failing"})
     assert caught.value.off is True
-    assert str(caught.value) == f"{GPT}: This API key may not use {GPT}.; {FLUX}: failing"
+    assert str(caught.value) == f"This API key may not use {GPT}. {FLUX}: failing."
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "1x1"}, "size"),
+        ({"max_cost_micro": 10_000}, "max_cost"),
+        ({"prompt": "x" * 1001, "max_cost_micro": 50_000}, "model"),
+    ],
+)
+def test_the_field_at_fault_is_the_one_that_all_share(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(NoCandidate) as caught:
+        route(ask(GPT, RECRAFT, **fields))
+    assert caught.value.param == param
+
+
+def test_early_views_of_a_model_without_them_are_adjusted() -> None:
+    (candidate,), _ = route(ask(DALLE, stream=True, partial_images=2))
+    assert candidate.adjusted == (
+        Adjustment("partial_images", 2, None, f"{DALLE} has no early views."),
+    )
+    (candidate,), _ = route(ask(GPT, stream=True, partial_images=2, strict=True))
+    assert candidate.adjusted == ()
+    (candidate,), _ = route(ask(DALLE, stream=True, partial_images=0, strict=True))
+    assert candidate.adjusted == ()
 
 
 UNFIT: list[tuple[str, dict[str, Any], str, str]] = [
@@ -212,6 +237,7 @@ UNFIT: list[tuple[str, dict[str, Any], str, str]] = [
         "background",
         "png or webp",
     ),
+    (DALLE, {"stream": True, "partial_images": 2, "strict": True}, "partial_images", "no early"),
     (DALLE, {"seed": 7, "strict": True}, "seed", "strict: openai/dall-e-3 takes no seed"),
     (FLUX, {"quality": "hd", "strict": True}, "quality", "strict: "),
 ]

@@ -89,7 +89,7 @@ def _details(row: ImageModel) -> str:
         f"### {row.id}",
         "",
         f"{row.name}: {row.good_for}. Typically {row.p50_seconds} s, "
-        f"seldom over {row.p95_seconds} s.",
+        f"seldom over {row.p95_seconds} s.{_ended(row)}",
         "",
         f"- Sizes: {_words(own)}",
         f"- Sizes drawn as the nearest one: {_words(snapped)}",
@@ -118,6 +118,12 @@ def _status(row: ImageModel) -> str:
     if row.status == Status.LIVE and row.upstream_off:
         return f"served; switched off upstream {row.upstream_off}"
     return f"{row.status}, ends {row.shutdown_date}" if row.shutdown_date else str(row.status)
+
+
+def _ended(row: ImageModel) -> str:
+    if row.upstream_off is None:
+        return ""
+    return f" Switched off by its provider on {row.upstream_off}; use `{row.successor}`."
 
 
 def _words(words: tuple[str, ...] | list[str]) -> str:
