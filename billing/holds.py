@@ -251,4 +251,7 @@ def _refusal(key: ApiKey) -> InsufficientBalance:
     suspended = BillingAccount.objects.filter(
         organization_id=key.organization_id, status=AccountStatus.SUSPENDED
     ).first()
-    return AccountSuspended(suspended.status_reason) if suspended else InsufficientBalance()
+    if suspended is None:
+        return InsufficientBalance()
+    # What staff wrote is for the organization's owners, and a key may be with anyone.
+    return AccountSuspended("" if suspended.suspended_by_staff else suspended.status_reason)

@@ -74,6 +74,10 @@ addEventListener("DOMContentLoaded", () => {
     else if (!draft.lost) delete drafts[name];
   }
   write(drafts);
+  const leadsBack = entrance && new URLSearchParams(location.search).has("next");
+  if (leadsBack && Object.values(drafts).some((one) => one.lost)) {
+    document.querySelector("[data-kept]")?.removeAttribute("hidden");
+  }
 
   document.addEventListener("submit", (event) => {
     const form = event.target;

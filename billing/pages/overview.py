@@ -224,7 +224,7 @@ def back(request: MemberRequest) -> HttpResponse:
         raise Http404 from error
     except StripeFailure as error:
         log.warning("a visit to Stripe is not known yet: %s", error)
-        messages.info(request, _("Stripe has not told us yet. It stands here in a moment."))
+        messages.info(request, _("Stripe has not told us yet. It will appear here shortly."))
     return redirect("billing")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 BACKENDS = "django.core.mail.backends."
+PRINTER = "geekhub.lib.printed_mail.EmailBackend"
 SCHEMES = {"smtp": 25, "smtp+tls": 587, "smtp+ssl": 465}
 SECONDS = 10
 
@@ -18,7 +19,7 @@ def mailer(url: str, *, printed: bool) -> dict[str, Any]:
         if not printed:
             return {"BACKEND": f"{BACKENDS}dummy.EmailBackend"}
         # Standard output is for what a command is asked for.
-        return {"BACKEND": f"{BACKENDS}console.EmailBackend", "OPTIONS": {"stream": sys.stderr}}
+        return {"BACKEND": PRINTER, "OPTIONS": {"stream": sys.stderr}}
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise ValueError("is smtp://, smtp+tls:// or smtp+ssl:// and a host")

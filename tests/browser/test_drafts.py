@@ -16,6 +16,7 @@ from tests.server import AppServer
 
 PASSWORD = "correct horse battery"
 NEW_KEY = "/dashboard/keys/new"
+KEPT = "Log in to go on. What you typed is kept."
 
 
 def end_session(context: BrowserContext) -> None:
@@ -47,7 +48,13 @@ def test_a_key_s_form_survives_the_end_of_its_session(
     login(owner)
     write_key(page)
     end_session(context)
+    page.goto("/login?next=/dashboard")
+    expect(page.get_by_text(KEPT)).to_be_hidden()
+    login(owner)
+    write_key(page)
+    end_session(context)
     page.get_by_role("button", name="Create the key").click()
+    expect(page.get_by_text(KEPT)).to_be_visible()
     log_in_again(page, owner, NEW_KEY)
     expect(page.get_by_label("Name")).to_have_value("prod-web")
     expect(page.get_by_label("Live: draws")).to_be_checked()
@@ -141,6 +148,6 @@ def test_no_password_is_kept(page: Page, acme: Organization) -> None:
     page.locator("input[name=login]").fill("alice@acme.test")
     page.locator("input[name=password]").fill("wrong horse battery")
     page.locator("input[name=password]").press("Enter")
-    expect(page.locator(".message, .errors").first).to_be_visible()
+    expect(page.locator(".message:not([hidden]), .errors").first).to_be_visible()
     kept = page.evaluate("JSON.stringify(sessionStorage)")
     assert "wrong horse" not in kept

@@ -178,6 +178,18 @@ TAKEN = """() => [...performance.getEntriesByType("navigation"),
     .filter((one) => !one.name.includes("/storage/"))
     .reduce((sum, one) => sum + one.encodedBodySize, 0)"""
 
+# What a phone shows only to who moves it sideways, or not at all: tabs, the name of the
+# organization, and rows that are made to fit.
+HIDDEN = """() => [
+    ...[...document.querySelectorAll(".tabs a")].filter((one) => {
+        const {left, right} = one.getBoundingClientRect();
+        const bar = one.parentElement.getBoundingClientRect();
+        return left < Math.max(0, bar.left) || right > Math.min(innerWidth, bar.right);
+    }),
+    ...[...document.querySelectorAll(".switcher summary .cut, .table-box:has(.stacks)")]
+        .filter((one) => one.scrollWidth > one.clientWidth),
+].map((one) => one.innerText.slice(0, 40))"""
+
 
 class Look:
     """Looks at one page after another and writes down what is wrong with them."""
@@ -218,6 +230,8 @@ class Look:
         """Write it down when the page is wider than the screen."""
         wide = "document.documentElement.scrollWidth > innerWidth"
         self.note(path, not self.page.evaluate(wide), f"{state}: wider than the screen")
+        for words in self.page.evaluate(HIDDEN):
+            self.note(path, False, f"{state}: out of sight: {words}")
 
     def at(
         self,

@@ -1,8 +1,11 @@
 """EMAIL_URL becomes a row of Django's MAILERS."""
 
+import io
 import sys
 
 import pytest
+from django.core.mail import EmailMessage
+from pytest_django.fixtures import Settings
 
 from geekhub.lib.mail import mailer
 
@@ -36,10 +39,22 @@ def test_user_and_password_are_unquoted() -> None:
 
 def test_without_a_server_mail_is_printed_or_not_sent_at_all() -> None:
     assert mailer("", printed=True) == {
-        "BACKEND": "django.core.mail.backends.console.EmailBackend",
+        "BACKEND": "geekhub.lib.printed_mail.EmailBackend",
         "OPTIONS": {"stream": sys.stderr},
     }
     assert mailer("", printed=False) == {"BACKEND": "django.core.mail.backends.dummy.EmailBackend"}
+
+
+def test_printed_mail_has_its_links_in_one_piece(settings: Settings) -> None:
+    row = mailer("", printed=True)
+    printed = io.StringIO()
+    settings.MAILERS = {"default": {**row, "OPTIONS": {"stream": printed}}}
+    link = "http://localhost:8000/accounts/password/reset/key/" + "4-d9k2m7=" * 12 + "/"
+    body = f"Cambia tu contraseña aquí, Nuñez:\n\n{link}\n\nAdiós."
+    assert EmailMessage("Tu contraseña", body, "hub@acme.test", ["nuñez@acme.test"]).send() == 1
+    assert printed.getvalue() == (
+        f"Subject: Tu contraseña\nFrom: hub@acme.test\nTo: nuñez@acme.test\n\n{body}\n{'-' * 79}\n"
+    )
 
 
 @pytest.mark.parametrize("url", ["mail.acme.test", "https://mail.acme.test", "smtp://", "smtp:x"])

@@ -569,7 +569,7 @@ def test_on_return_stripe_may_be_away(
     session = paid(shop, owner)
     shop.faults.add(Fault("500_before", times=100))
     assert owner.get(f"{PATH}/return?session={session}")["location"] == PATH
-    assert told(owner) == "Stripe has not told us yet. It stands here in a moment."
+    assert told(owner) == "Stripe has not told us yet. It will appear here shortly."
     assert account_of(acme).balance_micro == 10 * USD
 
 

@@ -4,6 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.conf import settings
 from django.test import Client
 from django.utils import timezone
 
@@ -102,6 +103,19 @@ def test_sandbox_is_apart_and_shown_alone_when_there_is_nothing_else(
     text = client.get(f"{PATH}?kind=sandbox").text
     assert "for 3 pictures" in text
     assert client.get(f"{PATH}?kind=odd").status_code == 200
+
+
+def test_a_chart_s_months_are_written_as_the_language_does(
+    client: Client, acme: Organization, key: ApiKey
+) -> None:
+    make_request(key, ago(days=1))
+    owner = log_in(client, owner_of(acme))
+    day = re.compile(r"<span>\d{1,2} (\w{3})</span>")
+    for language, good in (("en", str.istitle), ("es", str.islower)):
+        client.cookies[settings.LANGUAGE_COOKIE_NAME] = language
+        months = day.findall(owner.get("/dashboard").text)
+        assert len(months) >= 6
+        assert all(map(good, months)), months
 
 
 def test_a_low_balance_is_told_with_how_long_it_lasts(

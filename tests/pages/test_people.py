@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from allauth.account.models import EmailAddress
@@ -529,3 +530,22 @@ def test_what_a_layout_names_cannot_be_what_a_view_named() -> None:
         named = re.findall(r" as (\w+) %}", path.read_text())
         allowed = {"LANGUAGE_CODE", "LANGUAGES", "language", "providers"}
         assert {one for one in named if not one.endswith("_url")} <= allowed, path
+
+
+def test_times_of_people_are_written_as_everywhere_with_their_zone(
+    client: Client, acme: Organization
+) -> None:
+    owner = owner_of(acme)
+    row = members.invite(acme, "nina@new.test", Role.VIEWER, actor=owner).row
+    since = acme.memberships.get(user=owner).created_at
+    moment = AuditEvent.objects.filter(organization=acme).latest("pk").created_at
+    person = log_in(client, owner)
+    client.cookies["timezone"] = "America/Mexico_City"
+    zone = ZoneInfo("America/Mexico_City")
+    text = person.get("/dashboard/settings/members").text
+    assert f">{row.expires_at.astimezone(zone):%Y-%m-%d %H:%M}</time>" in text
+    assert f">{since.astimezone(zone):%Y-%m-%d}</time>" in text
+    assert "America/Mexico_City" in text
+    text = person.get("/dashboard/settings/audit").text
+    assert f">{moment.astimezone(zone):%Y-%m-%d %H:%M:%S}</time>" in text
+    assert "Times are in America/Mexico_City." in text
