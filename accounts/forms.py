@@ -5,6 +5,7 @@ from typing import Any
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
+from accounts.mailboxes import AddressField
 from accounts.models import OnRefusal, Organization, Role
 
 
@@ -57,9 +58,7 @@ class SettingsForm(OrganizationForm):
 class InviteForm(forms.Form):
     """An address and a role."""
 
-    email = forms.EmailField(
-        label=_("E-mail"), widget=forms.EmailInput(attrs={"autocomplete": "off"})
-    )
+    email = AddressField(label=_("E-mail"), widget=forms.EmailInput(attrs={"autocomplete": "off"}))
     role = forms.ChoiceField(label=_("Role"), choices=Role.choices, initial=Role.DEVELOPER)
 
     def __init__(self, *args: Any, may_make_owners: bool, **kwargs: Any) -> None:

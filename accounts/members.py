@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from accounts import audit
 from accounts.access import MAY, Permission
+from accounts.mailboxes import as_kept
 from accounts.models import AuditEvent, Invitation, Membership, Organization, Role, User
 
 INVITATION_DAYS = 7
@@ -174,7 +175,7 @@ def accept(token: str, *, user: User) -> Membership:
     with transaction.atomic():
         invitation = find_invitation(token)
         organization = _locked(invitation.organization)
-        if invitation.email.lower() != user.email.lower():
+        if as_kept(invitation.email) != as_kept(user.email):
             raise WrongAddress(
                 _("The invitation is for %(invited)s, and you are logged in as %(email)s.")
                 % {"invited": invitation.email, "email": user.email}

@@ -8,6 +8,8 @@ from django.db import models
 from django.db.models.functions import Lower, Now
 from django.utils.translation import gettext_lazy as _
 
+from accounts import mailboxes
+
 # Of a key, and of a request; the rollups have room for a tag of this length.
 MAX_TAGS, MAX_TAG = 8, 40
 
@@ -26,9 +28,14 @@ class UserManager(BaseUserManager["User"]):
         """Return a new member of staff with every permission."""
         return self.create_user(email, password, is_staff=True, is_superuser=True, **fields)
 
+    @classmethod
+    def normalize_email(cls, email: str | None) -> str:
+        """Return the one spelling; raises ValidationError."""
+        return mailboxes.spelled(email or "")
+
     def get_by_natural_key(self, username: str | None) -> "User":
-        """Return the user of an address, whatever its case."""
-        return self.get(email__iexact=username)
+        """Return the user of an address, however it is spelled."""
+        return self.get(email__iexact=mailboxes.as_kept(username or ""))
 
 
 class User(AbstractBaseUser, PermissionsMixin):

@@ -16,6 +16,7 @@ from accounts import mail, members
 from accounts.access import SESSION, MemberRequest, Permission, denied, member, memberships
 from accounts.audit_words import Told
 from accounts.forms import InviteForm, SettingsForm
+from accounts.mailboxes import as_kept
 from accounts.models import AuditEvent, Invitation, Membership, Role, User
 
 AUDIT_PAGE = 50
@@ -209,7 +210,7 @@ def invitation(request: HttpRequest, token: str) -> HttpResponse:
         return render(request, "accounts/invitation.html", context, status=410 if over else 409)
     if not request.user.is_authenticated:
         request.session[members.SESSION] = token
-    mine = isinstance(request.user, User) and request.user.email.lower() == found.email.lower()
+    mine = isinstance(request.user, User) and as_kept(request.user.email) == as_kept(found.email)
     shown = {"invitation": found, "mine": mine}
     return render(request, "accounts/invitation.html", shown)
 

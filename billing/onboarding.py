@@ -16,6 +16,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from accounts import members
+from accounts.mailboxes import person_of
 from accounts.members import MembersError
 from accounts.models import Organization, User
 from billing import ledger
@@ -120,11 +121,5 @@ def _digests(person: User) -> list[str]:
 
 def digests(person_id: int, addresses: Iterable[str]) -> list[str]:
     """Return what a person is known by, without saying who it is, in a fixed order."""
-    names = {f"person:{person_id}", *(f"address:{_mailbox(one)}" for one in addresses)}
+    names = {f"person:{person_id}", *(f"address:{person_of(one)}" for one in addresses)}
     return sorted(hashlib.sha256(name.encode()).hexdigest() for name in names)
-
-
-def _mailbox(address: str) -> str:
-    """Return where mail to an address ends up: case and what follows a plus do not matter."""
-    local, _at, domain = address.casefold().rpartition("@")
-    return f"{local.partition('+')[0]}@{domain}"

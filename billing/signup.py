@@ -19,7 +19,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
-from accounts import mail, members
+from accounts import mail, mailboxes, members
 from accounts.models import Invitation, User
 from billing.onboarding import address_proved, found_organization
 from geekhub.lib import addresses
@@ -43,6 +43,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         """Let in whoever may, and always who is invited."""
         return settings.OPEN_FOR_SIGNUP or pending_invitation(request) is not None
+
+    def clean_email(self, email: str) -> str:
+        """Return the one spelling of an address, also of one that Google or GitHub names."""
+        return mailboxes.spelled(email)
 
     def get_signup_redirect_url(self, request: HttpRequest) -> str:
         """Return the first page of a new person."""

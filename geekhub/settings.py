@@ -167,7 +167,11 @@ if TRUSTED_PROXIES < 0:
     raise ImproperlyConfigured("TRUSTED_PROXIES is 0 or more")
 
 ACCOUNT_ADAPTER = "billing.signup.AccountAdapter"
-ACCOUNT_FORMS = {"signup": "billing.signup.SignupForm"}
+ACCOUNT_FORMS = {
+    "signup": "billing.signup.SignupForm",
+    "login": "accounts.login_forms.LoginForm",
+    "reset_password": "accounts.login_forms.ResetPasswordForm",
+}
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
 ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*"]

@@ -5,10 +5,10 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.core.validators import validate_email
 from django.db import transaction
 
 from accounts import members
+from accounts.mailboxes import spelled
 from accounts.models import User
 from billing import ledger, onboarding
 from billing.models import EntryKind
@@ -28,9 +28,9 @@ class Command(BaseCommand):
         parser.add_argument("--credit-limit", metavar="USD", help="may be spent below zero")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        name, email = options["name"].strip(), options["owner"]
+        name = options["name"].strip()
         try:
-            validate_email(email)
+            email = spelled(options["owner"])
             credit = money.from_usd(options["credit"])
             limit = (
                 settings.DEFAULT_CREDIT_LIMIT_MICRO

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
 from accounts import keys
+from accounts.mailboxes import as_kept
 from accounts.models import ApiKey, Organization, User
 from billing.models import PriceVersion
 from billing.onboarding import found_organization
@@ -34,7 +35,7 @@ class Command(BaseCommand):
         file = settings.DATA_DIR / "demo.json"
         kept = _kept(file)
         with transaction.atomic():
-            user = User.objects.filter(email__iexact=options["email"]).first()
+            user = User.objects.filter(email__iexact=as_kept(options["email"])).first()
             if user is None:
                 user = User.objects.create_user(options["email"])
                 found_organization("Demo", user)
