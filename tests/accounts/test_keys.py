@@ -124,7 +124,7 @@ def test_a_revoked_key_opens_nothing_from_then_on_and_is_audited_once(
     keys.authenticate(new.secret)
     before = timezone.now()
     keys.revoke(new.row, actor=alice)
-    with pytest.raises(RevokedKey, match="^This API key was revoked. Use another one.$"):
+    with pytest.raises(RevokedKey, match=r"^This API key was revoked\. Use another one\.$"):
         keys.authenticate(new.secret)
     first = ApiKey.objects.get().revoked_at
     assert first is not None
