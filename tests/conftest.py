@@ -1,5 +1,6 @@
 """Fixtures: a database per test, the emulators, the application on a socket, and some people."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,29 @@ from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.stripe import StripeEmulator
 from tests.emulators.xai import XaiEmulator
 from tests.factories import KeyFactory, OrganizationFactory
+from tests.run import ELSEWHERE
 from tests.server import Api, AppServer
+
+# What is in here and takes none of the database's fixtures asks no database.
+WITHOUT_DATABASE = (
+    "tests/lib",
+    "tests/images/providers",
+    "tests/test_emulators",
+    "tests/test_clients",
+)
+DATABASE = {"db", "transactional_db", "django_db_setup"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what asks no database where another run has it; see tests.run."""
+    if not (elsewhere := os.environ.get(ELSEWHERE)):
+        return
+    for item in items:
+        used = DATABASE.intersection(getattr(item, "fixturenames", ()))
+        asks = used or item.get_closest_marker("django_db")
+        if item.nodeid.startswith(WITHOUT_DATABASE) and not asks:
+            reason = f"asks no database: runs beside {elsewhere}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
