@@ -1,8 +1,8 @@
 """The connections of a server process: how many there are, and how long each may take over what.
 
 uvicorn waits without end for the head of a request, for a client that reads nothing, and knows no
-size of a head; all three are bounded here. What its parser cannot read is answered in the words of
-the API where it was meant for the API.
+size of a head and no number of requests sent ahead; all four are bounded here. What its parser
+cannot read is answered in the words of the API where it was meant for the API.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 from typing import Any, ClassVar, cast
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -24,6 +25,13 @@ HEAD_SECONDS = 10.0
 SEND_SECONDS = 60.0
 # Far above what any client sends, and below what a thousand of them could fill a memory with.
 HEAD_BYTES = 128 * 1024
+# What comes is read in pieces: the one in which a head begins is not counted as part of it.
+PIECE_BYTES = 8 * 1024
+# What is still taken, and ignored, from a client that is refused: who closes a socket with unread
+# data resets the connection, and the client never sees why.
+IGNORED_BYTES = 1024 * 1024
+# How many requests may wait on one connection until those before them are answered.
+MOST_QUEUED = 100
 MOST_CONNECTIONS = 10_000
 WARNING_SECONDS = 60.0
 # What an HTTP/1 client asks for to go on with HTTP/2, beside WebSockets: we do neither.
@@ -95,6 +103,11 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         # What came of the message that is being read, and how much of it was its body.
         self._came = self._body = 0
+        # The request that is being answered; uvicorn's `cycle` is the one that came last.
+        self._running: RequestResponseCycle | None = None
+        # Whether something came after which all is ignored, and how many bytes of it may come.
+        self._refused = False
+        self._left = IGNORED_BYTES
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -104,6 +117,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._go_on()
         self.resume_writing()
+        if self._running is not None:
+            # uvicorn lets `cycle` know: those that wait for their turn need not.
+            self.cycle = self._running
         super().connection_lost(exc)
 
     def drop(self) -> None:
@@ -127,6 +143,10 @@ class Connection(HttpToolsProtocol):
             self._late = None
         self._door.waiting.pop(self, None)
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete and not self.transport.is_closing():
@@ -149,25 +169,34 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if not self._is_answering():
             self._wait()
-        self._came += len(data)
-        self._feed(data)
+        for start in range(0, len(data), PIECE_BYTES):
+            if not self._refused:
+                self._read(data[start : start + PIECE_BYTES])
+        if self._refused:
+            self._left -= len(data)
+            if self._left < 0:
+                self.transport.close()
+
+    def _read(self, piece: bytes) -> None:
+        self._came += len(piece)
+        left = piece
+        while left:
+            try:
+                self.parser.feed_data(left)
+                left = b""
+            except httptools.HttpParserUpgrade as upgrade:
+                left = self._without_upgrade(left[upgrade.args[0] :])
+            except httptools.HttpParserError as error:
+                unknown = isinstance(error, httptools.HttpParserInvalidMethodError)
+                no_method = unknown and REQUEST_LINE.match(left)
+                self._refuse(left, NO_METHOD if no_method else NO_HTTP)
+                return
         # A body in chunks of one byte comes with five for each; trailers have no other limit.
-        if self._came > HEAD_BYTES + 8 * self._body and not self.transport.is_closing():
-            self._refuse(data, TOO_LARGE)
+        if self._came > HEAD_BYTES + 8 * self._body:
+            self._refuse(piece, TOO_LARGE)
 
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            unknown_method = isinstance(error, httptools.HttpParserInvalidMethodError)
-            self._refuse(
-                data, NO_METHOD if unknown_method and REQUEST_LINE.match(data) else NO_HTTP
-            )
-
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the message anew as if it had not asked for another protocol.
+    def _without_upgrade(self, rest: bytes) -> bytes:
+        """Return the message, to be read anew, as if it had not asked for another protocol.
 
         The parser takes what follows such a head for that protocol's, and drops the body.
         """
@@ -181,7 +210,7 @@ class Connection(HttpToolsProtocol):
                 head += [name, b": ", value, b"\r\n"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._feed(b"".join([*head, b"\r\n", rest]))
+        return b"".join([*head, b"\r\n", rest])
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -197,6 +226,8 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         if self.parser.get_method() == b"CONNECT":
             raise ValueError("this is no proxy")
+        if len(self.pipeline) >= MOST_QUEUED:
+            raise ValueError("too many requests were sent ahead")
         if not self.parser.should_upgrade():
             self._go_on()
             super().on_headers_complete()
@@ -212,9 +243,14 @@ class Connection(HttpToolsProtocol):
     # --- What cannot be read ----------------------------------------------------------------------
 
     def _refuse(self, data: bytes, why: tuple[str, str]) -> None:
-        """Answer what is no request, and close."""
+        """Answer what is no request, or the requests before it, and close."""
+        self._refused = True
+        if self.pipeline and self.cycle.more_body:
+            # It broke while it waited, and its turn never comes.
+            self.pipeline.popleft()
+            self.cycle = self.pipeline[0][0] if self.pipeline else self._running
         if self._is_answering() and (self.cycle.response_started or not self.cycle.more_body):
-            # The request before it is in order, and its answer is the one that is waited for.
+            # The requests before it are in order, and their answers are waited for.
             self.cycle.keep_alive = False
             return
         # Only here: when gunicorn loads this file, Django is not set up yet.
@@ -228,7 +264,13 @@ class Connection(HttpToolsProtocol):
         for name, value in [*answer.items(), ("connection", "close")]:
             head.append(f"{name.lower()}: {value}\r\n".encode("latin-1"))
         self.transport.write(b"".join([*head, b"\r\n", answer.content]))
-        self.transport.close()
+        if self._is_answering():
+            # It was in the middle of its body: for the application, its client is gone.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        # The client closes when it has read that, or is closed upon.
+        self.transport.write_eof()
+        self._wait()
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]

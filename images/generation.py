@@ -59,6 +59,8 @@ SMALL_BYTES = 64 * 1024
 LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
 # The connection broke: what was under way may have been committed or not.
 BROKEN = (OperationalError, InterfaceError)
+# Of a process that died, and of a database that broke: the row does not know which.
+INTERRUPTED = "The request was interrupted on our side and ended later. Nothing was charged."
 
 # Written with each charge, and with nothing else.
 NUMBERS = ("delivered", "cost_micro")
@@ -739,6 +741,6 @@ def _abandon(generations: QuerySet[Generation]) -> int:
     ) + running.filter(delivered=0).update(
         status=GenerationStatus.FAILED,
         error_code="internal_error",
-        error_message="The server stopped while the request was running. Nothing was charged.",
+        error_message=INTERRUPTED,
         finished_at=now,
     )

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,20 @@ import pytest
 from django.conf import settings
 
 from accounts.keys import NewKey
-from geekhub.server import HEAD_BYTES, Door
-from tests.api.checks import connect_raw, expect_error, read_answer, send_raw
+from geekhub.server import HEAD_BYTES, MOST_QUEUED, PIECE_BYTES, Door
+from images.models import Generation
+from tests.api.checks import (
+    connect_raw,
+    expect_books_agree,
+    expect_error,
+    read_answer,
+    send_raw,
+)
 from tests.api.service import Service
-from tests.emulators.base import make_picture
+from tests.emulators.base import Behaviour, make_picture
 from tests.emulators.openai import OpenAIEmulator
 from tests.server import AppServer
+from tests.test_disconnect import _request
 
 # Long: a test that passes does not wait.
 WAIT_SECONDS = 60
@@ -273,6 +282,89 @@ def test_rubbish_behind_a_request_does_not_keep_its_answer_away(app: AppServer) 
         read = read_to_end(connection)
     assert read.startswith(b"HTTP/1.1 200 OK")
     assert read.endswith(b'{"status": "ok"}')
+
+
+BROKEN = {
+    "its chunks": f"POST /v1/images/generations {START}Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    "its trailers": (
+        f"POST /v1/images/generations {START}Transfer-Encoding: chunked\r\n\r\n0\r\nX-A: "
+        + "x" * 200_000
+    ),
+    "its head": f"GET /v1/models {START}X-A: " + "x" * 200_000,
+    "its headers": f"GET /v1/models {START}a b: c\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("between", [0, 2])
+@pytest.mark.parametrize("what", list(BROKEN))
+def test_what_is_broken_behind_a_request_takes_no_answer_away_and_is_not_run(
+    what: str, between: int, app: AppServer, live_key: NewKey, openai: OpenAIEmulator
+) -> None:
+    gate = threading.Event()
+    openai.always(Behaviour(gate=gate))
+    draw = _request(live_key.secret, {"model": "openai/gpt-image-1", "prompt": "a red kite"})
+    with connect_raw(app.origin, WAIT_SECONDS) as connection:
+        connection.sendall(draw + between * GET + BROKEN[what].encode() + GET + draw)
+        openai.wait_for_calls(1)
+        gate.set()
+        read = read_to_end(connection)
+    assert read.count(b"HTTP/1.1 200 OK") == read.count(b"HTTP/1.1 ") == 1 + between
+    assert read.count(b"connection: close") == 1
+    app.drain()
+    assert len(openai.calls) == Generation.objects.count() == 1
+    assert Generation.objects.get().request_id.encode() in read
+    expect_books_agree(images=1, cost_micro=190_000)
+
+
+@pytest.mark.parametrize("header", ["", "Connection: upgrade\r\nUpgrade: x\r\n"])
+def test_only_so_many_requests_may_be_sent_ahead(
+    header: str, app: AppServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = f"GET /health HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode()
+    with connect_raw(app.origin, WAIT_SECONDS) as connection:
+        connection.sendall((1 + MOST_QUEUED) * request + GET)
+        read = read_to_end(connection)
+    assert read.count(b"HTTP/1.1 200 OK") == read.count(b"HTTP/1.1 ") == 1 + MOST_QUEUED
+    with connect_raw(app.origin, WAIT_SECONDS) as connection:
+        connection.sendall(MOST_QUEUED * request + GET)
+        read = b""
+        while read.count(b'{"status": "ok"}') < 1 + MOST_QUEUED:
+            read += connection.recv(65_536)
+        # Nothing was wrong with them.
+        connection.sendall(GET)
+        assert read_answer(connection).status_code == 200
+    with connect_raw(app.origin, WAIT_SECONDS) as connection:
+        try:
+            connection.sendall(3_000 * request)
+        except ConnectionError:
+            pass
+        assert read_answer(connection).json() == {"status": "ok"}
+    assert httpx.get(f"{app.origin}/health").status_code == 200
+    assert not caplog.records
+
+
+def test_a_head_is_not_longer_than_it_may_be_however_it_comes(
+    app: AppServer, live_key: NewKey
+) -> None:
+    """In one packet, or in two of which either is the longer one."""
+    head = f"GET /v1/models {START}Connection: close\r\nX-A: ".encode()
+    most, over = HEAD_BYTES - len(head) - 4, HEAD_BYTES + 2 * PIECE_BYTES
+    for first, second in ((over, 0), (over, 10_000), (10_000, over), (most // 2, over - most // 2)):
+        with connect_raw(app.origin, WAIT_SECONDS) as connection:
+            try:
+                connection.sendall(head + b"x" * first)
+                connection.sendall(b"x" * second + b"\r\n\r\n")
+            except ConnectionError:
+                pass
+            expect_error(read_answer(connection), "request_too_large", says=str(HEAD_BYTES))
+    whole = head + b"x" * most + b"\r\n\r\n"
+    assert len(whole) == HEAD_BYTES
+    with connect_raw(app.origin, WAIT_SECONDS) as connection:
+        # A body before it, in the same packet, is no part of it.
+        connection.sendall(_request(live_key.secret, {"prompt": "x" * 90_000}) + whole)
+        read = read_to_end(connection)
+    codes = re.findall(rb'"code":"(\w+)"', read)
+    assert codes == [b"invalid_request_error", b"missing_api_key"]
 
 
 def test_trailers_are_no_headers_and_have_an_end(app: AppServer, live_key: NewKey) -> None:

@@ -162,7 +162,12 @@ class Broken:
         )
         owners = list(running.values_list("owner", flat=True))
         self.left = len(owners)
+        names = list(running.values_list("request_id", flat=True))
         assert generation.expire_abandoned(owners) == self.left
+        for row in Generation.objects.filter(request_id__in=names, status=GenerationStatus.FAILED):
+            assert row.error_message == (
+                "The request was interrupted on our side and ended later. Nothing was charged."
+            )
 
 
 def _expect_agreement(organization: Organization, way: Way, pictures: int) -> None:
