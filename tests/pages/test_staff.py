@@ -230,7 +230,7 @@ def test_the_first_member_of_staff_is_made_by_a_command(
     monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", "a long enough one")
     call_command("createsuperuser", email="Root@geekhub.test", interactive=False, verbosity=0)
     user = User.objects.get()
-    assert (user.email, user.is_staff, user.is_superuser) == ("Root@geekhub.test", True, True)
+    assert (user.email, user.is_staff, user.is_superuser) == ("root@geekhub.test", True, True)
     assert user.check_password("a long enough one")
     login = {"login": "root@geekhub.test", "password": "a long enough one"}
     assert client.post("/login?next=/staff/", login)["location"] == "/staff/"
