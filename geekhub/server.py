@@ -248,6 +248,7 @@ class Connection(HttpToolsProtocol):
         if self.pipeline and self.cycle.more_body:
             # It broke while it waited, and its turn never comes.
             self.pipeline.popleft()
+            assert self._running is not None, "it waited for one"
             self.cycle = self.pipeline[0][0] if self.pipeline else self._running
         if self._is_answering() and (self.cycle.response_started or not self.cycle.more_body):
             # The requests before it are in order, and their answers are waited for.

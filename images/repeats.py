@@ -8,15 +8,18 @@ first is running, a retry waits for it.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import ApiKey
+from images import private
 from images.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
 from images.requests import GenerationRequest
+from images.storage import ImageStore
 
 RETRIED_WITHIN = timedelta(minutes=10)
 # A first try that waited longer than this to be let in may have been given up and tried again by
@@ -24,6 +27,8 @@ RETRIED_WITHIN = timedelta(minutes=10)
 OVERTAKEN_AFTER = timedelta(seconds=0.25)
 # Each look is a query by primary key. They come less often as the wait goes on.
 FIRST_LOOK, LAST_LOOK = 0.1, 1.0
+# How long a picture that no store has may still wait in the spool of another host.
+SPOOLED_WITHIN = timedelta(minutes=10)
 
 
 class IdempotencyKeyInUse(Exception):
@@ -34,11 +39,15 @@ class IdempotencyKeyReused(Exception):
     """The Idempotency-Key was used for another body."""
 
 
+class NotStoredYet(Exception):
+    """A picture of the request that this one repeats may be on its way from another host."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A request that delivered: its pictures' rows, and their bytes if they were drawn just now.
+    """A request that delivered: its pictures' rows, and their bytes where its answer has them.
 
-    `deleted` are the indexes of those that have been deleted since.
+    `deleted` are the indexes of those that are not there any more.
     """
 
     generation: Generation
@@ -196,4 +205,47 @@ def _finished(row: Generation) -> Finished | None:
         [image for image in images if image.deleted_at is None],
         [],
         tuple(image.index for image in images if image.deleted_at is not None),
+    )
+
+
+async def with_data(finished: Finished, store: ImageStore) -> Finished:
+    """Return it with what its answer needs of the store: addresses, and bytes where it has them.
+
+    What the store has lost is as good as deleted. Raises NotStoredYet and StorageError.
+    """
+    asked = finished.generation.parameters
+    has_bytes = bool(asked.get("stream")) or asked.get("response_format") == "b64_json"
+    found = await asyncio.gather(
+        *(_fetched(image, store, has_bytes=has_bytes) for image in finished.images)
+    )
+    there, lost = [], list(finished.deleted)
+    for image, data in zip(finished.images, found, strict=True):
+        if data is not None:
+            there.append((image, data))
+        elif _may_be_spooled(image, finished.generation):
+            raise NotStoredYet
+        else:
+            lost.append(image.index)
+    return replace(
+        finished,
+        images=[image for image, _ in there],
+        data=[data for _, data in there] if has_bytes else [],
+        deleted=tuple(sorted(lost)),
+    )
+
+
+async def _fetched(image: Image, store: ImageStore, *, has_bytes: bool) -> bytes | None:
+    """Return a picture's bytes, or none where its address is enough; None if it is lost."""
+    try:
+        # A private bucket signs no address of what it does not have.
+        image.link = await store.alink(image.name)
+        return await store.aread(image.name) if has_bytes else b""
+    except FileNotFoundError:
+        return None
+
+
+def _may_be_spooled(image: Image, row: Generation) -> bool:
+    young = timezone.now() < row.created_at + SPOOLED_WITHIN
+    return (
+        settings.STORAGE_OUTAGE == "spool" and young and not image.name.startswith(private.PREFIX)
     )

@@ -36,10 +36,7 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
     row = finished.generation
     data = await _images(finished.images, store)
     if row.parameters.get("response_format") == "b64_json":
-        bodies = finished.data or await asyncio.gather(
-            *(store.aread(picture.name) for picture in finished.images)
-        )
-        for entry, content in zip(data, bodies, strict=True):
+        for entry, content in zip(data, finished.data, strict=True):
             entry["b64_json"] = pybase64.b64encode(content).decode()
     body: dict[str, Any] = {
         "id": row.request_id,

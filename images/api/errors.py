@@ -199,6 +199,11 @@ def translate(error: Exception) -> ApiError | None:
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request body. Use a new one.",
             )
+        case repeats.NotStoredYet():
+            return _away(
+                "A picture of the request that this one repeats is on its way to the store. "
+                "Nothing was charged now. Try again in a few seconds."
+            )
         case generation.AllCandidatesFailed():
             # Another try would cost us again, or be refused again.
             hopeless = error.charged or all(one.error == REFUSAL for one in error.attempts)

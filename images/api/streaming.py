@@ -117,8 +117,7 @@ async def respond(
 async def replay(request: ApiRequest, finished: Finished, *, name: str) -> StreamingHttpResponse:
     """Return the events of a request that had finished before."""
     events = Events(request, finished.generation, name, finished.deleted)
-    for image in finished.images:
-        data = await request.gateway.store.aread(image.name)
+    for image, data in zip(finished.images, finished.data, strict=True):
         await events.completed(image, Picture.of(image, data), finished.generation.model)
     events.queue.put_nowait(None)
     row = finished.generation

@@ -118,6 +118,7 @@ class GenerationsView(AsyncAPIView):
             if isinstance(begun, Priced):
                 return Response(answers.priced(begun, self.raw.request_id))
             if isinstance(begun, Finished):
+                begun = await repeats.with_data(begun, gateway.store)
                 if not begun.images:
                     raise images_deleted()
                 if begun.generation.parameters.get("stream"):

@@ -378,6 +378,7 @@ ELSEWHERE = (
     "The model .* has no price yet",
     "Our database did not answer",
     "The store of the pictures does not answer",
+    "A picture of the request that this one repeats is on its way",
     "The pictures were drawn but could not be kept",
     "The pictures came too late to be delivered",
     "The request was not read",

@@ -4,10 +4,12 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import httpx
 import openai as sdk
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -15,13 +17,13 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing.models import BillingAccount, Hold, LedgerEntry
+from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
 from geekhub.lib.ids import new_request_id
 from images import generation
 from images.generation import Started
 from images.limits import MemoryLimiter, RedisLimiter
-from images.models import Generation, GenerationStatus
-from images.repeats import RETRIED_WITHIN, Running, Sent
+from images.models import Generation, GenerationStatus, Image
+from images.repeats import RETRIED_WITHIN, SPOOLED_WITHIN, Running, Sent
 from images.requests import GenerationRequest
 from tests.api.checks import connect_raw, expect_books_agree, expect_error, expect_nothing_charged
 from tests.api.test_edits import edit
@@ -333,7 +335,9 @@ def test_when_the_first_fails_one_of_those_that_waited_draws(
     expect_books_agree(images=1, cost_micro=PRICE)
 
 
+@pytest.mark.parametrize("behind", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 def test_who_leaves_while_waiting_begins_nothing(
+    behind: bytes,
     app: AppServer,
     api: Api,
     acme: Organization,
@@ -347,7 +351,7 @@ def test_who_leaves_while_waiting_begins_nothing(
         first = pool.submit(api.draw)
         openai.wait_for_calls(1)
         with connect_raw(app.origin) as client:
-            client.sendall(_request(live_key.secret, BODY, f"{COUNT}: 1"))
+            client.sendall(_request(live_key.secret, BODY, f"{COUNT}: 1") + behind)
             expect_waiting(app, api, acme, Future())
         while in_flight(app, acme) > 1:
             api.get("models")
@@ -501,3 +505,84 @@ def test_what_was_deleted_by_retention_is_said_to_be(
     expect_error(api.draw(headers=KEY), "images_deleted")
     assert api.draw(headers={"Idempotency-Key": "another"}).status_code == 200
     assert len(openai.calls) == 2
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "b64_json": {"response_format": "b64_json"},
+    "stream": {"stream": True},
+}
+
+
+def lose(*indexes: int) -> None:
+    """Take pictures out of the store behind the application's back."""
+    for image in Image.objects.filter(index__in=indexes):
+        (settings.DATA_DIR / "images" / image.name).unlink(missing_ok=True)
+
+
+def in_hold() -> int:
+    """Return how much of the account is held."""
+    assert not Hold.objects.filter(state=HoldState.HELD).exists()
+    return BillingAccount.objects.get().held_micro
+
+
+@pytest.mark.parametrize("again", [KEY, RETRY], ids=["same key", "retry"])
+@pytest.mark.parametrize("kind", list(ANSWERS))
+@pytest.mark.parametrize("edits", [False, True], ids=["generation", "edit"])
+def test_what_the_store_has_lost_is_as_good_as_deleted(
+    api: Api, openai: OpenAIEmulator, again: dict[str, str], kind: str, edits: bool
+) -> None:
+    asked = {"n": 3, **ANSWERS[kind]}
+
+    def draw() -> httpx.Response:
+        if edits:
+            form = {name: str(value).lower() for name, value in asked.items()}
+            return edit(api, headers=again, **form)
+        return api.draw(headers=again, **asked)
+
+    first = draw()
+    api.http.delete(f"images/{first.headers['x-request-id']}/2")
+    lose(0)
+
+    rest = draw()
+    assert rest.status_code == 200, rest.text
+    assert rest.headers["idempotent-replayed"] == "true"
+    assert _digests(rest) == [_digests(first)[1]]
+    if kind == "stream":
+        assert [data["deleted"] for _, data in events(rest.text)] == [[0, 2]]
+    else:
+        assert rest.json()["deleted"] == [0, 2]
+        assert [row["b64_json"] for row in rest.json()["data"]] == [
+            first.json()["data"][1]["b64_json"]
+        ]
+
+    lose(1)
+    nothing = draw()
+    expect_error(nothing, "images_deleted", says="new request")
+    assert nothing.headers["x-should-retry"] == "false"
+    assert len(openai.calls) == Generation.objects.count() == Hold.objects.count() == 1
+    assert in_hold() == 0
+    consumed = LedgerEntry.objects.filter(kind="consumption")
+    assert sum(one.amount_micro for one in consumed) == -Generation.objects.get().cost_micro
+    assert sum(one.quantity for one in consumed) == 3
+
+
+@pytest.mark.parametrize("kind", list(ANSWERS))
+def test_what_may_wait_on_another_host_is_waited_for(
+    settings: Settings, api: Api, openai: OpenAIEmulator, kind: str
+) -> None:
+    settings.STORAGE_OUTAGE = "spool"
+    asked = {"n": 2, **ANSWERS[kind]}
+    api.draw(headers=KEY, **asked)
+    lose(1)
+
+    answer = api.draw(headers=KEY, **asked)
+    expect_error(answer, "service_unavailable", says="on its way")
+    assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("2", "true")
+
+    Generation.objects.update(created_at=timezone.now() - SPOOLED_WITHIN)
+    rest = api.draw(headers=KEY, **asked)
+    assert rest.status_code == 200, rest.text
+    assert len(_digests(rest)) == 1
+    assert len(openai.calls) == Hold.objects.count() == Generation.objects.count() == 1
+    consumed = LedgerEntry.objects.filter(kind="consumption")
+    assert (sum(one.quantity for one in consumed), in_hold()) == (2, 0)
