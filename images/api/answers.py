@@ -197,9 +197,14 @@ async def _images(rows: Sequence[Image], store: ImageStore) -> list[dict[str, An
 
 
 async def image(row: Image, store: ImageStore) -> dict[str, Any]:
-    """Return one picture of an answer's `data`."""
+    """Return one picture of an answer's `data`; without an address if the store has lost it."""
+    try:
+        link = row.link or await store.alink(row.name)
+    except FileNotFoundError:
+        # A private bucket signs no address of what it does not have.
+        link = None
     entry: dict[str, Any] = {
-        "url": row.link or await store.alink(row.name),
+        "url": link,
         "width": row.width,
         "height": row.height,
         "mime_type": row.mime_type,
