@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 FAILURES_PER_REQUEST = 3
 # Of a wide fan-out the first few calls go ahead, so that a dead provider is asked no oftener.
 FIRST_WAVE = 3
-HEAD_START_SECONDS = 0.5
 REFUSAL = "content_policy_violation"
 LONGEST_PAUSE = 20.0
 # Base64 adds a third; the rest of an answer is small.
@@ -353,6 +352,8 @@ class Provider(ABC):
     parallel: ClassVar[int] = 8
 
     circuit: Circuit = field(default_factory=Circuit)
+    #: Seconds that the first wave of a wide fan-out has to tell how the provider is.
+    head_start: float = 0.5
 
     @abstractmethod
     def call(self, request: ImageRequest) -> AsyncIterator[Item]:
@@ -381,7 +382,7 @@ class Provider(ABC):
                 async with gate:
                     if number >= FIRST_WAVE:
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(patience.told.wait(), HEAD_START_SECONDS)
+                            await asyncio.wait_for(patience.told.wait(), self.head_start)
                     async for item in self._insist(part, patience):
                         # An early view is numbered within its picture.
                         if isinstance(item, ProviderImage):
