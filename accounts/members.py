@@ -77,7 +77,7 @@ def found(name: str, *, owner: User) -> Organization:
 
 
 def founded(person: User) -> QuerySet[AuditEvent]:
-    """Return the records of the organizations that a person has founded, whoever owns them now."""
+    """Return the records of the organizations that a person founded and may have handed over."""
     return AuditEvent.objects.filter(actor=person, action="organization.created")
 
 

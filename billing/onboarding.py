@@ -1,8 +1,8 @@
 """A new customer: an organization with an account, and the sign-up bonus once per person.
 
-Whoever could found organizations without end could have the bonus without end. So a person has it
-once, known by their account and by every address they have proved, whatever is renamed or deleted
-afterwards; and the organizations a person founds are limited.
+Anyone who could found organizations without end could have the bonus without end. So a person has
+it once, known by their account and by every address they have proved, whatever is renamed or
+deleted afterwards; and the organizations a person founds are limited.
 """
 
 import hashlib

@@ -86,7 +86,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
         return redirect(place)
 
     def confirm_email(self, request: HttpRequest, email_address: EmailAddress) -> bool:
-        """Mark an address as proved; whoever has founded an organization gets the bonus then."""
+        """Mark an address as proved; anyone who has founded an organization gets the bonus then."""
         confirmed: bool = super().confirm_email(request, email_address)
         if confirmed:
             address_proved(email_address.user)

@@ -73,7 +73,7 @@ def suspend(organization: Organization, reason: str, actor: User | None) -> bool
 
 
 def resume(organization: Organization, actor: User | None, note: str = "") -> bool:
-    """End a suspension, whoever began it, and tell whether there was one; `note` says why.
+    """End a suspension of any origin and return whether there was one; `note` says why.
 
     If invoices are still owed, it is for a new grace period.
     """

@@ -622,7 +622,7 @@ def _capture_one(started: Started, candidate: Candidate, one: _Kept) -> Generati
 def _insert(started: Started, row: Image) -> None:
     """Insert a picture; the words that its model made of a prompt are kept only if prompts are.
 
-    Who asked is told them all the same.
+    The caller still receives them.
     """
     if not started.keeps_prompts:
         row = copy(row)

@@ -105,7 +105,7 @@ class Pixels:
         """Take back what reserve() counted."""
         with self._lock:
             self._reserved[turns] -= pixels
-            self._reserved += Counter()  # forgets whoever has none
+            self._reserved += Counter()  # forgets those that have none
 
     def _may(self, turns: Turns) -> bool:
         """Return whether one more of this work may run."""

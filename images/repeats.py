@@ -127,7 +127,7 @@ def _found(key: ApiKey, request: GenerationRequest, sent: Sent) -> Generation | 
         .order_by("-created_at")
         .first()
     )
-    # Whoever deleted all its pictures has had its answer: this is another order.
+    # A client that deleted all its pictures has had its answer: this is another order.
     return None if newest is None or _emptied(newest) else newest
 
 
@@ -141,7 +141,7 @@ def _emptied(row: Generation) -> bool:
 def meanwhile(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | Running | None:
     """Return the same order if it was let in while this request waited to be; None if it was not.
 
-    Call it with the organization's account locked: whoever was before has committed then. The
+    Call it with the organization's account locked: those that came before have committed then. The
     sandbox has no account, so there the retries of a key wait here for each other. What is named by
     an Idempotency-Key needs no look: its row is unique.
     """

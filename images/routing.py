@@ -111,7 +111,7 @@ class Candidate:
             prompt=asked.prompt,
             deadline=deadline,
             n=asked.n,
-            # Whoever sends early views draws one picture a call.
+            # A model that sends early views draws one picture a call.
             per_call=MAX_N if sandbox else 1 if partial_images else model.per_call,
             size=_drawn_size(asked, model),
             quality=self._upstream_quality(),

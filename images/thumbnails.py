@@ -29,7 +29,7 @@ def thumbnail(gateway: Gateway | None, turns: Turns, name: str) -> bytes:
     cache = caches["thumbnails"]
     if (kept := cache.get(name)) is not None:
         return bytes(kept)
-    # Read in its turn, too: whoever waits has no picture in memory.
+    # Read in its turn, too: nothing that waits has a picture in memory.
     making = turns.begin(lambda: pictures.shrink(pictures.inspect(_read(gateway, name)), EDGE))
     try:
         made = making.result(WAIT_SECONDS)

@@ -68,7 +68,7 @@ class OutageFilter(logging.Filter):
     """Turns what an outage makes every caller log into one line a second.
 
     Of the database each would be a traceback of sixty lines, all of them the same. Of an answer of
-    503 without one, whoever gave it has said why.
+    503 without one, the code that gave it has logged why.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Mail for whoever runs the demo: read in a terminal, where a link has to stay in one piece."""
+"""Mail that is read in a terminal, as in the demo, where a link has to stay in one piece."""
 
 from django.core.mail import EmailMessage
 from django.core.mail.backends import console

@@ -214,7 +214,7 @@ def _is_covered(request: MemberRequest, form: PlaygroundForm, offers: list[Offer
 
 
 def _with_balance(request: MemberRequest, answer: HttpResponse) -> HttpResponse:
-    """Say what may be spent now beside what came, for the price's line."""
+    """Return the results with what is available now, for the line of the price."""
     account = ledger.balance(request.access.organization)
     answer["X-Available-Micro"] = str(account.available_micro)
     return answer

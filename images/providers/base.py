@@ -277,7 +277,7 @@ class Circuit:
     def failed(self, caller: str, *, began: float, at_once: bool) -> bool:
         """Note a failure; return whether the circuit has just opened.
 
-        `at_once`: our account is at fault, whoever calls, and no short pause mends it.
+        `at_once`: our account is at fault for every caller, and no short pause mends it.
         """
         now = self.clock()
         if self.opened_at is None:

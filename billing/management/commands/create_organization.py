@@ -48,7 +48,7 @@ class Command(BaseCommand):
                 owner = User.objects.create_user(email, password)
                 sys.stderr.write(f"New user {email}, password {password}\n")
             organization = members.found(name, owner=owner)
-            # Whoever pays for it decides: every one has the bonus, and the owner has had theirs.
+            # The operator decides: each of these has the bonus, and its owner has then had theirs.
             onboarding.claim(owner)
             ledger.open_account(
                 organization, bonus_micro=settings.SIGNUP_BONUS_MICRO, credit_limit_micro=limit
