@@ -503,8 +503,9 @@ def test_who_leaves_in_the_middle_of_a_zip_file_ends_it_quietly(key: ApiKey) -> 
         task = asyncio.create_task(take())
         await asyncio.wait([task], timeout=after)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        # A busy machine may look again only when the file is whole.
+        assert task.cancelled() or task.exception() is None
 
     for step in range(10):
         asyncio.run(leave(0.002 * step))
