@@ -28,24 +28,25 @@ from tests.factories import KeyFactory, OrganizationFactory
 from tests.run import ELSEWHERE
 from tests.server import Api, AppServer
 
-# What is in here and takes none of the database's fixtures asks no database.
-WITHOUT_DATABASE = (
-    "tests/lib",
-    "tests/images/providers",
-    "tests/test_emulators",
-    "tests/test_clients",
-)
+# What is in here and takes none of the database's fixtures asks no database. It runs beside one of
+# the two; the browser is on SQLite alone, and so both take about the same time.
+ONCE = {
+    "tests/lib/": "postgresql",
+    "tests/images/providers/": "postgresql",
+    "tests/test_emulators/": "sqlite",
+    "tests/test_clients/": "sqlite",
+}
 DATABASE = {"db", "transactional_db", "django_db_setup"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what asks no database where another run has it; see tests.run."""
-    if not (elsewhere := os.environ.get(ELSEWHERE)):
-        return
+    """Leave out what asks no database where the other run has it; see tests.run."""
+    elsewhere = os.environ.get(ELSEWHERE)
+    there = tuple(folder for folder, database in ONCE.items() if database == elsewhere)
     for item in items:
         used = DATABASE.intersection(getattr(item, "fixturenames", ()))
         asks = used or item.get_closest_marker("django_db")
-        if item.nodeid.startswith(WITHOUT_DATABASE) and not asks:
+        if item.nodeid.startswith(there) and not asks:
             reason = f"asks no database: runs beside {elsewhere}"
             item.add_marker(pytest.mark.skip(reason=reason))
 

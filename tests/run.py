@@ -28,7 +28,7 @@ from tests import services
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = "GEEKHUB_TEST_REPORT"
-# Set for the run that leaves out what asks no database, because the other one has it.
+# Set where two runs share what asks no database: the database of the other one.
 ELSEWHERE = "GEEKHUB_TEST_ELSEWHERE"
 STOP_SECONDS = 30
 # pytest's exit code. A failure here: a suite that vanished is not a suite that passed.
@@ -129,21 +129,23 @@ def run_suite(arguments: list[str]) -> int:
 
     missing: list[str] = []
     with ExitStack() as stack:
-        runs: list[_Run] = []
+        ready: dict[str, tuple[Path, dict[str, str]]] = {}
         for database, servers in (("sqlite", _sqlite), ("postgresql", _postgresql)):
             if options.only not in (None, database):
                 missing.append(f"the tests on {database}: left out by --only {options.only}")
                 continue
             try:
                 folder = Path(stack.enter_context(_temporary_folder()))
-                environment = stack.enter_context(servers(folder))
+                ready[database] = folder, stack.enter_context(servers(folder))
             except services.Unavailable as reason:
                 missing.append(f"the tests on {database}: {reason}")
-                continue
-            if database == "sqlite" and options.only is None:
-                # The browser is on SQLite alone; so both take about the same time.
-                environment[ELSEWHERE] = "postgresql"
-            runs.append(_start_pytest(database, folder, environment, pytest_arguments))
+        for database, (_, environment) in ready.items():
+            if others := ready.keys() - {database}:
+                environment[ELSEWHERE] = others.pop()
+        runs = [
+            _start_pytest(database, folder, environment, pytest_arguments)
+            for database, (folder, environment) in ready.items()
+        ]
         _wait([run.process for run in runs], lambda number: _print_output(runs[number]))
         outcomes = [_outcome(run) for run in runs]
     print(_summary(outcomes, missing), flush=True)
