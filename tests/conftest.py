@@ -25,7 +25,7 @@ from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.stripe import StripeEmulator
 from tests.emulators.xai import XaiEmulator
 from tests.factories import KeyFactory, OrganizationFactory
-from tests.run import ELSEWHERE
+from tests.run import ELSEWHERE, SHARED
 from tests.server import Api, AppServer
 
 # What is in here and takes none of the database's fixtures asks no database. It runs beside one of
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         used = DATABASE.intersection(getattr(item, "fixturenames", ()))
         asks = used or item.get_closest_marker("django_db")
         if item.nodeid.startswith(there) and not asks:
-            reason = f"asks no database: runs beside {elsewhere}"
+            reason = f"{SHARED}: runs beside {elsewhere}"
             item.add_marker(pytest.mark.skip(reason=reason))
 
 

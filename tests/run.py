@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT = "GEEKHUB_TEST_REPORT"
 # Set where two runs share what asks no database: the database of the other one.
 ELSEWHERE = "GEEKHUB_TEST_ELSEWHERE"
+# How the reason begins for which a test is left to the other run.
+SHARED = "asks no database"
 STOP_SECONDS = 30
 # pytest's exit code. A failure here: a suite that vanished is not a suite that passed.
 NO_TESTS_RAN = 5
@@ -226,8 +228,10 @@ def _summary(outcomes: list[Outcome], missing: list[str]) -> str:
     # A test that only one of the databases can run did run. What was skipped everywhere could not
     # run here.
     reasons: Counter[str] = Counter()
-    for test, reason in (outcomes[0].skipped if outcomes else {}).items():
-        reasons[reason] += all(test in outcome.skipped for outcome in outcomes)
+    for test in outcomes[0].skipped if outcomes else {}:
+        told = [outcome.skipped.get(test, "") for outcome in outcomes]
+        reason = next((one for one in told if not one.startswith(SHARED)), told[0])
+        reasons[reason] += all(told)
     missing = missing + [
         f"{reason} ({count} skipped)" for reason, count in sorted(reasons.items()) if count
     ]
