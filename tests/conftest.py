@@ -9,7 +9,7 @@ from django.contrib.contenttypes.management import create_contenttypes
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
 from django.db.models.signals import post_migrate
-from django.test import Client
+from django.test import Client, TransactionTestCase
 from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
@@ -19,6 +19,7 @@ from billing.models import PriceState, PriceVersion
 from billing.stripe_client import Stripe
 from geekhub.server import Door
 from images.catalog import CATALOG
+from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
 from tests.emulators.openai import OpenAIEmulator
@@ -170,6 +171,8 @@ def django_db_setup(django_db_setup: None) -> None:
     """
     post_migrate.disconnect(create_contenttypes)
     post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
+    # What follows a test that commits; Django's own `flush` took as long as such a test.
+    TransactionTestCase._fixture_teardown = lambda self: empty()  # type: ignore[method-assign]
 
 
 @pytest.fixture

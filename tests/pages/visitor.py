@@ -22,6 +22,7 @@ class Visitor:
         self.http = httpx.Client(
             base_url=app.origin,
             timeout=60,
+            verify=False,  # as in Api: there is no TLS
             cookies={settings.SESSION_COOKIE_NAME: session, settings.CSRF_COOKIE_NAME: CSRF},
         )
 
