@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from openapi_schema_validator import OAS31Validator
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from tests.emulators.stripe.core import Obj
@@ -57,6 +57,7 @@ def _document() -> Obj:
 def load() -> None:
     """Read the document now, so that no call has to wait for it."""
     _operations()
+    _registry()
 
 
 def _modern(node: Any) -> Any:
@@ -84,13 +85,15 @@ def _modern(node: Any) -> Any:
 
 
 @functools.cache
-def _component(uri: str) -> "Resource[Any]":
+def _registry() -> "Registry[Any]":
+    """Every component, looked through once: a registry that fetches them does so at every step."""
     schemas = _document()["components"]["schemas"]
-    contents = _modern(schemas[uri.removeprefix("stripe:")])
-    return DRAFT202012.create_resource(contents)
-
-
-_REGISTRY: "Registry[Any]" = Registry(retrieve=_component)  # type: ignore[call-arg]
+    resources = (
+        (f"stripe:{name}", DRAFT202012.create_resource(_modern(schema)))
+        for name, schema in schemas.items()
+    )
+    made: Registry[Any] = Registry()
+    return made.with_resources(resources).crawl()
 
 
 @functools.cache
@@ -140,7 +143,7 @@ _validators: dict[int, tuple[Obj, Any]] = {}
 def _validator(schema: Obj) -> Any:
     """The validator of a schema; the schema is kept, so that its id stays its own."""
     if id(schema) not in _validators:
-        made = OAS31Validator(_modern(schema), registry=_REGISTRY)
+        made = OAS31Validator(_modern(schema), registry=_registry())
         _validators[id(schema)] = (schema, made)
     return _validators[id(schema)][1]
 
