@@ -29,27 +29,43 @@ from tests.factories import KeyFactory, OrganizationFactory
 from tests.run import ELSEWHERE, SHARED
 from tests.server import Api, AppServer
 
-# What is in here and takes none of the database's fixtures asks no database. It runs beside one of
-# the two; the browser is on SQLite alone, and so both take about the same time.
+# What asks no database, though the database's fixtures may be used beside it in the folder. It runs
+# beside one of the two; the browser is on SQLite alone, and so both take about the same time.
 ONCE = {
     "tests/lib/": "postgresql",
     "tests/images/providers/": "postgresql",
     "tests/test_emulators/": "sqlite",
     "tests/test_clients/": "sqlite",
 }
+# What asks the database for nothing that others do not ask of both: walks over all pages, and what
+# becomes of requests when providers fail.
+EITHER = {
+    "tests/pages/test_walk.py": "postgresql",
+    "tests/pages/test_addresses.py": "postgresql",
+    "tests/pages/test_all_pages.py": "postgresql",
+    "tests/pages/test_forms_survive.py": "postgresql",
+    "tests/pages/test_translations.py": "postgresql",
+    "tests/pages/test_audit.py": "postgresql",
+    "tests/pages/test_people.py": "postgresql",
+    "tests/gateway/": "sqlite",
+    "tests/api/test_bodies.py": "sqlite",
+    "tests/api/test_edits.py": "sqlite",
+    "tests/api/test_messages.py": "sqlite",
+    "tests/api/test_bad_input.py": "sqlite",
+}
 DATABASE = {"db", "transactional_db", "django_db_setup"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what asks no database where the other run has it; see tests.run."""
+    """Leave out what the other run has and what would be the same here; see tests.run."""
     elsewhere = os.environ.get(ELSEWHERE)
-    there = tuple(folder for folder, database in ONCE.items() if database == elsewhere)
+    once = tuple(path for path, database in ONCE.items() if database == elsewhere)
+    either = tuple(path for path, database in EITHER.items() if database == elsewhere)
     for item in items:
         used = DATABASE.intersection(getattr(item, "fixturenames", ()))
         asks = used or item.get_closest_marker("django_db")
-        if item.nodeid.startswith(there) and not asks:
-            reason = f"{SHARED}: runs beside {elsewhere}"
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.nodeid.startswith(either) or (item.nodeid.startswith(once) and not asks):
+            item.add_marker(pytest.mark.skip(reason=f"{SHARED} {elsewhere}"))
 
 
 @pytest.fixture(scope="session")

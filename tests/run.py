@@ -28,10 +28,10 @@ from tests import services
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = "GEEKHUB_TEST_REPORT"
-# Set where two runs share what asks no database: the database of the other one.
+# Set where two runs share what is the same on either database: the database of the other one.
 ELSEWHERE = "GEEKHUB_TEST_ELSEWHERE"
 # How the reason begins for which a test is left to the other run.
-SHARED = "asks no database"
+SHARED = "runs beside"
 STOP_SECONDS = 30
 # pytest's exit code. A failure here: a suite that vanished is not a suite that passed.
 NO_TESTS_RAN = 5
