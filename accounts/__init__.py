@@ -1,0 +1,1 @@
+"""Who: people, organizations, API keys and the audit log."""

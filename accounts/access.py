@@ -19,8 +19,8 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.http import escape_leading_slashes, url_has_allowed_host_and_scheme
 
-from accounts import viewing
 from accounts.models import Membership, Organization, Role, User
+from accounts.staff import viewing
 
 SESSION = "organization"
 
@@ -47,7 +47,7 @@ MAY: Mapping[Role, frozenset[Permission]] = {
 }
 
 
-# What staff may do who look at a customer's pages; `accounts.viewing` refuses the rest before.
+# What staff may do who look at a customer's pages; accounts/staff/viewing.py refuses the rest.
 LOOKING = frozenset({Permission.VIEW, Permission.VIEW_BILLING, Permission.VIEW_AUDIT})
 
 

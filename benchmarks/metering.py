@@ -31,9 +31,11 @@ def measure() -> None:
     from django.utils import timezone
 
     from benchmarks.gateway import core_ms
-    from billing.metering import StripeSink, freeze, send_due
+    from billing.metering.freeze import freeze
+    from billing.metering.send import send_due
+    from billing.metering.sink import StripeSink
     from billing.models import MeterEvent, MeterState
-    from billing.stripe_client import connect
+    from billing.stripe.client import connect
 
     core = core_ms()
     began, cpu = time.monotonic(), time.process_time()
@@ -53,9 +55,9 @@ def main(rows: int) -> int:
     from django.db.models import Sum
     from django.utils import timezone
 
-    from billing import prices
     from billing.models import LedgerEntry
-    from images.catalog import CATALOG
+    from billing.spending import prices
+    from images.catalog.rows import CATALOG
     from tests.billing.metered import sell
     from tests.emulators.stripe import StripeEmulator
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 import uvloop
 
-from images.storage import SupabaseStorage
+from images.stores.supabase import SupabaseStorage
 from tests.emulators.supabase import SupabaseEmulator
 
 SIZE = 1_500_000

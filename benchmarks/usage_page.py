@@ -34,8 +34,7 @@ from django.utils import timezone  # noqa: E402
 
 from accounts.models import Organization  # noqa: E402
 from benchmarks.gateway import core_ms  # noqa: E402
-from images import rollups, usage  # noqa: E402
-from images.catalog import CATALOG  # noqa: E402
+from images.catalog.rows import CATALOG  # noqa: E402
 from images.models import (  # noqa: E402
     ClosedHours,
     DailyLatency,
@@ -47,7 +46,8 @@ from images.models import (  # noqa: E402
     HourlyUsage,
     Image,
 )
-from images.usage import Wanted  # noqa: E402
+from images.usage import requests, rollups  # noqa: E402
+from images.usage.span import Place, Wanted  # noqa: E402
 from tests.factories import KeyFactory, OrganizationFactory  # noqa: E402
 
 DAYS = 180
@@ -249,7 +249,7 @@ def measure(big: Organization) -> bool:
     today = timezone.localdate()
     early = today - timedelta(days=DAYS)
     whole = Wanted(start=timezone.now() - timedelta(days=DAYS), end=timezone.now())
-    deep = usage.page(big, whole, size=500)[-1]
+    deep = requests.page(big, whole, size=500)[-1]
     middle = Generation.objects.filter(
         organization=big, created_at__lt=timezone.now() - timedelta(days=DAYS // 2)
     ).order_by("-created_at")[0]
@@ -259,7 +259,7 @@ def measure(big: Organization) -> bool:
         "usage, 30 days": "/dashboard/usage",
         "usage, 180 days": f"/dashboard/usage?since={early}",
         "usage, a page in the middle": f"/dashboard/usage?since={early}"
-        f"&before={usage.Place(middle.created_at, middle.request_id)}",
+        f"&before={Place(middle.created_at, middle.request_id)}",
         "usage, failed": f"/dashboard/usage?since={early}&status=failed",
         "usage, one key and model": f"/dashboard/usage?since={early}&model=fal/flux-1.1-pro"
         f"&key={deep.api_key_id}",

@@ -1,0 +1,1 @@
+"""How much: prices, holds, the ledger, and its way into Stripe."""

@@ -1,0 +1,1 @@
+"""Wiring: settings, addresses, server, staff site. No business rule."""

@@ -21,11 +21,11 @@ from django.conf import settings  # noqa: E402 - the settings must be there firs
 from django.core.asgi import get_asgi_application  # noqa: E402
 from django.db import connections  # noqa: E402
 
-from billing.stripe_catalog import check_mode  # noqa: E402
+from billing.stripe.catalog import check_mode  # noqa: E402
 from geekhub.lib import bodies  # noqa: E402
 from geekhub.lib.bodies import Incoming, Receive, Scope, Send  # noqa: E402
 from images.api.handler import ApiHandler, is_meant  # noqa: E402
-from images.gateway import Gateway, open_gateway  # noqa: E402
+from images.drawing.gateway import Gateway, open_gateway  # noqa: E402
 
 # Far more than the largest form of the pages; Stripe's events have a limit of their own.
 PAGE_BODY_BYTES = 1024 * 1024

@@ -10,7 +10,7 @@ from django.db import connection
 from django.http import HttpRequest, JsonResponse
 
 from geekhub.lib.cache import SteadyRedisCache
-from images.gateway import gateway_of, store_of
+from images.drawing.gateway import gateway_of, store_of
 
 log = logging.getLogger(__name__)
 

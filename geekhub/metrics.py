@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from images import metrics as images
-from images.gateway import gateway_of
+from images.drawing.gateway import gateway_of
 
 
 def metrics(request: HttpRequest) -> HttpResponse:

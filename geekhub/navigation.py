@@ -12,8 +12,8 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.access import Access, NoOrganization, Permission, current, memberships
 from accounts.models import User
-from billing import ledger
 from billing.pages.words import Standing, standing
+from billing.spending import ledger
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise

@@ -62,7 +62,7 @@ INSTALLED_APPS = [
     "accounts",
     "billing",
     "images",
-    # Before the admin, whose templates it replaces. The site is our own, geekhub/staff.py.
+    # Before the admin, whose templates it replaces. The site is our own, geekhub/staff/site.py.
     "unfold.apps.BasicAppConfig",
     "django.contrib.admin.apps.SimpleAdminConfig",
     "django.contrib.auth",
@@ -90,7 +90,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "accounts.viewing.OnlyLooking",
+    "accounts.staff.viewing.OnlyLooking",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "allauth.usersessions.middleware.UserSessionsMiddleware",
@@ -166,11 +166,11 @@ TRUSTED_PROXIES = env.int("TRUSTED_PROXIES", default=0)
 if TRUSTED_PROXIES < 0:
     raise ImproperlyConfigured("TRUSTED_PROXIES is 0 or more")
 
-ACCOUNT_ADAPTER = "billing.signup.AccountAdapter"
+ACCOUNT_ADAPTER = "billing.pages.signup.AccountAdapter"
 ACCOUNT_FORMS = {
-    "signup": "billing.signup.SignupForm",
-    "login": "accounts.login_forms.LoginForm",
-    "reset_password": "accounts.login_forms.ResetPasswordForm",
+    "signup": "billing.pages.signup.SignupForm",
+    "login": "accounts.pages.login_forms.LoginForm",
+    "reset_password": "accounts.pages.login_forms.ResetPasswordForm",
 }
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_LOGIN_METHODS = {"email"}
@@ -202,8 +202,8 @@ MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "Geek Hub"
 MFA_FORMS = {
-    "add_webauthn": "accounts.mfa_forms.AddPasskeyForm",
-    "edit_webauthn": "accounts.mfa_forms.EditPasskeyForm",
+    "add_webauthn": "accounts.pages.mfa_forms.AddPasskeyForm",
+    "edit_webauthn": "accounts.pages.mfa_forms.EditPasskeyForm",
 }
 # Otherwise only for proven addresses, and where no mail is sent, none can be.
 MFA_ALLOW_UNVERIFIED_EMAIL = not SENDS_MAIL
@@ -465,7 +465,7 @@ def _pictures_in(bucket: str, folder: str, kind: str, expires_in: int | None) ->
             domain = f"{public.netloc}/storage/v1/object/public/{bucket}"
             links = {"custom_domain": domain, "url_protocol": f"{public.scheme}:"}
         return {
-            "BACKEND": "images.s3_storage.S3ImageStorage",
+            "BACKEND": "images.stores.s3.S3ImageStorage",
             "OPTIONS": {
                 "endpoint_url": f"{SUPABASE_URL}/storage/v1/s3",
                 "access_key": SUPABASE_S3_KEY_ID,
@@ -482,11 +482,11 @@ def _pictures_in(bucket: str, folder: str, kind: str, expires_in: int | None) ->
     if SUPABASE_URL:
         options = {"url": SUPABASE_URL, "key": SUPABASE_KEY, "public_url": SUPABASE_PUBLIC_URL}
         return {
-            "BACKEND": "images.storage.SupabaseStorage",
+            "BACKEND": "images.stores.supabase.SupabaseStorage",
             "OPTIONS": {**options, "bucket": bucket, "expires_in": expires_in},
         }
     return {
-        "BACKEND": "images.storage.LocalStorage",
+        "BACKEND": "images.stores.supabase.LocalStorage",
         "OPTIONS": {
             "location": DATA_DIR / folder,
             "base_url": f"{PUBLIC_URL}/storage/v1/object/{kind}/{bucket}/",

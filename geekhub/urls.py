@@ -6,9 +6,10 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
 
-from billing import webhooks
-from geekhub import errors, health, metrics, staff
-from images import views as images
+from billing.stripe import webhook
+from geekhub import errors, health, metrics
+from geekhub.staff import site
+from images.pages import local_pictures as images
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="dashboard")),
@@ -30,9 +31,9 @@ urlpatterns = [
     path("language", set_language, name="set_language"),
     path("", include("images.pages.urls")),
     path("", include("billing.pages.urls")),
-    path("", include("accounts.urls")),
-    path("staff/", staff.site.urls),
-    path("billing/webhooks/stripe", webhooks.receive, name="stripe_webhook"),
+    path("", include("accounts.pages.urls")),
+    path("staff/", site.site.urls),
+    path("billing/webhooks/stripe", webhook.receive, name="stripe_webhook"),
     path(
         f"storage/v1/object/public/{settings.SUPABASE_BUCKET}/<path:name>",
         images.local_picture,

@@ -1,0 +1,1 @@
+"""What is sold: models, drawing, stores, and the faces that customers see."""

@@ -5,8 +5,8 @@ from typing import Any
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.files.storage import storages
 
-from images import pictures
-from images.storage import StorageError, SupabaseStorage
+from images.pixels import pictures
+from images.stores.supabase import StorageError, SupabaseStorage
 
 
 @register(deploy=True)

@@ -180,7 +180,7 @@ class Image(models.Model):
 
 
 class Counted(models.Model):
-    """How many requests of an organization came in in some time; see `images.rollups`."""
+    """How many requests of an organization came in in some time; see `images.usage.rollups`."""
 
     organization = models.ForeignKey(
         Organization, on_delete=models.PROTECT, related_name="+", db_index=False
@@ -279,7 +279,7 @@ class Bar(Counted):
     """How many delivered requests of some time took how long: one bar of a histogram."""
 
     model = models.CharField(max_length=100)
-    bucket = models.PositiveSmallIntegerField(help_text="See images.rollups.WIDTH.")
+    bucket = models.PositiveSmallIntegerField(help_text="See images.usage.rollups.WIDTH.")
 
     class Meta:
         abstract = True

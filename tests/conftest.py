@@ -14,11 +14,11 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing import stripe_client
 from billing.models import PriceState, PriceVersion
-from billing.stripe_client import Stripe
+from billing.stripe import client as stripe_client
+from billing.stripe.client import Stripe
 from geekhub.server import Door
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -214,14 +214,14 @@ def serve(
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
         "images": {
-            "BACKEND": "images.storage.LocalStorage",
+            "BACKEND": "images.stores.supabase.LocalStorage",
             "OPTIONS": {
                 "location": tmp_path / "images",
                 "base_url": "http://pictures.test/storage/v1/object/public/generated-images/",
             },
         },
         "private_images": {
-            "BACKEND": "images.storage.LocalStorage",
+            "BACKEND": "images.stores.supabase.LocalStorage",
             "OPTIONS": {
                 "location": tmp_path / "private-images",
                 "base_url": "http://pictures.test/storage/v1/object/sign/private-images/",

@@ -6,7 +6,7 @@ import factory
 
 from accounts import keys, members
 from accounts.models import ApiKey, Organization, User
-from billing import ledger
+from billing.spending import ledger
 from geekhub.lib import money
 
 

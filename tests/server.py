@@ -11,7 +11,7 @@ import uvicorn
 
 from geekhub.asgi import Application
 from geekhub.server import Door
-from images.gateway import Gateway
+from images.drawing.gateway import Gateway
 
 # A bound, not a measure: a busy machine starts slowly.
 START_SECONDS = 60

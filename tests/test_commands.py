@@ -16,10 +16,10 @@ from django.core.management.base import CommandError
 
 from accounts import keys
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, Role, User
-from billing import ledger, prices
 from billing.models import Budget, EntryKind, HoldState, LedgerEntry, PriceVersion
+from billing.spending import ledger, prices
 from geekhub.lib import money
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from tests.billing import PRICES, authorize, capture
 from tests.factories import KeyFactory, OrganizationFactory
 

@@ -10,7 +10,7 @@ import pytest
 
 from geekhub.lib import money
 from images.api.errors import TABLE
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ("geekhub", "accounts", "billing", "images")

@@ -5,7 +5,7 @@ from django.db.models.functions import Now
 
 
 def write_down(apps, schema_editor):
-    from billing.onboarding import digests
+    from billing.spending.onboarding import digests
 
     claim = apps.get_model("billing", "BonusClaim")
     given = apps.get_model("billing", "LedgerEntry").objects.filter(kind="bonus")

@@ -1,21 +1,11 @@
 """How much: prices, holds and ledger; what Stripe is told and tells; who is to be warned."""
 
+from billing.models.account import AccountStatus, BillingAccount, BonusClaim
 from billing.models.alerts import AlertEndpoint, Notification
-from billing.models.money import (
-    AccountStatus,
-    BillingAccount,
-    BonusClaim,
-    Budget,
-    BudgetPeriod,
-    EntryKind,
-    Hold,
-    HoldState,
-    LedgerEntry,
-    Period,
-    PriceException,
-    PriceState,
-    PriceVersion,
-)
+from billing.models.budgets import Budget, BudgetPeriod, Period
+from billing.models.holds import Hold, HoldState
+from billing.models.ledger import EntryKind, LedgerEntry
+from billing.models.prices import PriceException, PriceState, PriceVersion
 from billing.models.reconciliation import (
     Comparison,
     Difference,

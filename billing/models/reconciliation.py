@@ -6,7 +6,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
-from billing.models.money import PriceVersion
+from billing.models.prices import PriceVersion
 
 
 class LedgerTotal(models.Model):

@@ -12,7 +12,8 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
-from billing.models.money import LedgerEntry, PriceVersion
+from billing.models.ledger import LedgerEntry
+from billing.models.prices import PriceVersion
 
 
 class MeterState(models.TextChoices):

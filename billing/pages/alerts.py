@@ -12,11 +12,14 @@ from django.views.decorators.http import require_POST, require_safe
 
 from accounts.access import MemberRequest, Permission, form_on, member
 from accounts.models import Organization
-from billing import alerts, ledger, limits
-from billing.alerts import EndpointRefused
+from billing.alerts import endpoints, raising
+from billing.alerts.delivery import READERS
+from billing.alerts.endpoints import EndpointRefused
+from billing.alerts.raising import PERCENTS
 from billing.models import AlertEndpoint, Budget, Notification
 from billing.pages import words
 from billing.pages.forms import EndpointForm, WarningForm
+from billing.spending import ledger, limits
 
 LATEST = 50
 
@@ -36,14 +39,14 @@ def _page(
     organization = request.access.organization
     account = ledger.balance(organization)
     found = AlertEndpoint.objects.filter(organization=organization).first()
-    told = organization.memberships.filter(role__in=alerts.READERS, user__is_active=True)
+    told = organization.memberships.filter(role__in=READERS, user__is_active=True)
     context = {
         "account": account,
         "warning": warning or WarningForm(initial={"below": account.alert_below_micro}),
         "endpoint": found,
         "endpoint_form": endpoint or EndpointForm(initial={"url": found.url if found else ""}),
         "readers": told.select_related("user").order_by("user__email"),
-        "percents": sorted(alerts.PERCENTS),
+        "percents": sorted(PERCENTS),
         "rows": _rows(organization),
         "zone": timezone.get_current_timezone_name(),
     }
@@ -90,7 +93,7 @@ def endpoint(request: MemberRequest) -> HttpResponse:
         return _page(request, endpoint=form)
     url = form.cleaned_data["url"]
     try:
-        secret = alerts.set_endpoint(access.organization, url, access.user)
+        secret = endpoints.set_endpoint(access.organization, url, access.user)
     except EndpointRefused as error:
         form.add_error("url", str(error))
         return _page(request, endpoint=form)
@@ -102,7 +105,7 @@ def endpoint(request: MemberRequest) -> HttpResponse:
 def test(request: MemberRequest) -> HttpResponse:
     """Send an alert that says that alerts arrive."""
     access = request.access
-    if alerts.send_test(access.organization, access.user, now=timezone.now()):
+    if raising.send_test(access.organization, access.user, now=timezone.now()):
         messages.success(request, _("A test alert is on its way."))
     else:
         messages.warning(request, _("One was sent in this minute. Try again in the next."))
@@ -113,6 +116,6 @@ def test(request: MemberRequest) -> HttpResponse:
 @member(Permission.MANAGE_BILLING)
 def endpoint_remove(request: MemberRequest) -> HttpResponse:
     """Send alerts by e-mail only."""
-    alerts.remove_endpoint(request.access.organization, request.access.user)
+    endpoints.remove_endpoint(request.access.organization, request.access.user)
     messages.success(request, _("Alerts are sent by e-mail only."))
     return redirect("billing_alerts")

@@ -15,10 +15,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.access import Access, MemberRequest, Permission, denied, member
-from billing import budgets, limits
-from billing.limits import Holder, NoSuchHolder, Use
 from billing.models import Budget, Period
 from billing.pages.forms import PERIODS, BudgetForm, LimitsForm
+from billing.spending import budgets, limits
+from billing.spending.limits import Holder, NoSuchHolder, Use
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise

@@ -8,9 +8,9 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import ApiKey, Organization
-from billing import recharges
-from billing.limits import Holder
 from billing.models import BillingAccount, EntryKind, Period
+from billing.spending.limits import Holder
+from billing.stripe import recharges
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
 from geekhub.lib.money import MICRO_PER_CENT

@@ -18,12 +18,12 @@ from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
-from billing import invoices
-from billing.downloads import csv_file
-from billing.invoices import Line, Links
 from billing.models import Invoice, LedgerEntry, PriceVersion
 from billing.pages.words import InvoiceState
-from billing.stripe_client import NotConnected, StripeFailure, connect, is_connected
+from billing.stripe import invoices
+from billing.stripe.client import NotConnected, StripeFailure, connect, is_connected
+from billing.stripe.invoices import Line, Links
+from geekhub.lib.csv import csv_file
 from geekhub.lib.moments import from_epoch
 from geekhub.lib.money import MICRO_PER_CENT
 

@@ -9,10 +9,10 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
-from billing import movements
-from billing.downloads import csv_file
 from billing.pages.forms import MovementsForm
 from billing.pages.words import MovementRow
+from billing.spending import movements
+from geekhub.lib.csv import csv_file
 
 PAGE = 50
 # Beyond what a database's number holds there is no entry.

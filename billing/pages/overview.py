@@ -17,16 +17,17 @@ from django.views.decorators.http import require_POST, require_safe
 
 from accounts.access import MemberRequest, Permission, form_on, member
 from accounts.models import Organization
-from billing import invoices, ledger, movements, recharges, subscriptions, visits
-from billing.customers import NothingToSell
-from billing.ledger import ModelSpend
 from billing.models import BillingAccount, Subscription
 from billing.pages.forms import AutomaticForm, RechargeForm
 from billing.pages.words import MovementRow, card
-from billing.recharges import RechargeRefused
-from billing.stripe_client import NotConnected, Stripe, StripeFailure, connect, is_connected
+from billing.spending import ledger, movements
+from billing.spending.ledger import ModelSpend
+from billing.stripe import invoices, recharges, subscriptions, visits
+from billing.stripe.client import NotConnected, Stripe, StripeFailure, connect, is_connected
+from billing.stripe.customers import NothingToSell
+from billing.stripe.recharges import RechargeRefused
+from billing.stripe.visits import Came, NotTheirs
 from billing.templatetags.amounts import dollars
-from billing.visits import Came, NotTheirs
 
 log = logging.getLogger("geekhub.billing")
 

@@ -17,9 +17,9 @@ from billing.models import (
     LedgerEntry,
     Notification,
 )
-from billing.movements import Movement
 from billing.pages.forms import KINDS, PERIODS
-from billing.stripe_client import is_connected
+from billing.spending.movements import Movement
+from billing.stripe.client import is_connected
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise

@@ -3,7 +3,7 @@
     internal      totals and ledger, holds and ledger, ledger and meter events; what is stuck
     usage         meter events and Stripe's sums of them, hour by hour
     draft, final  the lines of an invoice and the ledger
-    compare       for the app that knows the requests: see images.reconciliation
+    compare       for the app that knows the requests: see images.usage.reconciliation
 
 What does not agree is a Difference, one open row per key. It is closed when it agrees again, and
 nothing is put right but what `usage` may: little, and seen alike twice.

@@ -19,7 +19,7 @@ from django.db.models import (
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, TruncHour
 
-from billing import metering
+from billing.metering.events import COUNTED
 from billing.models import (
     BillingAccount,
     BudgetPeriod,
@@ -293,7 +293,7 @@ def _event_sums(now: datetime, since: datetime) -> Iterator[Finding]:
 
 def _stuck_events(now: datetime, since: datetime) -> Iterator[Finding]:
     """Find meter events that are not with Stripe and will not get there by themselves."""
-    made_up = Coalesce(Sum("reissues__quantity", filter=Q(reissues__state__in=metering.COUNTED)), 0)
+    made_up = Coalesce(Sum("reissues__quantity", filter=Q(reissues__state__in=COUNTED)), 0)
     lost = Q(state__in=[MeterState.REJECTED, MeterState.UNBILLED, MeterState.UNCERTAIN])
     late = Q(state=MeterState.SENDING, first_attempt_at__lt=now - SENDING) | Q(
         state=MeterState.PENDING, timestamp__lt=now - WAITING

@@ -12,7 +12,7 @@ from django.db.models import (
     Sum,
 )
 
-from billing import invoices, metering
+from billing.metering.events import COUNTED
 from billing.models import (
     Comparison,
     Invoice,
@@ -21,7 +21,8 @@ from billing.models import (
     Reconciliation,
 )
 from billing.reconciliation.differences import BETWEEN_READS, Finding, finish, note
-from billing.stripe_client import Stripe, StripeFailure, StripeUnknown
+from billing.stripe import invoices
+from billing.stripe.client import Stripe, StripeFailure, StripeUnknown
 from geekhub.lib.money import MICRO_PER_CENT
 
 # The events of the period's last hour are frozen and sent in the first minutes of a draft.
@@ -145,7 +146,7 @@ def _without_line(kind: str, invoice: Invoice, billed: set[int]) -> Iterator[Fin
         organization_id=invoice.organization_id,
         timestamp__gte=invoice.period_start,
         timestamp__lt=invoice.period_end,
-        state__in=metering.COUNTED,
+        state__in=COUNTED,
     ).exclude(price_version_id__in=billed)
     rows = used.values("price_version_id").annotate(images=Sum("quantity")).exclude(images=0)
     for row in rows.order_by("price_version_id"):

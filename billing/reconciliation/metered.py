@@ -12,7 +12,8 @@ from django.db.models import (
     Q,
 )
 
-from billing import budgets, ledger, metering
+from billing.metering import freeze
+from billing.metering.events import COUNTED, IN_FLIGHT
 from billing.models import (
     Comparison,
     Difference,
@@ -23,7 +24,8 @@ from billing.models import (
     Reconciliation,
 )
 from billing.reconciliation.differences import Finding, finish, lane_hour, note
-from billing.stripe_client import Stripe, StripeFailure, StripeRefused, StripeUnknown
+from billing.spending import budgets, ledger
+from billing.stripe.client import Stripe, StripeFailure, StripeRefused, StripeUnknown
 from geekhub.lib import money
 from geekhub.lib.moments import from_epoch, hour_of
 
@@ -106,12 +108,12 @@ def _expected(lane: Lane, first: datetime, end: datetime) -> Expected:
     for event in events.select_related("reissue_of"):
         original = event.reissue_of
         hours = {hour_of(event.timestamp)} | ({hour_of(original.timestamp)} if original else set())
-        if event.state in metering.IN_FLIGHT:
+        if event.state in IN_FLIGHT:
             expected.in_flight |= hours
-        elif event.state in metering.COUNTED:
+        elif event.state in COUNTED:
             expected.images[hour_of(event.timestamp)] += event.quantity
             expected.accepted[hour_of(event.timestamp)].append(event.pk)
-            if original is not None and original.state in metering.COUNTED:
+            if original is not None and original.state in COUNTED:
                 expected.images[hour_of(original.timestamp)] -= event.quantity
     for hour in [one for one in expected.images if not first <= one < end]:
         del expected.images[hour]
@@ -187,7 +189,7 @@ def _put_right(difference: Difference, lane: Lane, now: datetime) -> bool:
         timestamp__gte=hour,
         timestamp__lt=hour + HOUR,
         reissue_of=None,
-        state__in=metering.COUNTED,
+        state__in=COUNTED,
     )
     largest = sent.select_related("organization", "price_version").order_by("-quantity", "pk")
     missing = difference.expected - difference.found
@@ -197,7 +199,7 @@ def _put_right(difference: Difference, lane: Lane, now: datetime) -> bool:
         mine = Difference.objects.filter(pk=difference.pk, state=DifferenceState.OPEN)
         note = f"{missing:+} sent to Stripe, seen alike {difference.seen} times."
         if mine.update(state=DifferenceState.FIXED, note=note):
-            metering.reissue(event, missing, now=now)
+            freeze.reissue(event, missing, now=now)
     return True
 
 

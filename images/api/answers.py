@@ -9,16 +9,16 @@ import pybase64
 
 from accounts.models import ApiKey
 from billing.models import Budget, BudgetPeriod
-from billing.prices import Quote
+from billing.spending.prices import Quote
 from geekhub.lib import money
-from images.catalog import MAX_N, OWNERS, ImageModel
-from images.gateway import Gateway
-from images.generation import Priced
+from images.catalog.model import MAX_N, OWNERS, ImageModel
+from images.drawing.admit import Priced
+from images.drawing.gateway import Gateway
+from images.drawing.repeats import Finished
 from images.models import Generation, GenerationStatus, Image
-from images.pictures import FORMATS
-from images.repeats import Finished
-from images.status import Credits
-from images.storage import ImageStore
+from images.pixels.pictures import FORMATS
+from images.stores.supabase import ImageStore
+from images.usage.status import Credits
 
 
 def headers(row: Generation) -> dict[str, str]:

@@ -15,17 +15,20 @@ from django.conf import settings
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
 
 from accounts import keys
-from billing.budgets import BudgetExceeded
-from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
-from billing.prices import UnknownPrice
+from billing.spending.budgets import BudgetExceeded
+from billing.spending.holds import AccountSuspended, HoldLost, InsufficientBalance
+from billing.spending.prices import UnknownPrice
 from geekhub.lib import bodies, db
 from geekhub.lib.masks import masked
-from images import gallery, generation, repeats, routing
 from images.api.requests import ApiRequest
-from images.bad_keys import TooManyBadKeys
-from images.limits import RateLimited
-from images.providers.base import REFUSAL, ProviderError
-from images.storage import StorageError
+from images.drawing import repeats, routing
+from images.drawing.errors import AllCandidatesFailed, OutcomeUnknown, StoreFailed
+from images.drawing.limits import RateLimited
+from images.drawing.started import Attempt
+from images.gallery.deletion import StillRunning
+from images.policies.bad_keys import TooManyBadKeys
+from images.providers.errors import REFUSAL, ProviderError
+from images.stores.supabase import StorageError
 
 log = structlog.get_logger("geekhub.api")
 
@@ -169,7 +172,7 @@ def translate(error: Exception) -> ApiError | None:
         case routing.ModelBlocked():
             instead = ", ".join(error.allowed) or "no model"
             return ApiError("guardrail_blocked", f"{error} It may use {instead}.", "model")
-        case gallery.StillRunning():
+        case StillRunning():
             return ApiError(
                 "invalid_request_error",
                 "The request is still running; its pictures can be deleted when it has finished.",
@@ -204,19 +207,19 @@ def translate(error: Exception) -> ApiError | None:
                 "A picture of the request that this one repeats is on its way to the store. "
                 "Nothing was charged now. Try again in a few seconds."
             )
-        case generation.AllCandidatesFailed():
+        case AllCandidatesFailed():
             # Another try would cost us again, or be refused again.
             hopeless = error.charged or all(one.error == REFUSAL for one in error.attempts)
             retry = False if hopeless else None
             return _all_failed(error.attempts, error.skipped, retry=retry)
         # In the next three the provider has been paid: a blind repeat would pay it again.
-        case generation.StoreFailed():
+        case StoreFailed():
             return _away(
                 "The pictures were drawn but could not be kept. Nothing was charged. "
                 "Try again in a few seconds.",
                 retry=False,
             )
-        case generation.OutcomeUnknown():
+        case OutcomeUnknown():
             return _away(
                 "Our database did not answer while the request was running. "
                 f"GET /v1/generation?id={error} shows within a few minutes what became of it.",
@@ -269,7 +272,7 @@ def _away(message: str, *, retry: bool | None = None) -> ApiError:
 
 
 def _all_failed(
-    attempts: "list[generation.Attempt]",
+    attempts: list[Attempt],
     skipped: list[routing.Skipped],
     *,
     retry: bool | None = None,

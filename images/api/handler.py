@@ -23,7 +23,7 @@ from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
 from images.api.urls import urlpatterns
 from images.api.views import AsyncAPIView
-from images.gateway import Gateway
+from images.drawing.gateway import Gateway
 
 log = structlog.get_logger("geekhub.api")
 

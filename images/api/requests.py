@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from geekhub.lib.bodies import ClientGone, Incoming, Scope
 from geekhub.lib.ids import new_request_id
-from images.gateway import Gateway
+from images.drawing.gateway import Gateway
 
 
 class ApiRequest(ASGIRequest):

@@ -12,8 +12,8 @@ from rest_framework import serializers
 from accounts.models import MAX_TAG, MAX_TAGS
 from geekhub.lib import money
 from images.api.errors import ApiError
-from images.catalog import MAX_N, MAX_PROMPT
-from images.requests import AUTO, GenerationRequest
+from images.catalog.model import MAX_N, MAX_PROMPT
+from images.drawing.request import AUTO, GenerationRequest
 
 MAX_MODELS = 8
 MAX_SEED = 2**31 - 1

@@ -12,14 +12,14 @@ import pybase64
 from django.http import StreamingHttpResponse
 
 from geekhub.lib import money, sse
-from images import generation
 from images.api import answers
 from images.api.errors import answer_to
 from images.api.requests import ApiRequest
-from images.generation import Started
+from images.drawing import story
+from images.drawing.repeats import Finished
+from images.drawing.started import Started
 from images.models import Generation, Image
-from images.pictures import Picture
-from images.repeats import Finished
+from images.pixels.pictures import Picture
 
 FIRST_EVENT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 10.0
@@ -92,7 +92,7 @@ async def respond(
 
     async def work() -> None:
         try:
-            finished = await generation.complete(request.gateway, started, events)
+            finished = await story.complete(request.gateway, started, events)
             request.log["cost_usd"] = money.to_usd(finished.generation.cost_micro)
             request.log["images"] = finished.generation.delivered
         except Exception as error:

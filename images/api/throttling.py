@@ -3,7 +3,7 @@
 from django.conf import settings
 
 from accounts.models import ApiKey
-from images.limits import Admission, Caller, Limiter
+from images.drawing.limits import Admission, Caller, Limiter
 
 
 def enter(limiter: Limiter, key: ApiKey, ticket: str, *, seconds_before: float = 0) -> Admission:

@@ -19,15 +19,15 @@ from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.utils.http import parse_header_parameters
 
 from geekhub.lib.bodies import BodyTooSlow
-from images import pictures
 from images.api import parsers, serializers
 from images.api.errors import ApiError
 from images.api.requests import ApiRequest
 from images.api.serializers import invalid
-from images.catalog import MAX_INPUTS
-from images.pictures import NotAPicture, TooManyPixels, UnknownKind, Upload
-from images.pixels import Turns
-from images.requests import GenerationRequest, Inputs
+from images.catalog.model import MAX_INPUTS
+from images.drawing.request import GenerationRequest, Inputs
+from images.pixels import pictures
+from images.pixels.pictures import NotAPicture, TooManyPixels, UnknownKind, Upload
+from images.pixels.turns import Turns
 
 # Three pictures of the largest size or many common ones; more is a mistake or an attack.
 MAX_BODY_BYTES = 64 * 1024 * 1024

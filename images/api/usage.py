@@ -13,9 +13,10 @@ from django.utils import timezone
 
 from accounts.models import ApiKey
 from geekhub.lib import money
-from images import usage
 from images.api.serializers import invalid
-from images.usage import Used, Wanted
+from images.usage import sums
+from images.usage.span import Wanted
+from images.usage.sums import Used
 
 GROUPS = ("day", "model", "key", "tag")
 PARAMETERS = ("start", "end", "group_by", "limit", "after")
@@ -113,7 +114,9 @@ def report(key: ApiKey, asked: Asked) -> dict[str, Any]:
         end=datetime.combine(asked.end + timedelta(days=1), time(), UTC),
         sandbox=key.sandbox,
     )
-    rows = usage.sums(key.organization, wanted, asked.by, after=asked.after, limit=asked.limit + 1)
+    rows = sums.grouped(
+        key.organization, wanted, asked.by, after=asked.after, limit=asked.limit + 1
+    )
     page = list(rows.items())[: asked.limit]
     names = _key_names(key, [group for group, _ in page], asked.by)
     more = len(rows) > asked.limit
@@ -124,7 +127,7 @@ def report(key: ApiKey, asked: Asked) -> dict[str, Any]:
         "group_by": list(asked.by),
         "sandbox": key.sandbox,
         "data": [_group(asked.by, group, names) | _numbers(used) for group, used in page],
-        "totals": _numbers(usage.total(key.organization, wanted)),
+        "totals": _numbers(sums.total(key.organization, wanted)),
         "has_more": more,
         "next_after": _cursor(asked.by, page[-1][0]) if more else None,
     }

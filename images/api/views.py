@@ -15,18 +15,21 @@ from accounts import keys
 from accounts.models import ApiKey
 from geekhub.lib.bodies import ClientGone
 from geekhub.lib.ids import REQUEST_ID
-from images import gallery, generation, repeats, routing, status
 from images.api import answers, authentication, serializers, streaming, throttling, uploads, usage
 from images.api.errors import AN_ID, ApiError, answer_to, images_deleted, wrong_method
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
-from images.catalog import ImageModel
-from images.gateway import Gateway
-from images.generation import Priced, Started
-from images.limits import Admission
+from images.catalog.model import ImageModel
+from images.drawing import admit, repeats, routing, story
+from images.drawing.admit import Priced
+from images.drawing.gateway import Gateway
+from images.drawing.limits import Admission
+from images.drawing.repeats import Finished, Running, Sent
+from images.drawing.request import GenerationRequest
+from images.drawing.started import Started
+from images.gallery import deletion
 from images.models import Generation, Image
-from images.repeats import Finished, Running, Sent
-from images.requests import GenerationRequest
+from images.usage import status
 
 type Begun = Started | Finished | Running | Priced
 
@@ -128,7 +131,7 @@ class GenerationsView(AsyncAPIView):
                 # The stream leaves when its work is done.
                 handed_over = True
                 return await streaming.respond(self.raw, begun, self.leave, name=self.event)
-            finished = await generation.complete(gateway, begun)
+            finished = await story.complete(gateway, begun)
             return await self.answer(finished, replayed=False)
         finally:
             if not handed_over:
@@ -188,7 +191,7 @@ class GenerationsView(AsyncAPIView):
 
     def let_in(self) -> Begun:
         """Let a checked request in."""
-        return generation.begin(
+        return admit.begin(
             self.raw.gateway,
             self.key,
             self.asked,
@@ -311,8 +314,8 @@ class PicturesView(AsyncAPIView):
     async def handle(self, *args: Any, **kwargs: Any) -> Response:
         gateway = self.raw.gateway
         marked = await gateway.db.run(self.mark, **kwargs)
-        gone = await gallery.purge(gateway.store, marked)
-        await gateway.db.run(gallery.mark_purged, gone)
+        gone = await deletion.purge(gateway.store, marked)
+        await gateway.db.run(deletion.mark_purged, gone)
         return Response(
             {
                 "id": kwargs["request_id"],
@@ -331,7 +334,7 @@ class PicturesView(AsyncAPIView):
         if found is None:
             raise _no_request(request_id)
         # Those whose objects the store would not remove yet are marked again: it is asked again.
-        marked = gallery.mark_deleted(found, number)
+        marked = deletion.mark_deleted(found, number)
         if not marked:
             there = ", ".join(str(image.index) for image in found.images.all())
             which = (

@@ -34,7 +34,10 @@ class Migration(migrations.Migration):
                 ("hour", models.DateTimeField(help_text="The hour the requests came in; UTC.")),
                 ("sandbox", models.BooleanField()),
                 ("model", models.CharField(max_length=100)),
-                ("bucket", models.PositiveSmallIntegerField(help_text="See images.rollups.WIDTH.")),
+                (
+                    "bucket",
+                    models.PositiveSmallIntegerField(help_text="See images.usage.rollups.WIDTH."),
+                ),
                 ("requests", models.PositiveIntegerField()),
             ],
         ),

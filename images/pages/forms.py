@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from accounts.models import MAX_TAG, MAX_TAGS
 from billing.models import Period
 from geekhub.lib import addresses, money
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.pages.days import DayField, midnight
 
 

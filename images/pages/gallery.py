@@ -19,15 +19,16 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
-from images import archive, gallery, thumbnails
-from images.catalog import CATALOG
-from images.gallery import Filters, NoSuchPicture
-from images.gateway import Gateway, gateway_of, store_of, turns_of
+from images.catalog.rows import CATALOG
+from images.drawing.gateway import Gateway, gateway_of, store_of, turns_of
+from images.gallery import archive, browse, deletion, thumbnails
+from images.gallery.browse import Filters, NoSuchPicture
+from images.gallery.deletion import StillRunning
 from images.models import Image
 from images.pages.days import DayField, midnight
 from images.pages.privacy import hide_prompts
-from images.pictures import NotAPicture
-from images.storage import StorageError
+from images.pixels.pictures import NotAPicture
+from images.stores.supabase import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def index(request: MemberRequest) -> HttpResponse:
         # Whether a word is found would tell what the prompts say.
         filters = replace(filters, words=())
     try:
-        images, after = gallery.browse(
+        images, after = browse.browse(
             organization, filters, after=request.GET.get("after", ""), most=PAGE
         )
     except NoSuchPicture as error:
@@ -111,7 +112,7 @@ def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
     """Return the pictures that the request names; 404 when one is not the organization's."""
     named = request.POST if request.method == "POST" else request.GET
     try:
-        return gallery.pick(organization, named.getlist("picture")[: 2 * archive.MAX_PICTURES])
+        return browse.pick(organization, named.getlist("picture")[: 2 * archive.MAX_PICTURES])
     except NoSuchPicture as error:
         raise Http404 from error
 
@@ -119,7 +120,7 @@ def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
 def _one(request: MemberRequest, reference: str) -> Image:
     """Return the organization's picture of that name; 404 when there is none, or not any more."""
     try:
-        images = gallery.pick(request.access.organization, [reference])
+        images = browse.pick(request.access.organization, [reference])
     except NoSuchPicture as error:
         raise Http404 from error
     if not images:
@@ -147,7 +148,7 @@ def picture(request: MemberRequest, reference: str) -> HttpResponse:
 def links(request: HttpRequest, images: list[Image]) -> dict[str, str]:
     """Return where each picture is read from; none, and a message, while the store is away."""
     try:
-        return gallery.links(images)
+        return browse.links(images)
     except StorageError as error:
         log.warning("no links to pictures: %s", error)
         messages.error(
@@ -225,8 +226,8 @@ def delete(request: MemberRequest) -> HttpResponse:
         return render(request, "images/gallery/delete.html", {"images": images})
     references = [image.reference for image in images]
     try:
-        gone = gallery.delete(organization, references, actor=request.access.user)
-    except gallery.StillRunning:
+        gone = deletion.delete(organization, references, actor=request.access.user)
+    except StillRunning:
         messages.warning(request, _now("A request you chose pictures of is still drawing."))
         return redirect("gallery")
     done = ngettext("%d picture is deleted.", "%d pictures are deleted.", gone) % gone

@@ -11,11 +11,11 @@ from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
-from billing import invoices
-from billing.downloads import csv_file
 from billing.models import LedgerEntry
 from billing.pages.invoices import file_name, find, find_line
 from billing.pages.movements import number
+from billing.stripe import invoices
+from geekhub.lib.csv import csv_file
 from images.models import Image
 
 PAGE = 50
@@ -98,7 +98,7 @@ def _rows(organization: Organization, entries: list[LedgerEntry]) -> list[Row]:
 def _pictures(entry: LedgerEntry, pictures: dict[int, Image]) -> list[Image]:
     """Return the pictures of a charge; one that was streamed is charged by itself.
 
-    A charge is named by the first picture it is for, see `billing.holds`.
+    A charge is named by the first picture it is for, see `billing.spending.holds`.
     """
     first = entry.entry_key.rpartition(":")[2]
     start = int(first) if first.isdigit() else 0

@@ -18,9 +18,9 @@ from accounts import keys
 from accounts.access import Access, MemberRequest, Permission, member
 from accounts.keys import NewKey, RevokedKey
 from accounts.models import ApiKey
-from billing import budgets, ledger
 from billing.models import Budget, BudgetPeriod, Period
-from images.catalog import CATALOG
+from billing.spending import budgets, ledger
+from images.catalog.rows import CATALOG
 from images.pages.forms import KeyForm, RotateForm
 
 IDLE = timedelta(days=30)

@@ -15,15 +15,18 @@ from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import ApiKey, Organization
-from billing import ledger
 from billing.models import BillingAccount
+from billing.spending import ledger
 from geekhub.lib import money
-from images import usage
 from images.models import Generation
 from images.pages.charts import Chart, daily, share
 from images.pages.privacy import hide_prompts
 from images.pages.words import explain
-from images.usage import Latency, Used, Wanted
+from images.usage import latencies as usage_latencies
+from images.usage import requests, sums
+from images.usage.latencies import Latency
+from images.usage.span import Wanted
+from images.usage.sums import Used
 
 DAYS = 30
 LATEST = 12
@@ -97,7 +100,7 @@ def overview(request: MemberRequest) -> HttpResponse:
     by_kind = _used(organization)
     asked = request.GET.get("kind")
     sandbox = asked == "sandbox" if asked in ("live", "sandbox") else not by_kind[False]
-    images = usage.latest_images(organization, LATEST)
+    images = requests.latest_images(organization, LATEST)
     hide_prompts(request.access, images)
     context = {
         "balance": _balance(organization, by_kind[False]),
@@ -141,14 +144,14 @@ def _used(organization: Organization) -> dict[bool, Days]:
     """Return the sums of the thirty days, of live keys (False) and of sandbox keys (True)."""
     zone = timezone.get_current_timezone()
     kinds: dict[bool, Days] = {False: {}, True: {}}
-    found = usage.sums(organization, _wanted(), ("day", "sandbox"), zone=zone)
+    found = sums.grouped(organization, _wanted(), ("day", "sandbox"), zone=zone)
     for (day, sandbox), used in found.items():
         kinds[sandbox][day] = used
     return kinds
 
 
 def _parts(organization: Organization, *, sandbox: bool) -> Sums:
-    found = usage.sums(organization, _wanted(sandbox), ("model", "key", "error"))
+    found = sums.grouped(organization, _wanted(sandbox), ("model", "key", "error"))
     keys: dict[UUID, ApiKey] = organization.api_keys.in_bulk({group[1] for group in found})
     return {(model, keys[key], error): used for (model, key, error), used in found.items()}
 
@@ -181,7 +184,7 @@ def _month(organization: Organization, days_used: Days, *, sandbox: bool) -> Mon
             by_error[error].add(used)
     # Not the sum of the days: a request may have come in between.
     total = _sum(parts.values())
-    latencies = usage.latencies(organization, _wanted(sandbox))
+    latencies = usage_latencies.by_model(organization, _wanted(sandbox))
     return Month(
         sandbox=sandbox,
         total=total,

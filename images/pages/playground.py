@@ -17,21 +17,22 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.keys import KeyRefused
-from billing import ledger
-from billing.holds import AccountSuspended, InsufficientBalance
+from billing.spending import ledger
+from billing.spending.holds import AccountSuspended, InsufficientBalance
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
 from geekhub.lib.ids import REQUEST_ID
-from images import playground
 from images.api.errors import translate
 from images.api.serializers import MAX_SEED
-from images.catalog import CATALOG, MAX_N, MAX_PROMPT
-from images.gateway import gateway_of
+from images.catalog.model import MAX_N, MAX_PROMPT
+from images.catalog.rows import CATALOG
+from images.drawing.gateway import gateway_of
+from images.drawing.request import AUTO, GenerationRequest
 from images.models import Generation
+from images.pages import playing
+from images.pages.playing import MAX_MODELS, Offer
 from images.pages.snippets import snippets
 from images.pages.words import OURS, explain
-from images.playground import MAX_MODELS, Offer
-from images.requests import AUTO, GenerationRequest
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
@@ -90,7 +91,7 @@ class PlaygroundForm(forms.Form):
         cast(forms.MultipleChoiceField, self.fields["models"]).choices = choices
         cast(forms.ChoiceField, self.fields["size"]).choices = [
             (AUTO, _("the model's own")),
-            *((size, size.replace("x", " × ")) for size in playground.sizes()),
+            *((size, size.replace("x", " × ")) for size in playing.sizes()),
         ]
 
     def clean_prompt(self) -> str:
@@ -134,12 +135,12 @@ def index(request: MemberRequest) -> HttpResponse:
 
 
 def _offers(request: MemberRequest) -> list[Offer]:
-    return playground.offers(gateway_of(request), request.access.organization)
+    return playing.offers(gateway_of(request), request.access.organization)
 
 
 def _page(request: MemberRequest, form: PlaygroundForm, offers: list[Offer]) -> HttpResponse:
     organization = request.access.organization
-    latest = [_told(row) for row in playground.latest(organization, request.access.user)]
+    latest = [_told(row) for row in playing.latest(organization, request.access.user)]
     chosen = form["models"].value() or []
     context = {
         "form": form,
@@ -235,7 +236,7 @@ def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generati
     if gateway is None:
         return Refused(OURS)
     try:
-        return playground.start(
+        return playing.start(
             gateway,
             request.access.organization,
             request.access.user,
@@ -272,7 +273,7 @@ def results(request: MemberRequest) -> HttpResponse:
 
 
 def _rows(request: MemberRequest, request_ids: list[str]) -> list[Generation]:
-    return list(playground.results(request.access.organization, request_ids))
+    return list(playing.results(request.access.organization, request_ids))
 
 
 def _told(row: Generation) -> dict[str, Any]:

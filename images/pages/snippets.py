@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass
 
-from images.requests import GenerationRequest
+from images.drawing.request import GenerationRequest
 
 # Parameters of ours that the OpenAI SDK for Python does not know.
 EXTRA = {"seed"}

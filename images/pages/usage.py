@@ -16,10 +16,9 @@ from django.views.decorators.http import require_safe
 
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
-from billing.downloads import csv_file
 from billing.models import LedgerEntry
-from images import usage, usage_csv
-from images.catalog import CATALOG
+from geekhub.lib.csv import csv_file
+from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from images.pages import parameters
 from images.pages.curl import curl
@@ -27,7 +26,8 @@ from images.pages.days import FIRST, DayField, midnight
 from images.pages.gallery import links
 from images.pages.privacy import hide_prompts
 from images.pages.words import ERRORS, explain
-from images.usage import Place, Wanted
+from images.usage import csv, requests, sums
+from images.usage.span import Place, Wanted
 
 PAGE = 30
 DEFAULT_DAYS = 30
@@ -124,7 +124,7 @@ class Row:
     @property
     def size(self) -> str:
         """Return the size, empty if none is known."""
-        return usage_csv.size(self.request)
+        return csv.size(self.request)
 
     @property
     def more(self) -> int:
@@ -182,15 +182,15 @@ def index(request: MemberRequest) -> HttpResponse:
 def _found(request: MemberRequest, form: FilterForm, before: Place | None) -> dict[str, Any]:
     organization = request.access.organization
     if wanted_id := form.cleaned_data["q"].strip():
-        one = usage.find(organization, wanted_id)
+        one = requests.find(organization, wanted_id)
         return {"rows": [Row(one)] if one else []}
     wanted = form.wanted()
-    rows = usage.page(organization, wanted, before=before, size=PAGE + 1)
+    rows = requests.page(organization, wanted, before=before, size=PAGE + 1)
     last = rows[PAGE - 1] if len(rows) > PAGE else None
     return {
         "rows": [Row(row) for row in rows[:PAGE]],
         "older": str(Place(last.created_at, last.request_id)) if last else "",
-        "total": usage.total(organization, wanted),
+        "total": sums.total(organization, wanted),
         "first_day": timezone.localdate(wanted.start),
         "last_day": timezone.localdate(wanted.end - timedelta(seconds=1)),
     }
@@ -204,7 +204,7 @@ def export(request: MemberRequest) -> HttpResponseBase:
     if not form.is_valid():
         return render(request, "images/usage.html", {"form": form}, status=400)
     zone = timezone.get_current_timezone()
-    lines = usage_csv.lines(request.access.organization, form.wanted(), zone)
+    lines = csv.lines(request.access.organization, form.wanted(), zone)
     return csv_file(request, "usage", lines)
 
 
@@ -212,7 +212,7 @@ def export(request: MemberRequest) -> HttpResponseBase:
 @member(Permission.VIEW)
 def detail(request: MemberRequest, request_id: str) -> HttpResponse:
     """Show one request with all that is known of it."""
-    found = usage.find(request.access.organization, request_id)
+    found = requests.find(request.access.organization, request_id)
     if found is None:
         raise Http404
     images: list[Image] = list(found.images.all())

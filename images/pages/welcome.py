@@ -9,10 +9,10 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.access import SESSION, MemberRequest, Permission, member
-from accounts.forms import OrganizationForm
 from accounts.models import User
-from billing import ledger, onboarding
-from billing.onboarding import TooManyOrganizations
+from accounts.pages.forms import OrganizationForm
+from billing.spending import ledger, onboarding
+from billing.spending.onboarding import TooManyOrganizations
 
 
 @require_safe

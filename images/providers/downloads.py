@@ -12,7 +12,7 @@ import httpx
 
 from geekhub.lib import http
 from geekhub.lib.addresses import is_address
-from images import pictures
+from images.pixels import pictures
 
 ATTEMPTS = 3
 SECONDS_EACH = 30.0

@@ -16,21 +16,9 @@ from typing import Any
 import httpx
 import orjson
 
-from images.providers.base import (
-    Answer,
-    HttpProvider,
-    ImageRequest,
-    Item,
-    ProviderError,
-    ProviderImage,
-    gone,
-    refused,
-    rejected,
-    retry_after,
-    settled,
-    unavailable,
-    words,
-)
+from images.providers.base import ImageRequest, Item, ProviderImage, settled
+from images.providers.errors import ProviderError, gone, refused, rejected, unavailable
+from images.providers.http import Answer, HttpProvider, retry_after, words
 from images.providers.ratios import edges, nearest
 
 log = logging.getLogger(__name__)

@@ -9,23 +9,9 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from images.providers.base import (
-    Answer,
-    HttpProvider,
-    ImageRequest,
-    Item,
-    ProviderError,
-    ProviderImage,
-    decode,
-    gone,
-    picture,
-    refused,
-    rejected,
-    retry_after,
-    settled,
-    unavailable,
-    words,
-)
+from images.providers.base import ImageRequest, Item, ProviderImage, settled
+from images.providers.errors import ProviderError, gone, refused, rejected, unavailable
+from images.providers.http import Answer, HttpProvider, decode, picture, retry_after, words
 from images.providers.ratios import edges, nearest
 
 IMAGEN_RATIOS = ("1:1", "3:4", "4:3", "9:16", "16:9")

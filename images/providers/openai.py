@@ -12,25 +12,15 @@ import httpx
 
 from geekhub.lib.sse import Event
 from images.providers.base import (
-    Answer,
-    HttpProvider,
     ImageRequest,
     Item,
     PartialImage,
-    ProviderError,
     ProviderImage,
     Shortfall,
-    Stage,
-    decode,
-    gone,
-    picture,
-    refused,
-    rejected,
-    retry_after,
     settled,
-    unavailable,
-    words,
 )
+from images.providers.errors import ProviderError, Stage, gone, refused, rejected, unavailable
+from images.providers.http import Answer, HttpProvider, decode, picture, retry_after, words
 
 REFUSALS = {"moderation_blocked", "content_policy_violation"}
 # Money, not speed: waiting does not help.

@@ -21,20 +21,11 @@ from collections.abc import AsyncIterator, Mapping
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageEnhance, ImageFont, ImageOps
 
-from images.pictures import NotAPicture, Upload, shown
-from images.pixels import Crowded
-from images.providers.base import (
-    ImageRequest,
-    Item,
-    PartialImage,
-    Provider,
-    ProviderError,
-    Shortfall,
-    picture,
-    refused,
-    rejected,
-    unavailable,
-)
+from images.pixels.pictures import NotAPicture, Upload, shown
+from images.pixels.turns import Crowded
+from images.providers.base import ImageRequest, Item, PartialImage, Provider, Shortfall
+from images.providers.errors import ProviderError, refused, rejected, unavailable
+from images.providers.http import picture
 from images.providers.ratios import edges
 
 DIRECTIVE = re.compile(r"sandbox:(refuse|slow|deliver|error)(?:=([\w.]+))?(?:@(\S+))?")

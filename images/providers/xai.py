@@ -12,23 +12,9 @@ from typing import Any
 
 import pybase64
 
-from images.providers.base import (
-    Answer,
-    HttpProvider,
-    ImageRequest,
-    Item,
-    ProviderError,
-    ProviderImage,
-    decode,
-    gone,
-    picture,
-    refused,
-    rejected,
-    retry_after,
-    settled,
-    unavailable,
-    words,
-)
+from images.providers.base import ImageRequest, Item, ProviderImage, settled
+from images.providers.errors import ProviderError, gone, refused, rejected, unavailable
+from images.providers.http import Answer, HttpProvider, decode, picture, retry_after, words
 from images.providers.ratios import edges, nearest
 
 # Those of every grok-imagine model; `auto` would let the model choose.

@@ -5,8 +5,8 @@ from django.core.files.storage import storages
 from django.utils.formats import number_format
 
 from geekhub.lib import money
-from images import private
 from images.models import Image
+from images.stores import private
 
 register = template.Library()
 

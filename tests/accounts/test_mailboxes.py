@@ -17,7 +17,7 @@ from pytest_django.fixtures import Settings
 from accounts import mailboxes, members
 from accounts.models import Invitation, Organization, Role, User
 from billing.models import BonusClaim, LedgerEntry
-from billing.onboarding import digests
+from billing.spending.onboarding import digests
 from tests.factories import UserFactory
 from tests.pages import log_in, owner_of
 

@@ -12,8 +12,8 @@ from pytest_django.fixtures import Settings
 from accounts import keys
 from accounts.keys import NewKey
 from accounts.models import Organization
-from images import bad_keys
-from images.bad_keys import BadKeys, TooManyBadKeys
+from images.policies import bad_keys
+from images.policies.bad_keys import BadKeys, TooManyBadKeys
 from tests.api.checks import expect_error, expect_nothing_happened, send_raw
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory

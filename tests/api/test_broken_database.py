@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.keys import NewKey
 from accounts.models import ApiKey, Organization
-from billing import budgets, reconciliation
+from billing import reconciliation
 from billing.models import (
     BillingAccount,
     BudgetPeriod,
@@ -30,15 +30,17 @@ from billing.models import (
     LedgerEntry,
     Period,
 )
+from billing.spending import budgets
 from geekhub.lib.ids import new_request_id
-from images import generation, rollups
-from images.gateway import open_gateway
-from images.generation import Started
+from images.drawing import abandoned, admit, story
+from images.drawing.gateway import open_gateway
+from images.drawing.repeats import Finished, Sent
+from images.drawing.request import GenerationRequest
+from images.drawing.started import Started
 from images.models import Generation, GenerationStatus, HourlyUsage, Image
-from images.pictures import Picture
-from images.reconciliation import requests
-from images.repeats import Finished, Sent
-from images.requests import GenerationRequest
+from images.pixels.pictures import Picture
+from images.usage import rollups
+from images.usage.reconciliation import requests
 from tests import faulty
 from tests.api.test_streaming import events
 from tests.emulators.base import Behaviour
@@ -163,7 +165,7 @@ class Broken:
         owners = list(running.values_list("owner", flat=True))
         self.left = len(owners)
         names = list(running.values_list("request_id", flat=True))
-        assert generation.expire_abandoned(owners) == self.left
+        assert abandoned.expire_abandoned(owners) == self.left
         for row in Generation.objects.filter(request_id__in=names, status=GenerationStatus.FAILED):
             assert row.error_message == (
                 "The request was interrupted on our side and ended later. Nothing was charged."
@@ -332,7 +334,7 @@ def test_a_listener_that_hears_nothing_changes_nothing(
         async with open_gateway() as gateway:
             key = ApiKey.objects.select_related("organization").get
             begun = await gateway.db.run(
-                lambda: generation.begin(
+                lambda: admit.begin(
                     gateway,
                     key(pk=live_key.row.pk),
                     GenerationRequest(
@@ -343,7 +345,7 @@ def test_a_listener_that_hears_nothing_changes_nothing(
                 )
             )
             assert isinstance(begun, Started)
-            finished = await generation.complete(gateway, begun, Deaf())
+            finished = await story.complete(gateway, begun, Deaf())
             assert begun.generation is finished.generation
             return finished
 
@@ -377,7 +379,7 @@ class Worker:
 
     def _settle(self) -> int:
         running = Generation.objects.filter(status=GenerationStatus.RUNNING)
-        return generation.expire_abandoned(list(running.values_list("owner", flat=True)))
+        return abandoned.expire_abandoned(list(running.values_list("owner", flat=True)))
 
     def close(self) -> None:
         """Close its connection."""

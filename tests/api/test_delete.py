@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from accounts.models import Organization
 from billing.models import LedgerEntry
-from images import gallery
+from images.gallery import retention
 from images.models import Generation, Image
 from tests.api.checks import expect_error
 from tests.emulators.base import Behaviour
@@ -95,7 +95,7 @@ def test_retention_deletes_what_is_old_in_the_workers_round(
     Generation.objects.filter(request_id=old["id"]).update(
         created_at=timezone.now() - timedelta(days=91)
     )
-    found = gallery.preview(acme, 90)
+    found = retention.preview(acme, 90)
     assert (found.images, found.bytes) == (1, old["data"][0]["bytes"])
     call_command("worker", "--once")
     assert served(app, old["data"][0]["url"]) == 200, "no rule, nothing goes"

@@ -20,7 +20,7 @@ from pytest_django.fixtures import Settings
 from accounts.keys import NewKey
 from images.api import uploads
 from images.models import Generation, Image
-from images.pictures import Upload
+from images.pixels.pictures import Upload
 from tests.api.checks import (
     connect_raw,
     expect_books_agree,

@@ -18,9 +18,9 @@ from pytest_django.fixtures import Settings
 from accounts import keys
 from accounts.keys import NewKey
 from accounts.models import ApiKey, Organization
-from billing import budgets
 from billing.models import BillingAccount, Period
-from images import bad_keys
+from billing.spending import budgets
+from images.policies import bad_keys
 from tests.api.checks import connect_raw, read_answer
 from tests.api.test_edits import GOOD, Part, edit, file, mask, part, photo, post
 from tests.emulators.base import Behaviour, make_picture

@@ -12,8 +12,8 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing import budgets
 from billing.models import BillingAccount, BudgetPeriod, Hold, HoldState, LedgerEntry, Period
+from billing.spending import budgets
 from images.models import Generation, GenerationStatus, Image
 from tests.api.checks import (
     expect_books_agree,

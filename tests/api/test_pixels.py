@@ -16,11 +16,13 @@ from django.core.files.storage import storages
 from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import Hold
-from images import gateway, pixels, thumbnails
-from images.gateway import Gateway
-from images.limits import Admission, Caller
+from images.drawing import gateway
+from images.drawing.gateway import Gateway
+from images.drawing.limits import Admission, Caller
+from images.gallery import thumbnails
 from images.models import Generation, Image
-from images.pixels import MAX_FREE_PIXELS, THREADS, Turns
+from images.pixels import turns as pixels
+from images.pixels.turns import MAX_FREE_PIXELS, THREADS, Turns
 from tests.api.checks import expect_books_agree, expect_error, stored_files
 from tests.api.test_edits import edit
 from tests.emulators.base import make_picture

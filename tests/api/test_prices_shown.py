@@ -7,11 +7,11 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import Organization
-from billing import prices
 from billing.models import LedgerEntry, PriceException, PriceState, PriceVersion
-from geekhub import staff
+from billing.spending import prices
 from geekhub.lib import money
-from images import platform
+from geekhub.staff import figures
+from images.usage import platform
 from tests.api.checks import expect_error
 from tests.emulators.fal import FalEmulator
 from tests.factories import KeyFactory
@@ -107,7 +107,7 @@ def test_staff_see_the_price_of_an_organization_without_exceptions(changed: None
     earned = {model: platform.Earned() for model in (FLUX, ULTRA, "gone/away")}
     today = timezone.now().date()
     month = platform.Month(days={today: platform.Earned()}, models=earned)
-    lines = {line.name: line.unit_price for line in staff._models(month)}
+    lines = {line.name: line.unit_price for line in figures._models(month)}
     assert lines == {FLUX: "$0.05", ULTRA: "$0.07", "gone/away": "–"}
 
 

@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization
-from billing import budgets
 from billing.models import Hold, HoldState, LedgerEntry, Period
-from images.catalog import CATALOG
+from billing.spending import budgets
+from images.catalog.rows import CATALOG
 from images.models import Generation, Image
 from tests.api.checks import expect_error, expect_nothing_happened, send_raw
 from tests.emulators.base import Behaviour

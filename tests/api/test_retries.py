@@ -19,12 +19,12 @@ from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
 from geekhub.lib.ids import new_request_id
-from images import generation
-from images.generation import Started
-from images.limits import MemoryLimiter, RedisLimiter
+from images.drawing import admit
+from images.drawing.limits import MemoryLimiter, RedisLimiter
+from images.drawing.repeats import RETRIED_WITHIN, SPOOLED_WITHIN, Running, Sent
+from images.drawing.request import GenerationRequest
+from images.drawing.started import Started
 from images.models import Generation, GenerationStatus, Image
-from images.repeats import RETRIED_WITHIN, SPOOLED_WITHIN, Running, Sent
-from images.requests import GenerationRequest
 from tests.api.checks import connect_raw, expect_books_agree, expect_error, expect_nothing_charged
 from tests.api.test_edits import edit
 from tests.api.test_streaming import events
@@ -388,7 +388,7 @@ def test_only_what_may_repeat_something_asks_for_it(
     for name, sent in asking.items():
         asked = GenerationRequest(models=(GPT,), listed=False, prompt=f"a {name} kite")
         with CaptureQueriesContext(connection) as asked_for:
-            begun = generation.begin(
+            begun = admit.begin(
                 gateway_of(app), live_key.row, asked, request_id=new_request_id(), sent=sent
             )
         assert isinstance(begun, Started)
@@ -443,7 +443,7 @@ def test_a_first_try_that_its_retry_has_overtaken_joins_it(
     asked = GenerationRequest(models=(GPT,), listed=False, prompt="a kite")
 
     def begin(sent: Sent) -> object:
-        return generation.begin(
+        return admit.begin(
             gateway_of(app), live_key.row, asked, request_id=new_request_id(), sent=sent
         )
 

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 from PIL import ImageChops, ImageStat
 
 from billing.models import Hold, LedgerEntry
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from tests.api.checks import (
     CODES,

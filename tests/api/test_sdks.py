@@ -29,9 +29,9 @@ from pytest_django.fixtures import Settings
 from accounts import keys
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing import budgets
 from billing.models import Period
-from images.catalog import CATALOG
+from billing.spending import budgets
+from images.catalog.rows import CATALOG
 from images.models import Generation
 from tests import node_sdk
 from tests.api.checks import REQUEST_ID, expect_books_agree, expect_nothing_happened

@@ -14,8 +14,8 @@ from accounts.keys import NewKey
 from accounts.models import MAX_TAG, ApiKey, Organization
 from billing.models import EntryKind, LedgerEntry
 from geekhub.lib import money
-from images import rollups
 from images.models import HourlyTagUsage
+from images.usage import rollups
 from tests.api.checks import expect_error
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory

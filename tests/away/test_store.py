@@ -49,7 +49,7 @@ def away(
         }
         settings.STORAGES = settings.STORAGES | {
             name: {
-                "BACKEND": "images.storage.SupabaseStorage",
+                "BACKEND": "images.stores.supabase.SupabaseStorage",
                 "OPTIONS": options | bucket,
             }
             for name, bucket in buckets.items()

@@ -9,8 +9,8 @@ from datetime import timedelta
 from django.db import connection, transaction
 
 from accounts.models import ApiKey
-from billing import holds, prices
 from billing.models import BillingAccount, BudgetPeriod, Hold, HoldState, LedgerEntry
+from billing.spending import holds, prices
 from geekhub.lib.ids import new_request_id
 
 # Three models and what one image of each costs, in micro-USD.

@@ -3,7 +3,7 @@
 import pytest
 
 from accounts.models import ApiKey
-from billing import prices
+from billing.spending import prices
 from tests.billing import PRICES
 from tests.billing.buyer import Buyer, sell
 from tests.emulators.stripe import StripeEmulator

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from accounts.models import ApiKey
-from billing import customers, stripe_catalog, subscriptions
 from billing.models import Subscription
-from billing.stripe_client import Stripe
+from billing.stripe import catalog, customers, subscriptions
+from billing.stripe.client import Stripe
 from tests.billing import PRICES
 from tests.billing.metered import moment
 from tests.emulators.stripe import StripeEmulator
@@ -27,7 +27,7 @@ def next_first(emulator: StripeEmulator) -> datetime:
 
 def sync(stripe: Stripe, emulator: StripeEmulator, wanted: Mapping[str, int] = PRICES) -> list[str]:
     """Bring prices to Stripe; return what was done."""
-    return stripe_catalog.sync(stripe, wanted, now=now_of(emulator), names=NAMES)
+    return catalog.sync(stripe, wanted, now=now_of(emulator), names=NAMES)
 
 
 def checkout(stripe: Stripe, emulator: StripeEmulator, key: ApiKey) -> str:

@@ -16,8 +16,9 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, Role, User
-from billing import alerts, budgets, ledger
-from billing.alerts import EndpointRefused
+from billing.alerts import delivery, endpoints, raising
+from billing.alerts.delivery import LEASE
+from billing.alerts.endpoints import EndpointRefused
 from billing.models import (
     AlertEndpoint,
     BillingAccount,
@@ -26,6 +27,7 @@ from billing.models import (
     Notification,
     Period,
 )
+from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
 
@@ -53,7 +55,7 @@ def test_each_threshold_of_a_budget_is_told_once(key: ApiKey) -> None:
     seen = []
     for _ in range(10):
         draw(key)
-        seen += [alerts.scan(now=timezone.now()), alerts.scan(now=timezone.now())]
+        seen += [raising.scan(now=timezone.now()), raising.scan(now=timezone.now())]
     assert [n for n, new in enumerate(seen[::2], 1) if new] == [5, 8, 10]
     assert sum(seen) == 3
     assert not any(seen[1::2])
@@ -76,11 +78,11 @@ def test_each_threshold_of_a_budget_is_told_once(key: ApiKey) -> None:
 def test_of_two_thresholds_at_once_the_higher_is_sent_and_both_are_done(key: ApiKey) -> None:
     budgets.set_budget(key, 400_000, Period.MONTH)
     draw(key, 8)
-    assert alerts.scan(now=timezone.now()) == 2
+    assert raising.scan(now=timezone.now()) == 2
     waiting = Notification.objects.get(settled_at=None)
     assert (waiting.details["percent"], waiting.details["spent_usd"]) == (80, "0.32")
     assert Notification.objects.get(settled_at__isnull=False).details["percent"] == 50
-    assert alerts.deliver_due(now=timezone.now() + MINUTE) == 1
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
     assert len(mail.outbox) == 1
 
 
@@ -102,7 +104,7 @@ def test_dollars_are_used_up_when_no_image_fits(
     if images:
         draw(key, images)
     budgets.set_budget(key, limit, Period.WEEK)
-    alerts.scan(now=timezone.now())
+    raising.scan(now=timezone.now())
     assert sorted(row.details["percent"] for row in Notification.objects.all()) == percents
 
 
@@ -110,40 +112,40 @@ def test_only_the_running_period_counts_and_each_period_by_itself(key: ApiKey) -
     budgets.set_budget(key, None, Period.DAY, limit_images=1)
     draw(key)
     now = timezone.now()
-    assert alerts.scan(now=now + DAY) == 0
-    assert alerts.scan(now=now) == 3
+    assert raising.scan(now=now + DAY) == 0
+    assert raising.scan(now=now) == 3
     period = BudgetPeriod.objects.get()
     BudgetPeriod.objects.create(
         budget=period.budget, starts_at=period.starts_at + DAY, spent_images=1
     )
-    assert alerts.scan(now=now + DAY) == 3
-    assert alerts.scan(now=now) == 0
+    assert raising.scan(now=now + DAY) == 3
+    assert raising.scan(now=now) == 0
 
 
 def test_what_is_only_held_is_not_used_yet(key: ApiKey) -> None:
     budgets.set_budget(key, None, Period.DAY, limit_images=2)
     authorize(key, quantity=2)
-    assert alerts.scan(now=timezone.now()) == 0
+    assert raising.scan(now=timezone.now()) == 0
 
 
 def test_a_low_balance_is_told_once_until_the_next_recharge(key: ApiKey) -> None:
     now = timezone.now()
     BillingAccount.objects.update(alert_below_micro=9_900_000)
     draw(key, 2)
-    assert alerts.scan(now=now) == 0
+    assert raising.scan(now=now) == 0
     hold = authorize(key)
-    assert alerts.scan(now=now) == 1
+    assert raising.scan(now=now) == 1
     capture(hold)
-    assert alerts.scan(now=now) == 0
+    assert raising.scan(now=now) == 0
     row = Notification.objects.get()
     assert (row.key, row.kind) == (f"low:{key.organization_id}:0", "low_balance")
     assert row.details == {"available_usd": "9.88", "below_usd": "9.90"}
 
     entry = ledger.record(key.organization, EntryKind.RECHARGE, USD, entry_key="topup:1", note="")
     assert entry is not None
-    assert alerts.scan(now=now) == 0
+    assert raising.scan(now=now) == 0
     draw(key, 25)
-    assert alerts.scan(now=now) == 1
+    assert raising.scan(now=now) == 1
     assert Notification.objects.filter(key=f"low:{key.organization_id}:{entry.pk}").exists()
 
 
@@ -153,15 +155,15 @@ def test_a_new_organization_is_not_low_and_a_credit_limit_counts(key: ApiKey) ->
         alert_below_micro=9_990_000, credit_limit_micro=30_000
     )
     draw(key)
-    assert alerts.scan(now=timezone.now()) == 0
+    assert raising.scan(now=timezone.now()) == 0
     BillingAccount.objects.filter(pk=key.organization_id).update(credit_limit_micro=29_999)
-    assert alerts.scan(now=timezone.now()) == 1
+    assert raising.scan(now=timezone.now()) == 1
 
 
 def test_many_hosts_notice_a_threshold_once(committed_key: ApiKey) -> None:
     budgets.set_budget(committed_key, None, Period.DAY, limit_images=4)
     draw(committed_key, 3)
-    counts = race(8, lambda _: alerts.scan(now=timezone.now()))
+    counts = race(8, lambda _: raising.scan(now=timezone.now()))
     assert (sum(counts), Notification.objects.count()) == (1, 1)  # type: ignore[arg-type]
 
 
@@ -183,14 +185,14 @@ def acme(db: None) -> Organization:
 
 
 def send(organization: Organization, kind: str = "resumed", **details: Any) -> None:
-    assert alerts.raise_alert(organization, kind, f"{kind}:{organization.pk}", **details)
-    assert alerts.deliver_due(now=timezone.now() + MINUTE) == 1
+    assert raising.raise_alert(organization, kind, f"{kind}:{organization.pk}", **details)
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
 
 
 def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> None:
     send(acme)
-    assert not alerts.raise_alert(acme, "resumed", f"resumed:{acme.pk}")
-    assert alerts.deliver_due(now=timezone.now() + DAY) == 0
+    assert not raising.raise_alert(acme, "resumed", f"resumed:{acme.pk}")
+    assert delivery.deliver_due(now=timezone.now() + DAY) == 0
     (sent,) = mail.outbox
     assert sent.to == ["admin@a.test", "billing@a.test", "owner@a.test"]
     assert sent.subject == "Ada & Co may draw again"
@@ -208,16 +210,16 @@ def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> No
     mine = KeyFactory(organization=acme, actor=member).row
     budgets.set_member_budget(acme, member, None, Period.DAY, limit_images=2)
     draw(mine, 2)
-    alerts.scan(now=timezone.now())
-    alerts.deliver_due(now=timezone.now() + MINUTE)
+    raising.scan(now=timezone.now())
+    delivery.deliver_due(now=timezone.now() + MINUTE)
     (sent,) = mail.outbox
     assert sent.to == ["admin@a.test", "billing@a.test", "developer@a.test", "owner@a.test"]
     assert sent.subject == "100 % of a budget of Ada & Co is used"
     assert "Drawn in this one: 2 of 2 pictures." in sent.body
     # Who is no member any more hears no more.
     Membership.objects.filter(user=member).delete()
-    assert alerts.raise_alert(acme, "resumed", "again", member=member.email)
-    alerts.deliver_due(now=timezone.now() + MINUTE)
+    assert raising.raise_alert(acme, "resumed", "again", member=member.email)
+    delivery.deliver_due(now=timezone.now() + MINUTE)
     assert mail.outbox[1].to == ["admin@a.test", "billing@a.test", "owner@a.test"]
 
 
@@ -309,9 +311,9 @@ def verifier() -> Any:
 def test_an_alert_is_posted_once_and_its_signature_holds(
     acme: Organization, receiver: Receiver
 ) -> None:
-    secret = alerts.set_endpoint(acme, f"{receiver.url}/hook?a=1", None)
+    secret = endpoints.set_endpoint(acme, f"{receiver.url}/hook?a=1", None)
     send(acme, "suspended", reason="unpaid")
-    assert alerts.deliver_due(now=timezone.now() + DAY) == 0
+    assert delivery.deliver_due(now=timezone.now() + DAY) == 0
 
     ((path, signature, body),) = receiver.got
     row = Notification.objects.get()
@@ -328,7 +330,7 @@ def test_an_alert_is_posted_once_and_its_signature_holds(
     assert is_ours(body, signature, secret)
     assert not is_ours(body + b" ", signature, secret)
     assert not is_ours(body, signature, secret + "x")
-    old = alerts.sign(body, secret, at=datetime(2026, 1, 1, tzinfo=UTC))
+    old = endpoints.sign(body, secret, at=datetime(2026, 1, 1, tzinfo=UTC))
     assert not is_ours(body, old, secret)
 
 
@@ -336,43 +338,43 @@ def test_an_alert_is_posted_once_and_its_signature_holds(
 def test_an_endpoint_that_refuses_is_tried_again_and_the_mail_is_not(
     acme: Organization, receiver: Receiver, status: int
 ) -> None:
-    alerts.set_endpoint(acme, receiver.url, None)
+    endpoints.set_endpoint(acme, receiver.url, None)
     receiver.status, receiver.headers = status, {"Location": f"{receiver.url}/elsewhere"}
-    alerts.raise_alert(acme, "resumed", "r")
+    raising.raise_alert(acme, "resumed", "r")
     now = timezone.now() + MINUTE
 
-    assert alerts.deliver_due(now=now) == 0
+    assert delivery.deliver_due(now=now) == 0
     row = Notification.objects.get()
     assert (row.last_error, row.settled_at) == (f"endpoint: HTTP {status}", None)
-    assert alerts.deliver_due(now=now + MINUTE - timedelta(seconds=1)) == 0
+    assert delivery.deliver_due(now=now + MINUTE - timedelta(seconds=1)) == 0
     assert len(receiver.got) == 1
     receiver.status = 200
-    assert alerts.deliver_due(now=now + MINUTE) == 1
+    assert delivery.deliver_due(now=now + MINUTE) == 1
     assert [path for path, _, _ in receiver.got] == ["/", "/"]
     assert len(mail.outbox) == 1
     assert Notification.objects.get().last_error == ""
 
 
 def test_after_a_day_it_is_given_up(acme: Organization, receiver: Receiver) -> None:
-    alerts.set_endpoint(acme, receiver.url, None)
+    endpoints.set_endpoint(acme, receiver.url, None)
     receiver.status = 500
-    alerts.raise_alert(acme, "resumed", "r")
+    raising.raise_alert(acme, "resumed", "r")
     begun = now = timezone.now() + MINUTE
-    while not alerts.deliver_due(now=now):
+    while not delivery.deliver_due(now=now):
         now = Notification.objects.get().next_at
     assert DAY < now - begun < DAY + 4 * HOUR
     assert len(receiver.got) == 14
     row = Notification.objects.get()
     assert (row.settled_at, row.posted_at) == (now, None)
     assert row.last_error == "endpoint: HTTP 500"
-    assert alerts.deliver_due(now=now + DAY) == 0
+    assert delivery.deliver_due(now=now + DAY) == 0
 
 
 def test_mail_that_cannot_be_sent_is_sent_later_and_the_post_is_not_repeated(
     acme: Organization, receiver: Receiver, settings: Settings
 ) -> None:
-    alerts.set_endpoint(acme, receiver.url, None)
-    alerts.raise_alert(acme, "resumed", "r")
+    endpoints.set_endpoint(acme, receiver.url, None)
+    raising.raise_alert(acme, "resumed", "r")
     works = settings.MAILERS
     # Nobody listens there.
     settings.MAILERS = {
@@ -382,17 +384,17 @@ def test_mail_that_cannot_be_sent_is_sent_later_and_the_post_is_not_repeated(
         }
     }
     now = timezone.now() + MINUTE
-    assert alerts.deliver_due(now=now) == 0
+    assert delivery.deliver_due(now=now) == 0
     assert Notification.objects.get().last_error.startswith("e-mail: ConnectionRefusedError")
     settings.MAILERS = works
-    assert alerts.deliver_due(now=now + MINUTE) == 1
+    assert delivery.deliver_due(now=now + MINUTE) == 1
     assert (len(mail.outbox), len(receiver.got)) == (1, 1)
 
 
 def test_one_that_cannot_be_worded_does_not_stop_the_others(acme: Organization) -> None:
-    alerts.raise_alert(acme, "no_such_words", "a")
-    alerts.raise_alert(acme, "resumed", "b")
-    assert alerts.deliver_due(now=timezone.now() + MINUTE) == 1
+    raising.raise_alert(acme, "no_such_words", "a")
+    raising.raise_alert(acme, "resumed", "b")
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
     assert len(mail.outbox) == 1
     assert "TemplateDoesNotExist" in Notification.objects.get(key="a").last_error
 
@@ -400,23 +402,23 @@ def test_one_that_cannot_be_worded_does_not_stop_the_others(acme: Organization) 
 def test_what_a_dead_worker_had_claimed_is_done_by_another(
     acme: Organization, receiver: Receiver
 ) -> None:
-    alerts.set_endpoint(acme, receiver.url, None)
-    alerts.raise_alert(acme, "resumed", "r")
+    endpoints.set_endpoint(acme, receiver.url, None)
+    raising.raise_alert(acme, "resumed", "r")
     now = timezone.now() + MINUTE
     # It was killed after the e-mail's mark and before the POST.
-    Notification.objects.update(attempts=1, next_at=now + alerts.LEASE, emailed_at=now)
-    assert alerts.deliver_due(now=now + alerts.LEASE - timedelta(seconds=1)) == 0
-    assert alerts.deliver_due(now=now + alerts.LEASE) == 1
+    Notification.objects.update(attempts=1, next_at=now + LEASE, emailed_at=now)
+    assert delivery.deliver_due(now=now + LEASE - timedelta(seconds=1)) == 0
+    assert delivery.deliver_due(now=now + LEASE) == 1
     assert (len(mail.outbox), len(receiver.got)) == (0, 1)
 
 
 def test_many_workers_deliver_each_once(transactional_db: None, receiver: Receiver) -> None:
     organization = OrganizationFactory()
-    alerts.set_endpoint(organization, receiver.url, None)
+    endpoints.set_endpoint(organization, receiver.url, None)
     for number in range(6):
-        alerts.raise_alert(organization, "resumed", f"r:{number}")
+        raising.raise_alert(organization, "resumed", f"r:{number}")
     now = timezone.now() + MINUTE
-    assert sum(race(6, lambda _: alerts.deliver_due(now=now))) == 6  # type: ignore[arg-type]
+    assert sum(race(6, lambda _: delivery.deliver_due(now=now))) == 6  # type: ignore[arg-type]
     assert (len(mail.outbox), len(receiver.got)) == (6, 6)
     assert len({json.loads(body)["id"] for _, _, body in receiver.got}) == 6
 
@@ -441,29 +443,29 @@ def test_many_workers_deliver_each_once(transactional_db: None, receiver: Receiv
 )
 def test_an_address_that_alerts_cannot_go_to(acme: Organization, url: str) -> None:
     with pytest.raises(EndpointRefused):
-        alerts.set_endpoint(acme, url, None)
+        endpoints.set_endpoint(acme, url, None)
     assert not AlertEndpoint.objects.exists()
 
 
 def test_a_name_that_leads_into_our_own_network_is_not_posted_to(
     acme: Organization,
 ) -> None:
-    alerts.set_endpoint(acme, "https://localhost/", None)
-    alerts.raise_alert(acme, "resumed", "r")
-    assert alerts.deliver_due(now=timezone.now() + MINUTE) == 0
+    endpoints.set_endpoint(acme, "https://localhost/", None)
+    raising.raise_alert(acme, "resumed", "r")
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 0
     # Without the resolver's guard the connection would be tried, and refused by nobody's port.
     assert "ClientConnectorDNSError" in Notification.objects.get().last_error
 
 
 def test_an_endpoint_is_changed_and_removed_by_somebody(acme: Organization) -> None:
     owner = User.objects.get(email="owner@a.test")
-    first = alerts.set_endpoint(acme, "https://hooks.example.com/a", owner)
-    second = alerts.set_endpoint(acme, "https://hooks.example.com/b", owner)
+    first = endpoints.set_endpoint(acme, "https://hooks.example.com/a", owner)
+    second = endpoints.set_endpoint(acme, "https://hooks.example.com/b", owner)
     assert first != second
     assert first.startswith("ghub_whsec_")
     assert AlertEndpoint.objects.get().secret == second
     for _ in range(2):
-        alerts.remove_endpoint(acme, owner)
+        endpoints.remove_endpoint(acme, owner)
     done = AuditEvent.objects.filter(action__startswith="alerts.").order_by("pk")
     assert [event.action for event in done] == [
         "alerts.endpoint_set",

@@ -16,7 +16,6 @@ from django.db import connection, transaction
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey
-from billing import customers, prices, stripe_catalog, subscriptions
 from billing.models import (
     BillingAccount,
     Invoice,
@@ -28,9 +27,11 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.stripe_client import Stripe
+from billing.spending import prices
+from billing.stripe import catalog, customers, subscriptions
+from billing.stripe.client import Stripe
 from geekhub.asgi import Application
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from tests.billing import PRICES, authorize, race, release
 from tests.billing.metered import use
 from tests.billing.subscribed import NAMES, checkout, next_first, now_of, subscribe, sync
@@ -111,7 +112,7 @@ def test_active_versions_of_unconnected_days_get_objects_and_stay_active(
 ) -> None:
     prices.publish(PRICES)
     since = newest("a/cheap").effective_from
-    assert stripe_catalog.pending(PRICES) == [
+    assert catalog.pending(PRICES) == [
         "a/cheap v1: to be made in Stripe",
         "b/middle v1: to be made in Stripe",
         "c/dear v1: to be made in Stripe",
@@ -128,7 +129,7 @@ def test_another_price_is_another_version_and_nothing_is_changed(
 ) -> None:
     sync(stripe, stripe_account)
     old = stripe_account.objects("price")
-    assert stripe_catalog.pending(DEARER) == ["a/cheap: 0.04 -> 0.045 USD per image"]
+    assert catalog.pending(DEARER) == ["a/cheap: 0.04 -> 0.045 USD per image"]
     assert sync(stripe, stripe_account, DEARER) == [
         "a/cheap: 0.04 -> 0.045 USD per image",
         "a/cheap v2: made in Stripe",
@@ -161,12 +162,12 @@ def test_a_lost_call_is_made_up_for_and_nothing_is_made_twice(
         prices.current(["b/middle"])
     assert newest("c/dear").state == PriceState.ACTIVE  # one does not hold the others back
     now = now_of(stripe_account) + LATER
-    assert stripe_catalog.resume(stripe, now) == [
+    assert catalog.resume(stripe, now) == [
         "b/middle v1: made in Stripe",
         "b/middle v1: active",
     ]
     assert objects(stripe_account) == {"product": 3, "billing.meter": 3, "price": 3}
-    assert stripe_catalog.resume(stripe, now) == []
+    assert catalog.resume(stripe, now) == []
 
 
 def test_stripe_away_leaves_the_old_price(
@@ -179,7 +180,7 @@ def test_stripe_away_leaves_the_old_price(
     assert prices.current(["a/cheap"])["a/cheap"].unit_micro == 40_000
     stripe_account.faults.clear()
     # The worker goes on without knowing the catalogue.
-    stripe_catalog.resume(stripe, now_of(stripe_account))
+    catalog.resume(stripe, now_of(stripe_account))
     assert prices.current(["a/cheap"])["a/cheap"].unit_micro == 45_000
 
 
@@ -188,7 +189,7 @@ def test_two_hosts_at_once_make_one_of_each(
 ) -> None:
     race(4, lambda _: sync(stripe, stripe_account))
     # Who came second may have left; somebody goes on.
-    stripe_catalog.resume(stripe, now_of(stripe_account) + LATER)
+    catalog.resume(stripe, now_of(stripe_account) + LATER)
     assert objects(stripe_account) == {"product": 3, "billing.meter": 3, "price": 3}
     assert PriceVersion.objects.filter(state=PriceState.ACTIVE).count() == 3
     assert sorted(v.stripe_price for v in PriceVersion.objects.all()) == sorted(
@@ -310,7 +311,7 @@ def test_nobody_answering_is_not_the_organizations_fault(
     sync(stripe, stripe_account, DEARER)
     assert newest("a/cheap").state == PriceState.DRAFT
     assert not PriceException.objects.exists()
-    stripe_catalog.resume(stripe, now_of(stripe_account) + LATER)
+    catalog.resume(stripe, now_of(stripe_account) + LATER)
     assert newest("a/cheap").state == PriceState.ACTIVE
     assert not PriceException.objects.exists()
 
@@ -359,13 +360,13 @@ def test_a_subscription_and_a_price_that_begin_at_once_do_not_miss_each_other(
     sync(stripe, stripe_account)
     for number in range(3):
         wanted = {**PRICES, "a/cheap": 50_000 + number}
-        stripe_catalog.sync(stripe, PRICES, now=now_of(stripe_account), names=NAMES)
+        catalog.sync(stripe, PRICES, now=now_of(stripe_account), names=NAMES)
         key = KeyFactory().row
         stripe_account.complete_checkout(checkout(stripe, stripe_account, key))
         begun = stripe_account.objects("subscription")[-1]["id"]
         prices.publish(wanted, PriceState.DRAFT)
         draft = newest("a/cheap")
-        stripe_catalog._make_objects(stripe, draft, now_of(stripe_account))
+        catalog._make_objects(stripe, draft, now_of(stripe_account))
 
         def both(who: int, begun: str = begun, draft: PriceVersion = draft) -> object:
             if who:
@@ -387,7 +388,7 @@ def test_prices_stand_still_while_it_is_written_down_who_lacks_which(
     begun = stripe_account.objects("subscription")[-1]["id"]
     prices.publish(DEARER, PriceState.DRAFT)
     draft = newest("a/cheap")
-    stripe_catalog._make_objects(stripe, draft, now_of(stripe_account))
+    catalog._make_objects(stripe, draft, now_of(stripe_account))
 
     def work() -> None:
         try:
@@ -426,7 +427,7 @@ def test_a_version_is_retired_when_its_last_invoice_is_final(
     copy = subscribe(stripe, stripe_account, key)
     old = newest("a/cheap")
     sync(stripe, stripe_account, DEARER)
-    assert stripe_catalog.retire(stripe, now_of(stripe_account)) == []
+    assert catalog.retire(stripe, now_of(stripe_account)) == []
 
     def invoice(status: str, name: str = "in_cycle", start: datetime | None = None) -> None:
         turned = customers.next_month(begun)
@@ -453,21 +454,21 @@ def test_a_version_is_retired_when_its_last_invoice_is_final(
     stripe_account.clock.advance_to(customers.next_month(begun))
     after = now_of(stripe_account) + timedelta(minutes=5)
     # Our copy still says the old period.
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
     subscriptions.mirror(stripe, copy.stripe_id, now=after)
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
     # An invoice of something else is none of the month.
     invoice("paid", "in_once", customers.next_month(begun))
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
     invoice("draft")
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
     invoice("open")
     PriceException.objects.create(
         organization=KeyFactory().row.organization, model="a/cheap", price_version=old, reason="x"
     )
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
     PriceException.objects.all().delete()
-    assert stripe_catalog.retire(stripe, after) == ["a/cheap v1: retired"]
+    assert catalog.retire(stripe, after) == ["a/cheap v1: retired"]
 
     old.refresh_from_db()
     assert old.state == PriceState.RETIRED
@@ -477,7 +478,7 @@ def test_a_version_is_retired_when_its_last_invoice_is_final(
     assert stripe.v1.prices.retrieve(old.stripe_price).active is False
     assert stripe.v1.billing.meters.retrieve(old.stripe_meter).status == "inactive"
     assert newest("a/cheap").state == PriceState.ACTIVE
-    assert stripe_catalog.retire(stripe, after) == []
+    assert catalog.retire(stripe, after) == []
 
 
 @pytest.mark.parametrize("why", ["held", "not frozen", "not sent", ""])
@@ -503,16 +504,16 @@ def test_a_version_that_is_still_used_is_not_retired(
         state=MeterState.PENDING if why == "not sent" else MeterState.ACCEPTED,
     )
     # Pages of Checkout may still sell it, and requests still be quoted it.
-    assert stripe_catalog.retire(stripe, now + timedelta(hours=47)) == []
+    assert catalog.retire(stripe, now + timedelta(hours=47)) == []
     later = now + timedelta(hours=49)
     if why:
-        assert stripe_catalog.retire(stripe, later) == []
+        assert catalog.retire(stripe, later) == []
     if hold:
         release(hold)
     BillingAccount.objects.update(frozen_through=entry.pk)
     event.state = MeterState.CONFIRMED
     event.save()
-    assert stripe_catalog.retire(stripe, later) == ["a/cheap v1: retired"]
+    assert catalog.retire(stripe, later) == ["a/cheap v1: retired"]
 
 
 @pytest.mark.parametrize(
@@ -528,13 +529,13 @@ def test_retiring_goes_on_where_it_was_broken_off(
     # A draft with items everywhere that is overtaken before it is quoted.
     prices.publish(DEARER, PriceState.DRAFT)
     draft = newest("a/cheap")
-    stripe_catalog._make_objects(stripe, draft, now_of(stripe_account))
+    catalog._make_objects(stripe, draft, now_of(stripe_account))
     subscriptions.add_items(stripe, draft, now_of(stripe_account))
     prices.publish(PRICES, PriceState.DRAFT)
     stripe_account.faults.add(Fault(kind, path))
-    [line] = stripe_catalog.retire(stripe, now_of(stripe_account))
+    [line] = catalog.retire(stripe, now_of(stripe_account))
     assert line.startswith("a/cheap v2: still in Stripe: ")
-    assert stripe_catalog.retire(stripe, now_of(stripe_account)) == ["a/cheap v2: retired"]
+    assert catalog.retire(stripe, now_of(stripe_account)) == ["a/cheap v2: retired"]
     copy.refresh_from_db()
     assert draft.stripe_price not in copy.items
     assert stripe.v1.prices.retrieve(draft.stripe_price).active is False
@@ -547,25 +548,25 @@ def test_retiring_goes_on_where_it_was_broken_off(
 def test_a_live_key_and_a_test_catalogue_refuse_to_start(
     db: None, stripe: Stripe, stripe_account: StripeEmulator, settings: Settings
 ) -> None:
-    stripe_catalog.check_mode()
+    catalog.check_mode()
     sync(stripe, stripe_account)
-    stripe_catalog.check_mode()
+    catalog.check_mode()
     settings.STRIPE_LIVEMODE = True
     for start in (
-        stripe_catalog.check_mode,
+        catalog.check_mode,
         lambda: call_command("sync_catalog"),
         lambda: call_command("worker", "--once"),
     ):
         with pytest.raises(ImproperlyConfigured, match="is a live key"):
             start()
     PriceVersion.objects.update(livemode=True)
-    stripe_catalog.check_mode()
+    catalog.check_mode()
     settings.STRIPE_LIVEMODE = False
     with pytest.raises(ImproperlyConfigured, match="is a test key"):
-        stripe_catalog.check_mode()
+        catalog.check_mode()
     # Without a key nothing is said to Stripe, whichever mode the objects have.
     settings.STRIPE_SECRET_KEY = ""
-    stripe_catalog.check_mode()
+    catalog.check_mode()
 
 
 def test_the_server_does_not_start_with_the_wrong_key(
@@ -599,7 +600,7 @@ def test_the_worker_makes_nothing_in_the_other_mode(
     PriceVersion.objects.update(livemode=True)
     asked = len(stripe_account.requests)
     with pytest.raises(ImproperlyConfigured):
-        stripe_catalog.resume(stripe, now_of(stripe_account))
+        catalog.resume(stripe, now_of(stripe_account))
     assert len(stripe_account.requests) == asked
 
 

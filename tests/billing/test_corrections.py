@@ -7,8 +7,6 @@ from django.core.exceptions import PermissionDenied
 from django.utils import timezone
 
 from accounts.models import AuditEvent, Organization, User
-from billing import corrections, invoices, operations
-from billing.corrections import CorrectionRefused
 from billing.models import (
     BillingAccount,
     EntryKind,
@@ -17,7 +15,9 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.stripe_client import Stripe
+from billing.stripe import corrections, invoices, operations
+from billing.stripe.client import Stripe
+from billing.stripe.corrections import CorrectionRefused
 from tests.billing import race
 from tests.emulators.stripe import StripeEmulator
 from tests.emulators.stripe.shop import Shop

@@ -6,9 +6,9 @@ import pytest
 from django.db import transaction
 
 from accounts.models import ApiKey
-from billing import credits, operations, subscriptions
 from billing.models import BillingAccount, OperationState, StripeOperation
-from billing.stripe_client import Stripe, StripeFailure
+from billing.stripe import credits, operations, subscriptions
+from billing.stripe.client import Stripe, StripeFailure
 from tests.billing import race
 from tests.billing.subscribed import next_first, now_of, subscribe, sync
 from tests.emulators.stripe import Fault, StripeEmulator

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from accounts.models import ApiKey
-from billing import cards, customers, subscriptions
 from billing.models import BillingAccount, Subscription
-from billing.stripe_client import Stripe, StripeFailure, plain
+from billing.stripe import cards, customers, subscriptions
+from billing.stripe.client import Stripe, StripeFailure, plain
 from tests.billing import race
 from tests.billing.subscribed import (
     BACK,

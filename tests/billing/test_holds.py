@@ -11,9 +11,6 @@ from django.utils import timezone as clock
 
 from accounts import keys, members
 from accounts.models import ApiKey
-from billing import budgets, holds, ledger, prices
-from billing.budgets import BudgetExceeded, period_start
-from billing.holds import HoldLost, InsufficientBalance
 from billing.models import (
     BillingAccount,
     Budget,
@@ -24,6 +21,9 @@ from billing.models import (
     LedgerEntry,
     Period,
 )
+from billing.spending import budgets, holds, ledger, prices
+from billing.spending.budgets import BudgetExceeded, period_start
+from billing.spending.holds import HoldLost, InsufficientBalance
 from tests.billing import SETTLE, authorize, budget_of, capture, expire, money_of, release
 from tests.factories import KeyFactory, UserFactory
 

@@ -12,8 +12,6 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import ApiKey
-from billing import invoices
-from billing.invoices import Line, LineTotal, UnknownCustomer
 from billing.models import (
     AccountStatus,
     EntryKind,
@@ -24,7 +22,9 @@ from billing.models import (
     MeterState,
     PriceVersion,
 )
-from billing.stripe_client import Stripe, StripeRefused, StripeUnknown
+from billing.stripe import invoices
+from billing.stripe.client import Stripe, StripeRefused, StripeUnknown
+from billing.stripe.invoices import Line, LineTotal, UnknownCustomer
 from tests.billing import PRICES, authorize, race
 from tests.billing.buyer import HOUR, Buyer, drawn
 from tests.emulators.stripe import Fault

@@ -10,9 +10,9 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import ApiKey
-from billing import ledger
-from billing.ledger import ModelSpend
 from billing.models import BillingAccount, EntryKind, LedgerEntry, PriceVersion
+from billing.spending import ledger
+from billing.spending.ledger import ModelSpend
 from tests.billing import authorize, capture, money_of
 from tests.factories import KeyFactory, OrganizationFactory
 

@@ -11,8 +11,11 @@ from django.db.models import Sum
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey
-from billing import ledger, metering, prices
-from billing.metering import StripeSink, freeze, reissue, resolve_uncertain, send_due
+from billing.metering import doubt
+from billing.metering.doubt import resolve_uncertain
+from billing.metering.freeze import FREEZE_BATCH, freeze, reissue
+from billing.metering.send import send_due
+from billing.metering.sink import StripeSink
 from billing.models import (
     BillingAccount,
     EntryKind,
@@ -23,7 +26,8 @@ from billing.models import (
     PriceVersion,
     Subscription,
 )
-from billing.stripe_client import Stripe, connect
+from billing.spending import ledger, prices
+from billing.stripe.client import Stripe, connect
 from tests.billing import PRICES, authorize, capture, race
 from tests.billing.metered import Metered, at_rest, sell, states, use, used
 from tests.emulators.stripe import Fault, StripeEmulator
@@ -165,7 +169,7 @@ def test_many_batches_make_what_one_does(metered: Metered, acme: ApiKey) -> None
         LedgerEntry(
             **fields, entry_key=f"use:{number}", hold=first.hold, created_at=first.created_at
         )
-        for number in range(metering.FREEZE_BATCH)
+        for number in range(FREEZE_BATCH)
     )
     assert freeze(now=metered.now) == 2
     assert sorted(MeterEvent.objects.values_list("quantity", flat=True)) == [1, 2000]
@@ -715,7 +719,7 @@ def test_making_up_for_stripes_errors_is_no_usage(
     assert reissue(event, -1, now=metered.now) == correction
     assert send_due(sink, now=metered.now) == 1
     assert metered.total(acme) == 2
-    assert metering.counted(*lane) == 3
+    assert doubt.counted(*lane) == 3
     another = reissue(correction, 2, now=metered.now)
     assert another.identifier == f"{event.identifier}:r2"
     assert another.reissue_of == event
@@ -725,8 +729,8 @@ def test_making_up_for_stripes_errors_is_no_usage(
         timestamp=event.timestamp + timedelta(days=20),
         restamped_from=event.timestamp,
     )
-    assert metering.counted(*lane) == 1
-    assert metering.counted(*lane[:2], *(one + timedelta(days=20) for one in hour)) == 2
+    assert doubt.counted(*lane) == 1
+    assert doubt.counted(*lane[:2], *(one + timedelta(days=20) for one in hour)) == 2
 
 
 # --- Which invoice carries it ---------------------------------------------------------------------

@@ -14,10 +14,13 @@ from django.db.models import Count
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey
-from billing import prices
-from billing.metering import HORIZON, StripeSink, freeze, resolve_uncertain, send_due
+from billing.metering.doubt import resolve_uncertain
+from billing.metering.freeze import freeze
+from billing.metering.send import HORIZON, send_due
+from billing.metering.sink import StripeSink
 from billing.models import EntryKind, LedgerEntry, MeteredEntry, MeterEvent, MeterState
-from billing.stripe_client import Stripe
+from billing.spending import prices
+from billing.stripe.client import Stripe
 from tests.billing import PRICES, race
 from tests.billing.metered import Metered, at_rest, sell, states, use, used
 from tests.emulators.stripe import Fault, StripeEmulator

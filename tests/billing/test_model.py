@@ -23,9 +23,6 @@ from hypothesis.stateful import (
 
 from accounts import keys
 from accounts.models import ApiKey
-from billing import budgets, holds, ledger, prices
-from billing.budgets import BudgetExceeded, period_start
-from billing.holds import AccountSuspended, HoldLost, InsufficientBalance
 from billing.models import (
     AccountStatus,
     BillingAccount,
@@ -37,6 +34,9 @@ from billing.models import (
     LedgerEntry,
     Period,
 )
+from billing.spending import budgets, holds, ledger, prices
+from billing.spending.budgets import BudgetExceeded, period_start
+from billing.spending.holds import AccountSuspended, HoldLost, InsufficientBalance
 from tests.billing import PRICES, authorize, capture, expire, release
 from tests.factories import KeyFactory, UserFactory
 

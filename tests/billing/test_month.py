@@ -19,14 +19,8 @@ from django.db.models import Sum
 from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, Organization
-from billing import (
-    customers,
-    invoices,
-    jobs,
-    metering,
-    reconciliation,
-    stripe_catalog,
-)
+from billing import reconciliation
+from billing.metering.events import COUNTED
 from billing.models import (
     BillingAccount,
     Difference,
@@ -42,8 +36,10 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.stripe_client import connect
-from images.catalog import CATALOG
+from billing.stripe import catalog, customers, invoices
+from billing.stripe.client import connect
+from geekhub.work import billing_jobs
+from images.catalog.rows import CATALOG
 from tests.billing import authorize, capture, timetravel
 from tests.billing.buyer import deliver
 from tests.emulators.stripe import Fault, StripeEmulator
@@ -110,7 +106,7 @@ class World:
         """Let the worker do all that is due, and a minute later what that brought about."""
         for wait in (61, 0):
             self._deliver()
-            jobs.run_due(jobs.current(), now=self.now)
+            billing_jobs.run_due(billing_jobs.current(), now=self.now)
             self.emulator.clock.advance(wait)
 
     def _deliver(self) -> None:
@@ -150,7 +146,7 @@ def consumed(organization: Organization) -> int:
 
 @pytest.mark.timeout(600)
 def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
-    done = stripe_catalog.sync(world.stripe, PRICES, now=world.now, names=NAMES)
+    done = catalog.sync(world.stripe, PRICES, now=world.now, names=NAMES)
     assert sum("active" in line for line in done) == len(PRICES)
     alpha = KeyFactory(organization__name="Alpha", organization__bonus="500").row
     beta = KeyFactory(organization__name="Beta", organization__credit_limit="1000").row
@@ -175,7 +171,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     # A request that was let in at the old price is billed it, though it ends at the new one.
     begun = authorize(gamma, RAISED, quantity=4)
     world.until(at(1, 10, 12, 30))
-    stripe_catalog.sync(world.stripe, PRICES | {RAISED: AFTER}, now=world.now, names=NAMES)
+    catalog.sync(world.stripe, PRICES | {RAISED: AFTER}, now=world.now, names=NAMES)
     assert list(
         PriceVersion.objects.filter(model=RAISED, state="active")
         .order_by("version")
@@ -209,9 +205,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     world.emulator.set_cards(account(gamma).stripe_customer, "insufficient_funds")
     world.until(at(2, 1, 1, 5))
     assert MeterEvent.objects.filter(timestamp__gte=at(1, 31, 20)).count() > 80
-    assert not MeterEvent.objects.filter(
-        timestamp__gte=at(1, 31, 20), state__in=metering.COUNTED
-    ).exists()
+    assert not MeterEvent.objects.filter(timestamp__gte=at(1, 31, 20), state__in=COUNTED).exists()
     world.emulator.clock.advance_to(at(2, 1, 6))
     world.emulator.faults.clear()
     world.until(at(2, 1, 6), at(2, 1, 6, 15), at(2, 1, 7), at(2, 1, 9))
@@ -268,7 +262,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
 def _nothing_is_on_its_way() -> None:
     assert not StripeEvent.objects.filter(processed_at=None).exists()
     assert not StripeOperation.objects.exclude(state="done").exists()
-    assert not MeterEvent.objects.exclude(state__in=metering.COUNTED).exists()
+    assert not MeterEvent.objects.exclude(state__in=COUNTED).exists()
     assert not Hold.objects.filter(state="held").exists()
 
 

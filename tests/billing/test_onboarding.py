@@ -12,9 +12,9 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from accounts.models import AuditEvent, Organization, User
-from billing import onboarding
 from billing.models import BonusClaim, LedgerEntry
-from billing.onboarding import TooManyOrganizations, found_organization
+from billing.spending import onboarding
+from billing.spending.onboarding import TooManyOrganizations, found_organization
 from tests.billing import race
 from tests.factories import UserFactory
 from tests.pages import log_in

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from billing import operations
 from billing.models import OperationState, StripeOperation
-from billing.operations import Kind
-from billing.stripe_client import Stripe, StripeBusy
+from billing.stripe import operations
+from billing.stripe.client import Stripe, StripeBusy
+from billing.stripe.operations import Kind
 
 NOW = datetime(2027, 3, 10, 12, tzinfo=UTC)
 

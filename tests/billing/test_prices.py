@@ -5,8 +5,8 @@ import sys
 import pytest
 from django.db import IntegrityError, transaction
 
-from billing import prices
 from billing.models import PriceException, PriceVersion
+from billing.spending import prices
 from tests.billing import race
 from tests.factories import OrganizationFactory
 

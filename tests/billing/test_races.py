@@ -10,9 +10,6 @@ from django.db import IntegrityError, connection, transaction
 from django.db.models import Sum
 
 from accounts.models import ApiKey
-from billing import budgets, holds, ledger, limits, prices
-from billing.budgets import BudgetExceeded
-from billing.holds import HoldLost, InsufficientBalance
 from billing.models import (
     BillingAccount,
     Budget,
@@ -24,6 +21,9 @@ from billing.models import (
     Period,
     PriceVersion,
 )
+from billing.spending import budgets, holds, ledger, limits, prices
+from billing.spending.budgets import BudgetExceeded
+from billing.spending.holds import HoldLost, InsufficientBalance
 from tests.billing import SETTLE, authorize, budget_of, capture, money_of, race, release
 from tests.factories import KeyFactory, UserFactory
 

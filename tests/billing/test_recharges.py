@@ -7,7 +7,6 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import AuditEvent, Organization
-from billing import operations, recharges
 from billing.models import (
     AccountStatus,
     BillingAccount,
@@ -17,8 +16,9 @@ from billing.models import (
     OperationState,
     StripeOperation,
 )
-from billing.recharges import RechargeRefused
-from billing.stripe_client import Stripe
+from billing.stripe import operations, recharges
+from billing.stripe.client import Stripe
+from billing.stripe.recharges import RechargeRefused
 from tests.billing import race
 from tests.emulators.stripe import Fault, StripeEmulator
 from tests.emulators.stripe.shop import Shop

@@ -12,7 +12,10 @@ from django.db.models import F
 from django.utils import timezone
 
 from accounts.models import ApiKey, AuditEvent, Organization
-from billing import budgets, holds, metering, reconciliation
+from billing import reconciliation
+from billing.metering import freeze
+from billing.metering.send import send_due
+from billing.metering.sink import StripeSink
 from billing.models import (
     BillingAccount,
     BudgetPeriod,
@@ -35,7 +38,8 @@ from billing.models import (
     Subscription,
 )
 from billing.reconciliation import AlreadyResolved
-from billing.stripe_client import Stripe
+from billing.spending import budgets, holds
+from billing.stripe.client import Stripe
 from tests.billing import authorize, capture, race, timetravel
 from tests.emulators.stripe import Fault, StripeEmulator
 from tests.emulators.stripe.shop import Shop, Sold
@@ -106,7 +110,7 @@ def test_books_that_agree_show_nothing(key: ApiKey) -> None:
     holds.capture_one(part, model="c/dear")
     holds.release(authorize(key))
     now = timezone.now()
-    metering.freeze(now=now, running_hour=True)
+    freeze.freeze(now=now, running_hour=True)
 
     assert internal(now, now - timedelta(days=32)) == {}
     row = Reconciliation.objects.get()
@@ -248,7 +252,7 @@ def test_consumption_that_is_in_no_event_is_found_when_it_should_be(key: ApiKey)
     assert row.price_version == version()
 
     # A mark that passed them is as bad, however young they are.
-    metering.freeze(now=NOW)
+    freeze.freeze(now=NOW)
     assert internal() == {}
     young = consume(key, 4, at=NOW - timedelta(minutes=1))
     BillingAccount.objects.update(frozen_through=young.pk)
@@ -261,7 +265,7 @@ def test_consumption_that_is_in_no_event_is_found_when_it_should_be(key: ApiKey)
 def test_a_mark_behind_what_is_frozen_is_found(key: ApiKey) -> None:
     metered(key)
     consume(key, at=NOW - timedelta(hours=2))
-    metering.freeze(now=NOW)
+    freeze.freeze(now=NOW)
     BillingAccount.objects.update(frozen_through=F("frozen_through") - 1)
 
     assert internal() == {"frozen_through": (0, 1)}
@@ -272,11 +276,11 @@ def test_an_event_whose_quantity_is_not_its_entries_is_found(key: ApiKey, quanti
     metered(key)
     consume(key, 2, at=NOW - timedelta(hours=2))
     consume(key, 3, at=NOW - timedelta(hours=2))
-    metering.freeze(now=NOW)
+    freeze.freeze(now=NOW)
     made = MeterEvent.objects.get()
     made.state = MeterState.ACCEPTED
     made.save()
-    metering.reissue(made, 7, now=NOW)
+    freeze.reissue(made, 7, now=NOW)
     assert internal() == {}
     MeterEvent.objects.filter(pk=made.pk).update(quantity=quantity)
 
@@ -286,7 +290,7 @@ def test_an_event_whose_quantity_is_not_its_entries_is_found(key: ApiKey, quanti
 def test_an_entry_of_another_price_does_not_count_for_an_event(key: ApiKey) -> None:
     metered(key)
     consume(key, 2, at=NOW - timedelta(hours=2))
-    metering.freeze(now=NOW)
+    freeze.freeze(now=NOW)
     MeterEvent.objects.update(price_version=version("c/dear"))
 
     assert internal() == {"event_sum": (0, 2)}
@@ -470,7 +474,7 @@ class Metered:
         """Deliver images; Stripe has taken our event, and counts them, or another number."""
         at = self.hours_ago(hours)
         consume(self.key, ours, at=at, model=model)
-        metering.freeze(now=self.now)
+        freeze.freeze(now=self.now)
         made = MeterEvent.objects.get(state=MeterState.PENDING)
         count = ours if theirs is None else theirs
         if count:
@@ -487,7 +491,7 @@ class Metered:
         return reconciliation.usage(stripe, now=self.now)
 
     def send(self, stripe: Stripe) -> int:
-        return metering.send_due(metering.StripeSink(stripe), now=self.now)
+        return send_due(StripeSink(stripe), now=self.now)
 
 
 @pytest.fixture
@@ -636,7 +640,7 @@ def test_what_made_up_for_a_rejected_event_counts_itself(shop: Metered, stripe: 
     lost = shop.use(10, 0)
     MeterEvent.objects.filter(pk=lost.pk).update(state=MeterState.REJECTED)
     lost.refresh_from_db()
-    metering.reissue(lost, 10, now=shop.now)
+    freeze.reissue(lost, 10, now=shop.now)
     assert shop.send(stripe) == 1
 
     run = shop.read(stripe)

@@ -11,9 +11,9 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import ApiKey, AuditEvent, Organization
-from billing import standing
-from billing.holds import AccountSuspended
 from billing.models import AccountStatus, BillingAccount, Invoice, Notification, Subscription
+from billing.spending.holds import AccountSuspended
+from billing.stripe import standing
 from tests.api.checks import expect_error
 from tests.billing import authorize, capture, money_of, race, release
 from tests.emulators.openai import OpenAIEmulator

@@ -8,7 +8,9 @@ from django.db import connection
 from django.db.models import Sum
 
 from accounts.models import ApiKey
-from billing import credits, invoices, ledger, metering, operations, subscriptions
+from billing.metering import freeze
+from billing.metering.send import send_due
+from billing.metering.sink import StripeSink
 from billing.models import (
     BillingAccount,
     EntryKind,
@@ -17,7 +19,9 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.stripe_client import Stripe, StripeFailure
+from billing.spending import ledger
+from billing.stripe import credits, invoices, operations, subscriptions
+from billing.stripe.client import Stripe, StripeFailure
 from tests.billing import authorize, capture, race
 from tests.billing.metered import use
 from tests.billing.subscribed import checkout, next_first, now_of, subscribe, sync
@@ -148,7 +152,7 @@ def test_a_credit_is_told_when_metering_opens(
     assert grant["amount"]["monetary"] == {"currency": "usd", "value": 988}
     assert (grant["category"], grant["name"]) == ("paid", "Balance brought forward")
     assert credit_left(stripe, key) == 988
-    assert metering.freeze(now=now_of(month), running_hour=True) == 0
+    assert freeze.freeze(now=now_of(month), running_hour=True) == 0
 
 
 def test_a_debt_is_on_the_first_invoice(key: ApiKey, stripe: Stripe, month: StripeEmulator) -> None:
@@ -221,7 +225,7 @@ def test_all_consumption_is_before_the_mark_or_after_it(
     entries = LedgerEntry.objects.filter(organization=committed_key.organization)
     told = entries.filter(pk__lte=account.metered_from).aggregate(sum=Sum("amount_micro"))["sum"]
     assert opening().parameters["cents"] == credits.cents(told)
-    metering.freeze(now=now_of(stripe_account), running_hour=True)
+    freeze.freeze(now=now_of(stripe_account), running_hour=True)
     later = entries.filter(pk__gt=account.metered_from, kind=EntryKind.CONSUMPTION)
     assert MeteredEntry.objects.count() == later.count()
 
@@ -251,8 +255,8 @@ def test_only_a_running_subscription_opens(
 def send(stripe: Stripe, month: StripeEmulator) -> None:
     """Freeze what hours are over, send it, and do what is due."""
     now = now_of(month)
-    metering.freeze(now=now)
-    metering.send_due(metering.StripeSink(stripe), now=now, threads=1)
+    freeze.freeze(now=now)
+    send_due(StripeSink(stripe), now=now, threads=1)
     operations.run_due(stripe, now=now)
 
 
@@ -414,7 +418,7 @@ def test_metering_stays_open_until_all_before_the_end_is_frozen(
     subscriptions.mirror(stripe, first.stripe_id, now=now_of(month))
     assert account_of(committed_key).metered_from is not None
     assert subscriptions.repair(stripe, end + timedelta(minutes=5)) == 0
-    metering.freeze(now=end + timedelta(hours=2))
+    freeze.freeze(now=end + timedelta(hours=2))
     assert MeteredEntry.objects.count() == 2
     assert subscriptions.repair(stripe, end + timedelta(hours=2)) == 1
     assert account_of(committed_key).metered_from is None

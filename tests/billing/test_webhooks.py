@@ -23,7 +23,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django.fixtures import Settings
 
-from billing import invoices, recharges, webhooks
 from billing.models import (
     AccountStatus,
     Difference,
@@ -34,8 +33,11 @@ from billing.models import (
     StripeEvent,
     Subscription,
 )
-from billing.stripe_client import Stripe, StripeUnknown
-from billing.webhooks import HANDLERS
+from billing.stripe import inbox, invoices, recharges, sweep
+from billing.stripe.client import Stripe, StripeUnknown
+from billing.stripe.handlers import HANDLERS
+from billing.stripe.inbox import LEASE, LONGEST_PAUSE, MOST_ATTEMPTS, MOST_LOST
+from billing.stripe.webhook import DELIVERIES
 from tests.billing import race
 from tests.billing.buyer import DAY, WEBHOOK, Buyer, deliver, event
 from tests.emulators.stripe import Fault, StripeEmulator
@@ -60,11 +62,11 @@ def post(body: bytes, headers: dict[str, str]) -> tuple[int, str]:
 
 
 def counted(status: int) -> float:
-    return webhooks.DELIVERIES.labels(status)._value.get()  # type: ignore[no-any-return]
+    return DELIVERIES.labels(status)._value.get()  # type: ignore[no-any-return]
 
 
 def process(stripe: Stripe, buyer: Buyer) -> int:
-    return webhooks.process_due(stripe, now=buyer.now)
+    return inbox.process_due(stripe, now=buyer.now)
 
 
 def events_of(emulator: StripeEmulator, begin: str = "") -> list[Json]:
@@ -339,7 +341,7 @@ def test_every_value_may_be_anything_else(stripe: Stripe, buyer: Buyer) -> None:
     # Of those that are about the same, one is enough.
     each = {(row.type, row.object_id): row.pk for row in StripeEvent.objects.all()}
     StripeEvent.objects.exclude(pk__in=each.values()).delete()
-    webhooks.process_due(stripe, now=buyer.now, limit=10_000)
+    inbox.process_due(stripe, now=buyer.now, limit=10_000)
     assert topups(buyer) == [(f"topup:{paid[0]['data']['object']['id']}", 3_800_000)]
 
 
@@ -546,8 +548,8 @@ def test_told_late_twice_or_never_while_time_goes_on(
         buyer.emulator.clock.advance(2 * DAY)
         news(2)
         later = one.now + timedelta(hours=1)
-        webhooks.process_due(stripe, now=later)
-        webhooks.sweep(stripe, since=began, now=later)
+        inbox.process_due(stripe, now=later)
+        sweep.sweep(stripe, since=began, now=later)
         copy_of = Invoice.objects.get(stripe_id=name)
         assert (copy_of.status, copy_of.amount_paid_cents) == ("paid", 380)
         assert topups(one) == [(f"topup:{name}", 3_800_000)]
@@ -559,7 +561,7 @@ def test_many_workers_at_once_credit_once(stripe: Stripe, committed_buyer: Buyer
     name, told = a_paid_month(committed_buyer)
     deliver(committed_buyer.emulator, *told)
     now = committed_buyer.now
-    done = race(6, lambda _: webhooks.process_due(stripe, now=now))
+    done = race(6, lambda _: inbox.process_due(stripe, now=now))
     assert sum(count for count in done if isinstance(count, int)) == 4
     assert list(StripeEvent.objects.values_list("attempts", flat=True)) == [1] * 4
     assert topups(committed_buyer) == [(f"topup:{name}", 3_800_000)]
@@ -569,9 +571,9 @@ def test_a_worker_that_died_is_followed_by_another(stripe: Stripe, buyer: Buyer)
     _, told = a_paid_month(buyer)
     deliver(buyer.emulator, told[0])
     # Claimed, and then the process was gone.
-    StripeEvent.objects.update(attempts=1, next_at=buyer.now + webhooks.LEASE)
+    StripeEvent.objects.update(attempts=1, next_at=buyer.now + LEASE)
     assert process(stripe, buyer) == 0
-    assert webhooks.process_due(stripe, now=buyer.now + webhooks.LEASE) == 1
+    assert inbox.process_due(stripe, now=buyer.now + LEASE) == 1
     assert len(topups(buyer)) == 1
 
 
@@ -862,24 +864,24 @@ def test_what_is_unknown_is_tried_for_three_days_and_kept(
     deliver(buyer.emulator, event("invoice.created", {"id": name}, created=created))
     deliver(buyer.emulator, event("some.thing", {"id": "x"}, id="evt_2", created=created + 1))
 
-    assert webhooks.process_due(stripe, now=buyer.now + timedelta(seconds=1)) == 1
+    assert inbox.process_due(stripe, now=buyer.now + timedelta(seconds=1)) == 1
     row = StripeEvent.objects.get(pk="evt_made")
     assert (row.attempts, row.processed_at) == (1, None)
     assert name in row.error or "customer" in row.error
     begin = moment = buyer.now
     pauses = []
     while row.processed_at is None:
-        assert webhooks.process_due(stripe, now=row.next_at - timedelta(seconds=1)) == 0
+        assert inbox.process_due(stripe, now=row.next_at - timedelta(seconds=1)) == 0
         moment = row.next_at
-        webhooks.process_due(stripe, now=moment)
+        inbox.process_due(stripe, now=moment)
         row.refresh_from_db()
         pauses.append(row.next_at - moment)
-    assert row.attempts == webhooks.MOST_ATTEMPTS
+    assert row.attempts == MOST_ATTEMPTS
     assert timedelta(days=2.7) < moment - begin < timedelta(days=3)
     assert round(pauses[0].total_seconds()) == 120
-    assert max(pauses[:-1]) < webhooks.LONGEST_PAUSE + timedelta(seconds=10)
+    assert max(pauses[:-1]) < LONGEST_PAUSE + timedelta(seconds=10)
     assert row.error
-    assert webhooks.process_due(stripe, now=moment + timedelta(days=99)) == 0
+    assert inbox.process_due(stripe, now=moment + timedelta(days=99)) == 0
     difference = Difference.objects.get()
     assert (difference.kind, difference.subject) == ("stripe_event", "invoice.created")
     assert [r.levelname for r in caplog.records if r.name == "geekhub.billing"] == ["ERROR"]
@@ -893,7 +895,7 @@ def test_it_is_done_when_the_organization_is_known_at_last(stripe: Stripe, buyer
     later = OrganizationFactory()
     later.billing_account.stripe_customer = customer
     later.billing_account.save()
-    assert webhooks.process_due(stripe, now=buyer.now + timedelta(minutes=2)) == 1
+    assert inbox.process_due(stripe, now=buyer.now + timedelta(minutes=2)) == 1
     row = StripeEvent.objects.get()
     assert (row.attempts, row.error) == (2, "")
     assert Invoice.objects.get().organization == later
@@ -905,13 +907,13 @@ def test_stripe_away_is_never_given_up_and_others_go_on(
 ) -> None:
     name, told = a_paid_month(buyer)
     deliver(buyer.emulator, told[3], event("some.thing", {"id": "x"}, created=1_700_000_000))
-    StripeEvent.objects.update(attempts=webhooks.MOST_ATTEMPTS + 5)
+    StripeEvent.objects.update(attempts=MOST_ATTEMPTS + 5)
     buyer.emulator.faults.add(Fault(fault, f"/v1/invoices/{name}"))
     assert process(stripe, buyer) == 1
     row = StripeEvent.objects.get(processed_at=None)
     assert row.error.startswith("Stripe")
     assert topups(buyer) == []
-    assert webhooks.process_due(stripe, now=row.next_at) == 1
+    assert inbox.process_due(stripe, now=row.next_at) == 1
     assert len(topups(buyer)) == 1
 
 
@@ -951,30 +953,30 @@ def test_the_sweep_repairs_what_was_lost(stripe: Stripe, buyer: Buyer) -> None:
     buyer.use("c/dear", 20)
     began = buyer.now
     name = buyer.end_month()
-    assert webhooks.sweep(stripe, since=began, now=buyer.now) >= 2
+    assert sweep.sweep(stripe, since=began, now=buyer.now) >= 2
     assert Invoice.objects.get(stripe_id=name).status == "draft"
     assert Subscription.objects.get().status == "active"
     buyer.collect()
     assert buyer.emulator.webhooks.drop() > 0
     # A night much later: the invoice was made long before the last sweep, but is not final here.
     night = buyer.now + timedelta(days=20)
-    assert webhooks.sweep(stripe, since=night - timedelta(days=1), now=night) >= 2
+    assert sweep.sweep(stripe, since=night - timedelta(days=1), now=night) >= 2
     assert Invoice.objects.get(stripe_id=name).status == "paid"
     assert topups(buyer) == [(f"topup:{name}", 3_800_000)]
     assert StripeEvent.objects.count() == 0
     # What is final is not fetched again.
     calls = len(buyer.emulator.requests)
-    webhooks.sweep(stripe, since=night, now=night)
+    sweep.sweep(stripe, since=night, now=night)
     again = [one.path for one in buyer.emulator.requests[calls:]]
     assert f"/v1/invoices/{name}" not in again
 
 
 def test_the_sweep_finds_the_end_of_a_subscription(stripe: Stripe, buyer: Buyer) -> None:
     began = buyer.now
-    webhooks.sweep(stripe, since=began, now=began)
+    sweep.sweep(stripe, since=began, now=began)
     buyer.emulator.clock.advance(20 * DAY)
     buyer.shop.api.subscriptions.cancel(buyer.subscription)
-    webhooks.sweep(stripe, since=buyer.now, now=buyer.now)
+    sweep.sweep(stripe, since=buyer.now, now=buyer.now)
     assert Subscription.objects.get().ended_at == buyer.now
 
 
@@ -984,11 +986,11 @@ def test_the_sweep_finds_a_lost_recharge(stripe: Stripe, buyer: Buyer) -> None:
         now=buyer.now,
     )  # fmt: skip
     (session,) = buyer.emulator.objects("checkout.session")
-    webhooks.sweep(stripe, since=buyer.now, now=buyer.now)
+    sweep.sweep(stripe, since=buyer.now, now=buyer.now)
     assert topups(buyer) == []
     buyer.emulator.complete_checkout(session["id"])
     for _ in range(2):
-        webhooks.sweep(stripe, since=buyer.now, now=buyer.now)
+        sweep.sweep(stripe, since=buyer.now, now=buyer.now)
     assert [amount for _, amount in topups(buyer)] == [25_000_000]
 
 
@@ -1000,7 +1002,7 @@ def test_the_sweep_leaves_strangers_and_goes_on_after_failures(
     began, name = buyer.now, buyer.end_month()
     buyer.collect()
     buyer.emulator.faults.add(Fault("500_before", "/v1/subscriptions/*"))
-    webhooks.sweep(stripe, since=began, now=buyer.now)
+    sweep.sweep(stripe, since=began, now=buyer.now)
     assert set(Invoice.objects.values_list("organization", flat=True)) == {buyer.organization.pk}
     assert topups(buyer) == [(f"topup:{name}", 3_800_000)]
     assert not KeyFactory().row.organization.invoices.exists()
@@ -1012,9 +1014,9 @@ def test_the_sweep_ends_when_stripe_is_away(stripe: Stripe, buyer: Buyer) -> Non
     buyer.emulator.faults.add(Fault("drop_before", "/v1/invoices/in_*", times=100))
     calls = len(buyer.emulator.requests)
     with pytest.raises(StripeUnknown):
-        webhooks.sweep(stripe, since=buyer.now, now=buyer.now)
+        sweep.sweep(stripe, since=buyer.now, now=buyer.now)
     tried = [one for one in buyer.emulator.requests[calls:] if one.path.startswith("/v1/invoices/")]
-    assert len(tried) <= webhooks.MOST_LOST
+    assert len(tried) <= MOST_LOST
     assert Invoice.objects.count() == 0
 
 

@@ -80,7 +80,7 @@ def site(
         **settings.STORAGES,
         **{
             alias: {
-                "BACKEND": "images.storage.LocalStorage",
+                "BACKEND": "images.stores.supabase.LocalStorage",
                 "OPTIONS": {
                     "location": tmp_path / folder,
                     "base_url": f"/storage/v1/object/{kind}/{bucket}/",

@@ -12,10 +12,14 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization, User
-from billing import alerts, invoices, jobs, limits, metering
-from billing.limits import Holder
+from billing.alerts import raising
+from billing.metering import freeze
 from billing.models import Invoice, LedgerEntry, Period
-from billing.stripe_client import Stripe
+from billing.spending import limits
+from billing.spending.limits import Holder
+from billing.stripe import invoices
+from billing.stripe.client import Stripe
+from geekhub.work import billing_jobs
 from tests.billing.buyer import sell
 from tests.browser.chromium import PHONE
 from tests.browser.conftest import Watched
@@ -61,8 +65,8 @@ def invoice_of_the_month(stripe: Stripe, emulator: StripeEmulator) -> Invoice:
 
 def _work(now: datetime) -> None:
     # With the running hour, which the worker lets end first: the month may end with it.
-    metering.freeze(now=now, running_hour=True)
-    jobs.run_due(jobs.current(), now=now)
+    freeze.freeze(now=now, running_hour=True)
+    billing_jobs.run_due(billing_jobs.current(), now=now)
     connections.close_all()
 
 
@@ -181,7 +185,7 @@ def test_a_page_fits_a_phone_in_both_languages_and_colours(
         limit_images=100_000,
         actor=owner,
     )
-    alerts.raise_alert(acme, "recharge_failed", "one", amount_usd="25.00", reason="Your card.")
+    raising.raise_alert(acme, "recharge_failed", "one", amount_usd="25.00", reason="Your card.")
     login(owner)
     page.set_viewport_size(PHONE)
     for language in ("ES", "EN"):

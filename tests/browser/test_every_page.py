@@ -25,11 +25,13 @@ from pytest_django.fixtures import Settings
 from accounts import keys, members
 from accounts.keys import NewKey
 from accounts.models import Organization, Role, User
-from billing import alerts, invoices, limits
-from billing.limits import Holder
+from billing.alerts import raising
 from billing.models import BillingAccount, Budget, LedgerEntry, Period
-from billing.stripe_client import Stripe
-from geekhub.staff import PAGES
+from billing.spending import limits
+from billing.spending.limits import Holder
+from billing.stripe import invoices
+from billing.stripe.client import Stripe
+from geekhub.staff.site import PAGES
 from images.models import Generation, GenerationStatus, Image
 from tests.billing.buyer import Buyer, sell
 from tests.browser.chromium import DESKTOP, PHONE
@@ -149,7 +151,7 @@ def things(site: AppServer, acme: Organization, live_key: NewKey, test_key: NewK
         limits.set_budget(
             acme, holder, Period.DAY, limit_micro=50_000_000, limit_images=100, actor=owner
         )
-    alerts.raise_alert(acme, "recharge_failed", "one", amount_usd="25.00", reason="Your card.")
+    raising.raise_alert(acme, "recharge_failed", "one", amount_usd="25.00", reason="Your card.")
     drawn = Generation.objects.get(status=GenerationStatus.SUCCEEDED)
     reference = Image.objects.filter(generation=drawn)[0].reference
     places: dict[str, list[Any]] = {

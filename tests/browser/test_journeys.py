@@ -12,8 +12,8 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization, Role, User
-from images.fuse import blow_fuses
 from images.models import Generation
+from images.policies.fuse import blow_fuses
 from tests.browser.conftest import Watched
 from tests.pages import owner_of
 from tests.pages.test_fuse import USD, spend, used, usual

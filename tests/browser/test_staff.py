@@ -12,8 +12,9 @@ from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from accounts.models import Organization, User
-from billing import ledger, reconciliation
-from geekhub.staff import PAGES
+from billing import reconciliation
+from billing.spending import ledger
+from geekhub.staff.site import PAGES
 from tests.browser.chromium import DESKTOP, PHONE
 from tests.browser.conftest import Watched
 from tests.factories import KeyFactory

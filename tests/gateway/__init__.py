@@ -11,10 +11,11 @@ from django.db.models import Sum
 from PIL import Image as Pillow
 
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
-from images.gateway import Gateway
+from images.drawing.gateway import Gateway
 from images.models import Generation, GenerationStatus, Image
-from images.providers.base import Circuit, HttpProvider
+from images.providers.circuit import Circuit
 from images.providers.fal import Fal
+from images.providers.http import HttpProvider
 from tests.api.checks import expect_nothing_charged
 from tests.emulators.base import Emulator
 from tests.server import AppServer

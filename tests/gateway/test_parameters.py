@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
 from billing.models import Hold
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.models import Generation, Image
 from tests.api.checks import expect_books_agree, expect_error, expect_nothing_happened, stored_files
 from tests.emulators.openai import OpenAIEmulator

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.models import Hold, HoldState, LedgerEntry
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from tests.api.checks import CODES, KEYS_OF_AN_ERROR, REQUEST_ID
 from tests.emulators.base import Behaviour

@@ -10,9 +10,9 @@ from django.utils import timezone
 from accounts.models import ApiKey
 from billing.models import Hold, LedgerEntry
 from geekhub.lib.ids import new_request_id
-from images import rollups
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
+from images.usage import rollups
 from tests.billing import authorize, capture, release
 
 FLUX, IMAGEN = "fal/flux-1.1-pro", "google/imagen-4"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image as Pillow
 
-from images import anatomy
-from images.pictures import NotAPicture, inspect, shown, shrink, transcode
+from images.pixels import anatomy
+from images.pixels.pictures import NotAPicture, inspect, shown, shrink, transcode
 from tests.emulators.base import make_picture
 from tests.images.test_shown import with_exif
 

@@ -7,7 +7,8 @@ from datetime import UTC, date, datetime
 import pytest
 
 from geekhub.lib import money
-from images.catalog import CATALOG, MAX_N, MAX_PROMPT, OWNERS, ImageModel, Status, as_of
+from images.catalog.model import MAX_N, MAX_PROMPT, OWNERS, ImageModel, Status
+from images.catalog.rows import CATALOG, as_of
 
 SEEDS = {
     "openai/gpt-image-1": ("openai", "0.19", 15, 45),

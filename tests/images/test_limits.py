@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from images.limits import (
+from images.drawing.limits import (
     KEYS_REMEMBERED,
     WINDOW_SECONDS,
     Admission,

@@ -14,11 +14,11 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import ApiKey, Organization
-from billing import jobs
 from billing.models import JobRun
-from geekhub.staff import job_health
-from images import orphans
-from images.jobs import current
+from geekhub.staff.figures import job_health
+from geekhub.work import billing_jobs
+from geekhub.work.image_jobs import current
+from images.gallery import orphans
 from images.models import Generation, Image
 from tests.emulators.supabase import SupabaseEmulator, Trouble
 from tests.factories import KeyFactory
@@ -42,7 +42,7 @@ def store(request: pytest.FixtureRequest, settings: Settings, tmp_path: Any) -> 
     """The store of public pictures."""
     places: dict[str, dict[str, Any]] = {
         name: {
-            "BACKEND": "images.storage.LocalStorage",
+            "BACKEND": "images.stores.supabase.LocalStorage",
             "OPTIONS": {"location": tmp_path / name, "base_url": "http://pictures.test/"},
         }
         for name in ("images", "private_images")
@@ -50,7 +50,7 @@ def store(request: pytest.FixtureRequest, settings: Settings, tmp_path: Any) -> 
     if request.param == "supabase":
         emulator = request.getfixturevalue("supabase")
         places["images"] = {
-            "BACKEND": "images.storage.SupabaseStorage",
+            "BACKEND": "images.stores.supabase.SupabaseStorage",
             "OPTIONS": {
                 "url": emulator.url,
                 "key": emulator.secret_key,
@@ -138,7 +138,7 @@ def test_each_request_is_looked_at_once_and_so_many_at_a_time(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.storage.SupabaseStorage",
+            "BACKEND": "images.stores.supabase.SupabaseStorage",
             "OPTIONS": {"url": supabase.url, "key": supabase.secret_key, "bucket": supabase.bucket},
         },
     }
@@ -172,10 +172,10 @@ def test_while_the_store_is_away_nothing_is_passed_over(
     orphan = put(make_request(key, NOW - 2 * DAY, error="internal_error"), 0)
     (job,) = [one for one in current() if one.run is orphans.sweep]
     supabase.always(Trouble(error="502_html"))
-    assert jobs.run_if_due(job, now=NOW) is None
+    assert billing_jobs.run_if_due(job, now=NOW) is None
     assert orphan in supabase.objects
     supabase.always(Trouble())
-    assert jobs.run_if_due(job, now=NOW + jobs.AGAIN) == 1
+    assert billing_jobs.run_if_due(job, now=NOW + billing_jobs.AGAIN) == 1
     assert orphan not in supabase.objects
 
 

@@ -18,10 +18,12 @@ from pytest_django.fixtures import Settings
 from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
-from images import archive, gallery, gateway
+from images.gallery import archive, deletion
+from images.gallery.deletion import PARALLEL
 from images.models import Generation, Image
-from images.pixels import ALONE
-from images.spool import Spool
+from images.pixels.turns import ALONE
+from images.stores import configured
+from images.stores.spool import Spool
 from tests.emulators.supabase import SupabaseEmulator, Trouble
 from tests.factories import KeyFactory
 from tests.server import Api, AppServer
@@ -48,11 +50,11 @@ def remote(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.storage.SupabaseStorage",
+            "BACKEND": "images.stores.supabase.SupabaseStorage",
             "OPTIONS": {**options, "bucket": "generated-images"},
         },
         "private_images": {
-            "BACKEND": "images.storage.SupabaseStorage",
+            "BACKEND": "images.stores.supabase.SupabaseStorage",
             "OPTIONS": {**options, "bucket": "private-images", "expires_in": 3600},
         },
     }
@@ -128,7 +130,7 @@ def test_with_a_spool_an_outage_costs_nobody_anything(
         waiting = httpx.get(app.origin + "/storage/" + url.partition("/storage/")[2])
         assert (waiting.status_code, waiting.headers["content-type"]) == (200, "image/png")
     call_command("worker", "--once")
-    spool = gateway.spool()
+    spool = configured.spool()
     assert spool is not None
     assert len(list(spool.names())) == 10, "still away, nothing lost"
 
@@ -169,7 +171,7 @@ def test_a_private_picture_that_has_no_address_is_not_charged(
         settings.STORAGES = {
             **settings.STORAGES,
             "private_images": {
-                "BACKEND": "images.storage.SupabaseStorage",
+                "BACKEND": "images.stores.supabase.SupabaseStorage",
                 "OPTIONS": options | bucket,
             },
         }
@@ -235,15 +237,15 @@ def test_a_picture_that_was_deleted_while_it_waited_is_in_no_store(
     burst(app, live_key, 2)
     gone, stays = Image.objects.order_by("pk")
     # As another host does it, which finds nothing in the store and cannot see this spool.
-    gallery.mark_deleted(Generation.objects.get(images=gone))
+    deletion.mark_deleted(Generation.objects.get(images=gone))
     Generation.objects.get(images=gone)
-    gallery.mark_purged([gone])
+    deletion.mark_purged([gone])
 
     supabase.accept_connections()
     call_command("worker", "--once")
 
     assert list(supabase.objects) == [stays.name]
-    spool = gateway.spool()
+    spool = configured.spool()
     assert spool is not None
     assert list(spool.names()) == []
 
@@ -268,11 +270,11 @@ def test_the_first_picture_that_the_store_does_not_give_ends_the_asking(
     supabase.always(Trouble(error="502_html"))
 
     async def work() -> bytes:
-        store = gateway.image_store()
+        store = configured.image_store()
         try:
-            assert await gallery.purge(store, images) == []
+            assert await deletion.purge(store, images) == []
             purging = len(supabase.requests)
-            assert 0 < purging <= 2 * gallery.PARALLEL
+            assert 0 < purging <= 2 * PARALLEL
             data = b"".join([part async for part in archive.zipped(store, ALONE, images)])
             assert len(supabase.requests) - purging == 2
             return data

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from images import pictures
-from images.pictures import NotAPicture, Picture, inspect, transcode
+from images.pixels import pictures
+from images.pixels.pictures import NotAPicture, Picture, inspect, transcode
 from tests.emulators.base import make_bomb, make_picture
 
 MIME = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

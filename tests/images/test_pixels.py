@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from images.pixels import MAX_FREE_PIXELS, THREADS, Crowded, Pixels, Turns
+from images.pixels.turns import MAX_FREE_PIXELS, THREADS, Crowded, Pixels, Turns
 
 # Long: a test that passes does not wait.
 WAIT_SECONDS = 60
@@ -225,4 +225,4 @@ def test_nothing_on_the_way_of_a_request_uses_the_shared_threads() -> None:
                 if isinstance(node, ast.Attribute) and node.attr == "to_thread":
                     used.append(path.as_posix())
     # When the process ends.
-    assert used == ["images/gateway.py"] * 2
+    assert used == ["images/drawing/gateway.py"] * 2

@@ -9,11 +9,12 @@ from django.db.models import F
 from django.utils import timezone
 
 from accounts.models import ApiKey
-from billing import holds, prices
 from billing.models import Comparison, Difference, DifferenceState, Reconciliation
-from images import jobs, reconciliation
-from images.catalog import CATALOG
+from billing.spending import holds, prices
+from geekhub.work import image_jobs
+from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
+from images.usage import reconciliation
 from tests.billing import authorize, capture
 from tests.factories import KeyFactory, OrganizationFactory
 from tests.images.requests import FLUX, make_request
@@ -138,7 +139,7 @@ def test_older_requests_are_left_to_the_daily_job(request_: Generation, key: Api
     long_ago = timezone.now() - timedelta(days=5)
     Generation.objects.filter(pk=request_.pk).update(created_at=long_ago, delivered=1)
     assert found() == {}
-    often, daily = (one for one in jobs.OURS if "differences" in one.name)
+    often, daily = (one for one in image_jobs.OURS if "differences" in one.name)
     assert often.run(timezone.now()) == 0
     assert daily.run(timezone.now()) == 2
     # And what the daily one found is not closed by the other, which has not looked.

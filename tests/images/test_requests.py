@@ -10,8 +10,8 @@ from PIL import Image as Pillow
 
 from images.api import serializers
 from images.api.serializers import DrawingSerializer, EditSerializer, GenerationSerializer
-from images.pictures import Upload
-from images.requests import GenerationRequest, Inputs
+from images.drawing.request import GenerationRequest, Inputs
+from images.pixels.pictures import Upload
 
 REQUIRED: Mapping[str, Any] = {"model": "openai/gpt-image-1", "prompt": "a red kite"}
 # Of every optional field: what asks for the same as leaving it out, and what asks for another.

@@ -16,11 +16,10 @@ from django.db.models import F, Sum
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import ApiKey
-from billing import prices
 from billing.models import EntryKind, LedgerEntry
+from billing.spending import prices
 from geekhub.lib.moments import hour_of
-from images import rollups, usage
-from images.catalog import CATALOG
+from images.catalog.rows import CATALOG
 from images.models import (
     ClosedHours,
     DailyLatency,
@@ -31,8 +30,10 @@ from images.models import (
     HourlyTotal,
     HourlyUsage,
 )
-from images.rollups import Difference
-from images.usage import Used, Wanted
+from images.usage import latencies, requests, rollups
+from images.usage.rollups import Difference
+from images.usage.span import Place, Wanted
+from images.usage.sums import Used, grouped, total
 from tests.billing import race
 from tests.factories import KeyFactory, OrganizationFactory
 from tests.images.requests import FLUX, IMAGEN, finish, make_request
@@ -100,13 +101,13 @@ def test_an_hour_with_a_running_request_is_not_closed_however_late_it_ends(key: 
 
     rollups.close_hours(now=NOW)
     assert rollups.closed_until() == hour_ago(4)
-    assert usage.total(key.organization, everything(key)) == Used(3, 2, 1, 2, 80_000)
+    assert total(key.organization, everything(key)) == Used(3, 2, 1, 2, 80_000)
 
     finish(late, key)
-    assert usage.total(key.organization, everything(key)) == Used(3, 3, 0, 3, 120_000)
+    assert total(key.organization, everything(key)) == Used(3, 3, 0, 3, 120_000)
     rollups.close_hours(now=NOW)
     assert rollups.closed_until() == hour_ago(0)
-    assert usage.total(key.organization, everything(key)) == Used(3, 3, 0, 3, 120_000)
+    assert total(key.organization, everything(key)) == Used(3, 3, 0, 3, 120_000)
     assert list(rollups.prove()) == []
 
 
@@ -271,18 +272,18 @@ def test_whole_days_are_read_by_the_day_and_the_rest_by_the_hour(key: ApiKey) ->
         make_request(key, hour_ago(hours), latency_ms=1000)
     rollups.close_hours(now=NOW)
     wanted = Wanted(start=hour_ago(79), end=hour_ago(2), model=FLUX)
-    assert usage.total(key.organization, wanted).requests == 77
-    assert usage.latencies(key.organization, wanted)[""].requests == 77
+    assert total(key.organization, wanted).requests == 77
+    assert latencies.by_model(key.organization, wanted)[""].requests == 77
 
     days = DailyUsage.objects.filter(hour__gt=wanted.start, hour__lt=rollups.day_of(wanted.end))
     assert days.count() == 2
     HourlyUsage.objects.filter(hour__gte=days.earliest("hour").hour).filter(
         hour__lt=rollups.day_of(wanted.end)
     ).delete()
-    assert usage.total(key.organization, wanted).requests == 77
+    assert total(key.organization, wanted).requests == 77
     days.delete()
     left = HourlyUsage.objects.filter(hour__lt=wanted.end).count()
-    assert usage.total(key.organization, wanted).requests == left
+    assert total(key.organization, wanted).requests == left
 
 
 def test_a_charge_without_a_request_is_told(key: ApiKey) -> None:
@@ -331,15 +332,15 @@ def test_sums_are_those_of_a_plain_count_whatever_is_asked(key: ApiKey, seed: in
             ("tag",), ("error", "model"), ("model", "key", "error"),
         ):  # fmt: skip
             wanted = Wanted(start=start, end=end)
-            assert usage.sums(key.organization, wanted, by, zone=zone) == counted(within, by, zone)
+            assert grouped(key.organization, wanted, by, zone=zone) == counted(within, by, zone)
     for field, value in (
         ("key", other.pk), ("model", FLUX), ("tag", "ç"), ("status", "failed"),
         ("status", "succeeded"), ("status", "internal_error"), ("status", "running"),
     ):  # fmt: skip
         wanted = Wanted(start=start, end=end, **{field: value})  # type: ignore[arg-type]
         meant = [row for row in within if _means(row, field, value)]
-        assert usage.total(key.organization, wanted) == counted(meant, (), UTC).get((), Used())
-        listed = usage.page(key.organization, wanted, size=100)
+        assert total(key.organization, wanted) == counted(meant, (), UTC).get((), Used())
+        listed = requests.page(key.organization, wanted, size=100)
         newest = sorted(meant, key=lambda row: (row.created_at, row.request_id), reverse=True)
         assert [row.pk for row in listed] == [row.pk for row in newest]
 
@@ -382,13 +383,13 @@ def test_a_page_cut_out_of_the_sums_follows_the_one_before(key: ApiKey) -> None:
         make_request(key, hour_ago(hours), tags=[f"tag-{hours % 7}", "ß", "Z"])
     rollups.close_hours(now=NOW)
     by = ("tag", "day")
-    whole = usage.sums(key.organization, everything(key), by)
+    whole = grouped(key.organization, everything(key), by)
     assert len(whole) > 9
 
     cut: dict[tuple[object, ...], Used] = {}
     after = None
     while True:
-        page = usage.sums(key.organization, everything(key), by, after=after, limit=2)
+        page = grouped(key.organization, everything(key), by, after=after, limit=2)
         if not page:
             break
         cut |= page
@@ -408,7 +409,7 @@ def test_the_sum_of_an_organization_is_its_ledger_and_a_stranger_s_is_not_in_it(
         ledger = LedgerEntry.objects.filter(
             organization=organization, kind=EntryKind.CONSUMPTION
         ).aggregate(cost=-Sum("amount_micro"), images=Sum("quantity"))
-        used = usage.total(organization, everything(key))
+        used = total(organization, everything(key))
         assert (used.cost_micro, used.images) == (ledger["cost"], ledger["images"])
 
 
@@ -425,9 +426,11 @@ def test_requests_are_found_page_by_page_without_a_gap(key: ApiKey) -> None:
         newest = sorted(meant, key=lambda row: (row.created_at, row.request_id), reverse=True)
         found: list[Generation] = []
         before = None
-        while page := usage.page(key.organization, everything(key, tag=tag), before=before, size=3):
+        while page := requests.page(
+            key.organization, everything(key, tag=tag), before=before, size=3
+        ):
             found += page
-            before = usage.Place.parse(str(usage.Place(page[-1].created_at, page[-1].request_id)))
+            before = Place.parse(str(Place(page[-1].created_at, page[-1].request_id)))
         assert [row.request_id for row in found] == [row.request_id for row in newest]
 
 
@@ -439,7 +442,7 @@ def test_percentiles_are_within_what_is_promised(key: ApiKey) -> None:
     make_request(key, hour_ago(1), latency_ms=None)
     rollups.close_hours(now=NOW)
 
-    found = usage.latencies(key.organization, everything(key))
+    found = latencies.by_model(key.organization, everything(key))
 
     assert found.keys() == {"", FLUX}
     assert found[""].requests == len(times)
@@ -463,8 +466,8 @@ def test_sandbox_requests_are_summed_apart(key: ApiKey) -> None:
     make_request(key, hour_ago(3))
     make_request(sandbox, hour_ago(3), delivered=4)
     rollups.close_hours(now=NOW)
-    assert usage.total(key.organization, everything(key, sandbox=False)) == Used(1, 1, 0, 1, 40_000)
-    assert usage.total(key.organization, everything(key, sandbox=True)) == Used(1, 1, 0, 4, 0)
+    assert total(key.organization, everything(key, sandbox=False)) == Used(1, 1, 0, 1, 40_000)
+    assert total(key.organization, everything(key, sandbox=True)) == Used(1, 1, 0, 4, 0)
     assert list(rollups.prove()) == []
 
 
@@ -473,7 +476,7 @@ def test_a_request_that_drew_with_another_model_than_asked_counts_for_who_drew(
 ) -> None:
     make_request(key, hour_ago(3), model=IMAGEN, requested=[FLUX, IMAGEN])
     for _ in range(2):
-        found = usage.sums(key.organization, everything(key), ("model",))
+        found = grouped(key.organization, everything(key), ("model",))
         assert found == {(IMAGEN,): Used(1, 1, 0, 1, 40_000)}
         rollups.close_hours(now=NOW)
 
@@ -484,7 +487,7 @@ def test_a_request_that_drew_with_another_model_than_asked_counts_for_who_drew(
 )  # fmt: skip
 def test_a_place_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
-        usage.Place.parse(text)
+        Place.parse(text)
 
 
 def test_a_rare_tag_is_looked_for_only_in_the_hours_that_the_rollups_name(key: ApiKey) -> None:
@@ -492,7 +495,7 @@ def test_a_rare_tag_is_looked_for_only_in_the_hours_that_the_rollups_name(key: A
     make_request(key, hour_ago(3))
     rollups.close_hours(now=NOW)
     with CaptureQueriesContext(connection) as asked:
-        found = usage.page(key.organization, everything(key, tag="rare"), size=50)
+        found = requests.page(key.organization, everything(key, tag="rare"), size=50)
 
     assert len(found) == 1
     reads = [one["sql"] for one in asked if 'FROM "images_generation"' in one["sql"]]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from pytest_django.fixtures import Settings
 
-from images import routing
-from images.catalog import CATALOG, ImageModel
-from images.providers.base import ImageRequest
-from images.requests import GenerationRequest
-from images.routing import (
+from images.catalog.model import ImageModel
+from images.catalog.rows import CATALOG
+from images.drawing import routing
+from images.drawing.request import GenerationRequest
+from images.drawing.routing import (
     Adjustment,
     Candidate,
     ModelBlocked,
@@ -22,6 +22,7 @@ from images.routing import (
     NoCandidate,
     Skipped,
 )
+from images.providers.base import ImageRequest
 
 PRICES = {model.id: model.price_micro for model in CATALOG.values()}
 GPT, DALLE, IMAGEN = "openai/gpt-image-1", "openai/dall-e-3", "google/imagen-4"

@@ -29,7 +29,7 @@ def remote(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.s3_storage.S3ImageStorage",
+            "BACKEND": "images.stores.s3.S3ImageStorage",
             "OPTIONS": {
                 "endpoint_url": f"{supabase.url}/storage/v1/s3",
                 "access_key": supabase.S3_KEY_ID,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageCms
 
-from images.pictures import Upload, inspect, shrink, transcode
+from images.pixels.pictures import Upload, inspect, shrink, transcode
 
 # EXIF 2.3, tag 0x0112: which side the first row is, which side the first column is.
 SIDES = {

@@ -19,7 +19,7 @@ import pytest
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import ContentFile, File
 
-from images.storage import (
+from images.stores.supabase import (
     ImageStore,
     LocalStorage,
     NameTaken,

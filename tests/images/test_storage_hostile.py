@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from images.storage import StorageError, StorageUnavailable, SupabaseStorage
+from images.stores.supabase import StorageError, StorageUnavailable, SupabaseStorage
 from tests.images.providers.hostile import variants
 from tests.lib import Handler, serving
 

@@ -25,7 +25,7 @@ from django.test import Client
 from pytest_django.fixtures import Settings
 from storages.backends.s3 import S3Storage
 
-from images.storage import (
+from images.stores.supabase import (
     NameTaken,
     StorageError,
     StorageRefused,
@@ -850,7 +850,7 @@ def test_a_page_server_asks_whether_the_store_is_there_and_keeps_no_connection(
         settings.STORAGES = {
             **settings.STORAGES,
             "images": {
-                "BACKEND": "images.storage.SupabaseStorage",
+                "BACKEND": "images.stores.supabase.SupabaseStorage",
                 "OPTIONS": {
                     "url": supabase.url,
                     "key": supabase.secret_key,

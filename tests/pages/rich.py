@@ -8,8 +8,7 @@ from django.utils import timezone
 
 from accounts import audit, keys, members
 from accounts.models import Organization, Role
-from billing import alerts, ledger, limits
-from billing.limits import Holder
+from billing.alerts import raising
 from billing.models import (
     AlertEndpoint,
     BillingAccount,
@@ -24,6 +23,8 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
+from billing.spending import ledger, limits
+from billing.spending.limits import Holder
 from images.models import Image
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, make_request
@@ -145,7 +146,7 @@ def _money(acme: Organization) -> None:
         "resumed": {},
         "test": {"by": "alice@acme.test"},
     }.items():
-        alerts.raise_alert(acme, kind, f"{kind}:1", **told)
+        raising.raise_alert(acme, kind, f"{kind}:1", **told)
     MeterEvent.objects.create(
         identifier="mev_1", organization=acme, price_version=version, hour=NOW, quantity=1,
         timestamp=NOW, next_at=NOW,

@@ -12,8 +12,9 @@ from django.utils import translation
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization, Role, User
-from billing import jobs
-from geekhub.staff import JOBS, PAGES
+from geekhub.staff.figures import JOBS
+from geekhub.staff.site import PAGES
+from geekhub.work import billing_jobs
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.rich import Rich, fill
 from tests.pages.staff import staff
@@ -206,4 +207,4 @@ def test_the_pages_for_staff_are_in_spanish(client: Client, rich: Rich, settings
 
 
 def test_every_job_has_words() -> None:
-    assert {job.name for job in (*jobs.JOBS, *jobs.LOCAL)} - set(JOBS) == set()
+    assert {job.name for job in (*billing_jobs.JOBS, *billing_jobs.LOCAL)} - set(JOBS) == set()

@@ -14,8 +14,8 @@ from pytest_django.fixtures import Settings
 
 from accounts import audit
 from accounts.audit import LABELS
-from accounts.audit_words import DETAILS, FIELDS, Told
 from accounts.models import AuditEvent, Organization
+from accounts.pages.audit_words import DETAILS, FIELDS, Told
 from billing.models import AccountStatus, EntryKind
 from tests.pages import log_in, owner_of
 

@@ -20,8 +20,8 @@ from django.utils import timezone
 
 from accounts import audit, keys
 from accounts.models import ApiKey, AuditEvent, Organization, Role
-from billing import alerts, budgets, invoices, ledger, limits, movements, standing
-from billing.limits import Holder, Use
+from billing.alerts import delivery, raising
+from billing.alerts.delivery import READERS
 from billing.models import (
     AlertEndpoint,
     BillingAccount,
@@ -38,7 +38,10 @@ from billing.models import (
     Subscription,
 )
 from billing.pages.urls import urlpatterns
-from billing.stripe_client import Stripe
+from billing.spending import budgets, ledger, limits, movements
+from billing.spending.limits import Holder, Use
+from billing.stripe import invoices, standing
+from billing.stripe.client import Stripe
 from geekhub.lib.moments import from_epoch
 from images.models import Image
 from tests.billing import authorize
@@ -1186,10 +1189,10 @@ def test_a_test_is_told_like_any_alert_and_once_a_minute(acme: Organization, own
     assert f"A test that {owner_of(acme).email} asked for." in page
     row = Notification.objects.earliest("created_at")
     minute = int(row.key.rpartition(":")[2])
-    assert not alerts.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 + 59))
-    assert alerts.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 - 1))
+    assert not raising.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 + 59))
+    assert raising.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 - 1))
 
-    alerts.deliver_due(now=timezone.now())
+    delivery.deliver_due(now=timezone.now())
     message = mail.outbox[0]
     assert message.to == [owner_of(acme).email]
     assert message.subject == "A test alert of Acme"
@@ -1204,7 +1207,7 @@ def test_who_is_told(acme: Organization, owner: Client) -> None:
     text = owner.get(f"{PATH}/alerts").text
     assert "alice@acme.test" in text
     for role, email in people.items():
-        assert (email in text) is (role in alerts.READERS), role
+        assert (email in text) is (role in READERS), role
     assert gone.email not in text
 
 
@@ -1213,13 +1216,13 @@ def test_what_was_told_is_shown_with_what_became_of_it(
 ) -> None:
     budget = budgets.set_budget(key, USD, Period.MONTH)
     details: dict[str, Any] = {"percent": 80, "period": "month", "member": None}
-    alerts.raise_alert(acme, "budget", "1", budget=budget.pk, **details)
-    alerts.raise_alert(acme, "low_balance", "2", available_usd="0.85", below_usd="1.00")
-    alerts.raise_alert(acme, "recharge_failed", "3", amount_usd="25.00", reason="Declined.")
-    alerts.raise_alert(acme, "payment_failed", "4", invoice="A-1", amount_due_cents=5)
-    alerts.raise_alert(acme, "suspended", "5", reason="x")
-    alerts.raise_alert(acme, "resumed", "6")
-    alerts.raise_alert(globex, "payment_failed", "7", invoice="GLOBEX-1", amount_due_cents=5)
+    raising.raise_alert(acme, "budget", "1", budget=budget.pk, **details)
+    raising.raise_alert(acme, "low_balance", "2", available_usd="0.85", below_usd="1.00")
+    raising.raise_alert(acme, "recharge_failed", "3", amount_usd="25.00", reason="Declined.")
+    raising.raise_alert(acme, "payment_failed", "4", invoice="A-1", amount_due_cents=5)
+    raising.raise_alert(acme, "suspended", "5", reason="x")
+    raising.raise_alert(acme, "resumed", "6")
+    raising.raise_alert(globex, "payment_failed", "7", invoice="GLOBEX-1", amount_due_cents=5)
     now = timezone.now()
     changes: dict[str, dict[str, Any]] = {
         "1": {"settled_at": now},

@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts import keys
 from accounts.models import ApiKey, AuditEvent, Organization, Role
 from billing.models import EntryKind, Hold, LedgerEntry, PriceVersion
-from images.fuse import blow_fuses
+from images.policies.fuse import blow_fuses
 from tests.billing import authorize
 from tests.factories import KeyFactory
 from tests.pages import member_of

@@ -23,12 +23,13 @@ from pytest_django.fixtures import Settings
 from accounts.models import ApiKey, AuditEvent, Organization, Role
 from billing.models import LedgerEntry
 from geekhub.lib.ids import new_request_id
-from images import archive, gallery
+from images.gallery import archive, browse, deletion, retention
+from images.gallery.deletion import BATCH
 from images.models import Generation, GenerationStatus, Image
 from images.pages.gallery import PAGE
-from images.pictures import inspect, shrink
-from images.pixels import ALONE
-from images.storage import ImageStore, SupabaseStorage
+from images.pixels.pictures import inspect, shrink
+from images.pixels.turns import ALONE
+from images.stores.supabase import ImageStore, SupabaseStorage
 from tests.emulators.base import make_bomb, make_picture
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
@@ -45,7 +46,7 @@ NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 def picture(key: ApiKey, *, pictures: int = 1, private: bool = False, **fields: Any) -> Generation:
-    """Return a request that delivered, as generation.py would have written it."""
+    """Return a request that delivered, as images/drawing/charge.py would have written it."""
     row = Generation.objects.create(
         request_id=new_request_id(),
         organization=key.organization,
@@ -204,7 +205,7 @@ def test_a_zip_file_has_the_pictures_as_they_are(
 ) -> None:
     sandbox.draw(n=2, prompt="a kite", model=FLUX).raise_for_status()
     sandbox.draw(prompt="a boat", model=FLUX, output_format="jpeg").raise_for_status()
-    images = gallery.pick(acme, [one.reference for one in Image.objects.all()])
+    images = browse.pick(acme, [one.reference for one in Image.objects.all()])
     lost = images[-1]
     (tmp_path / "images" / lost.name).unlink()
     answer = visitor.get(
@@ -306,7 +307,7 @@ def test_private_pictures_are_shown_by_signed_links_made_in_one_call(
         settings.STORAGES = {
             **settings.STORAGES,
             "private_images": {
-                "BACKEND": "images.storage.SupabaseStorage",
+                "BACKEND": "images.stores.supabase.SupabaseStorage",
                 "OPTIONS": {**options, "expires_in": 3600},
             },
         }
@@ -318,7 +319,7 @@ def test_private_pictures_are_shown_by_signed_links_made_in_one_call(
             store.save(image.name, ContentFile(PNG))
         store.close()
         before = len(supabase.requests)
-        links = gallery.links(images)
+        links = browse.links(images)
         cast(SupabaseStorage, storages["private_images"]).close()
         assert len(supabase.requests) == before + 1
         # The third has no object, and the fourth is public.
@@ -346,7 +347,7 @@ def test_a_list_shows_small_pictures_and_reads_each_large_one_once(
         options = {"url": supabase.url, "key": supabase.secret_key, "bucket": supabase.bucket}
         settings.STORAGES = {
             **settings.STORAGES,
-            alias: {"BACKEND": "images.storage.SupabaseStorage", "OPTIONS": options},
+            alias: {"BACKEND": "images.stores.supabase.SupabaseStorage", "OPTIONS": options},
         }
         if private:
             supabase.make_private()
@@ -375,7 +376,7 @@ def test_a_thumbnail_that_cannot_be_is_not_found_and_none_outlives_its_picture(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.storage.LocalStorage",
+            "BACKEND": "images.stores.supabase.LocalStorage",
             "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
         },
     }
@@ -389,7 +390,7 @@ def test_a_thumbnail_that_cannot_be_is_not_found_and_none_outlives_its_picture(
     for reference in (f"{theirs.request_id}-0", "nothing", f"{row.request_id}-9"):
         assert alice.get(small(reference)).status_code == 404
 
-    gallery.mark_deleted(row)
+    deletion.mark_deleted(row)
     assert alice.get(small(f"{row.request_id}-0")).status_code == 404
 
 
@@ -399,7 +400,7 @@ def test_a_thumbnail_is_upright_and_one_of_a_hostile_picture_is_not_found(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.storage.LocalStorage",
+            "BACKEND": "images.stores.supabase.LocalStorage",
             "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
         },
     }
@@ -429,7 +430,7 @@ def test_while_the_store_is_away_a_thumbnail_may_be_asked_for_again(
     options = {"url": f"http://127.0.0.1:{dead_port()}", "key": "sb_secret_x", "bucket": "b"}
     settings.STORAGES = {
         **settings.STORAGES,
-        "images": {"BACKEND": "images.storage.SupabaseStorage", "OPTIONS": options},
+        "images": {"BACKEND": "images.stores.supabase.SupabaseStorage", "OPTIONS": options},
     }
     answer = alice.get(small(f"{row.request_id}-0"))
     cast(SupabaseStorage, storages["images"]).close()
@@ -453,15 +454,15 @@ def test_prompts_are_forgotten_after_their_days_and_only_those(
 ) -> None:
     now = timezone.now()
     past = now - timedelta(days=30, minutes=1)
-    old = [picture(key, created_at=past) for _ in range(gallery.BATCH + 1)]
+    old = [picture(key, created_at=past) for _ in range(BATCH + 1)]
     young = picture(key, created_at=now - timedelta(days=29, hours=23))
     theirs = picture(
         KeyFactory(organization=globex, sandbox=True).row, created_at=now - timedelta(days=400)
     )
-    assert gallery.forget_prompts() == 0
+    assert retention.forget_prompts() == 0
     acme.prompts_days = 30
     acme.save()
-    assert [gallery.forget_prompts() for _ in range(3)] == [gallery.BATCH, 1, 0]
+    assert [retention.forget_prompts() for _ in range(3)] == [BATCH, 1, 0]
     forgotten = Image.objects.filter(generation__in=old)
     assert set(forgotten.values_list("generation__prompt", "revised_prompt", "deleted_at")) == {
         ("", "", None)

@@ -13,9 +13,9 @@ from pytest_django.fixtures import Settings
 from accounts import keys
 from accounts.keys import RevokedKey
 from accounts.models import ApiKey, AuditEvent, Organization, Role
-from billing import ledger
 from billing.models import Budget, Period
-from billing.onboarding import found_organization
+from billing.spending import ledger
+from billing.spending.onboarding import found_organization
 from tests.factories import KeyFactory
 from tests.pages import log_in, member_of, owner_of
 from tests.server import Api, AppServer

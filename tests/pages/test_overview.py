@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import ApiKey, Organization, Role
-from billing import ledger
 from billing.models import EntryKind
+from billing.spending import ledger
 from images.pages import charts, overview
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request

@@ -21,12 +21,13 @@ from pytest_django.fixtures import Settings
 from accounts import keys
 from accounts.keys import InvalidKey, KeyRefused, NewKey
 from accounts.models import ApiKey, Organization, Role
-from billing import budgets, ledger, standing
 from billing.models import EntryKind, Hold, HoldState, LedgerEntry, Period
-from images.catalog import CATALOG
+from billing.spending import budgets, ledger
+from billing.stripe import standing
+from images.catalog.rows import CATALOG
+from images.drawing.request import GenerationRequest
 from images.models import Generation, GenerationStatus, Image
 from images.pages.snippets import snippets
-from images.requests import GenerationRequest
 from tests.billing import race
 from tests.emulators.fal import FalEmulator
 from tests.emulators.openai import OpenAIEmulator

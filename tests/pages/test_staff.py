@@ -18,11 +18,11 @@ from django.urls import URLPattern, URLResolver, get_resolver, reverse
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from accounts import audit, members, viewing
+from accounts import audit, members
 from accounts.access import LOOKING, Permission
 from accounts.models import ApiKey, AuditEvent, Organization, Role, User
-from accounts.staff import MOST
-from billing import jobs, ledger, standing
+from accounts.staff import viewing
+from accounts.staff.lists import MOST
 from billing.models import (
     AccountStatus,
     BillingAccount,
@@ -39,11 +39,14 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
-from geekhub.staff import PAGES, site
-from images import platform
-from images.catalog import CATALOG
-from images.jobs import current
+from billing.spending import ledger
+from billing.stripe import standing
+from geekhub.staff.site import PAGES, site
+from geekhub.work import billing_jobs
+from geekhub.work.image_jobs import current
+from images.catalog.rows import CATALOG
 from images.models import Generation
+from images.usage import platform
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.pages import log_in, member_of, owner_of
@@ -652,7 +655,7 @@ def test_a_kind_of_comparison_that_no_page_knows_cannot_be_written(db: None) -> 
 def test_the_worker_s_health_is_told(client: Client, acme: Organization) -> None:
     log_in(client, staff())
     assert "late" in client.get("/staff/").text
-    jobs.run_due(current(), now=timezone.now())
+    billing_jobs.run_due(current(), now=timezone.now())
     assert ">late<" not in client.get("/staff/").text
     JobRun.objects.filter(name="accounts moved").update(
         started_at=timezone.now() - timedelta(minutes=13)

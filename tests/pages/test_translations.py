@@ -21,10 +21,10 @@ from django.utils.translation.template import templatize
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization, User
-from billing import ledger
 from billing.models import EntryKind
 from billing.pages.words import NOTES, OF_INVOICE
-from images.catalog import CATALOG as MODELS
+from billing.spending import ledger
+from images.catalog.rows import CATALOG as MODELS
 from tests.pages import log_in, owner_of
 from tests.server import Api
 
@@ -182,7 +182,7 @@ def test_the_compiled_catalogue_is_the_written_one() -> None:
 
 # --- What allauth and Django say ----------------------------------------------------------------
 
-WORDING = texts(ast.parse((ROOT / "accounts" / "wording.py").read_text()))
+WORDING = texts(ast.parse((ROOT / "accounts" / "pages" / "wording.py").read_text()))
 # Words that only who says usted uses, on these pages.
 USTED = re.compile(
     r"\b(usted|sus?|les?|ha|haya|está seguro|asegúrese|complete|compruebe|confirme|contáctenos|"

@@ -17,8 +17,8 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, Organization, Role
 from billing.models import LedgerEntry
-from images import usage_csv
 from images.models import Generation
+from images.usage import csv as usage_csv
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, IMAGEN, close_all_hours, make_request
 from tests.pages import BACKEND, log_in, member_of, owner_of

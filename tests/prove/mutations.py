@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 LEFT_OUT = shutil.ignore_patterns(
     *(".git", ".venv", "var", "node_modules", "__pycache__", ".*_cache", ".hypothesis")
 )
-METERING, HOLDS = "billing/metering.py", "billing/holds.py"
-GENERATION, BROKEN = "images/generation.py", "tests/api/test_broken_database.py"
+FREEZE, SEND, SINK = (f"billing/metering/{name}.py" for name in ("freeze", "send", "sink"))
+CHARGE, STORY = "images/drawing/charge.py", "images/drawing/story.py"
+HOLDS, BROKEN = "billing/spending/holds.py", "tests/api/test_broken_database.py"
 RESENT = "test_an_unknown_outcome_keeps_its_lane_and_is_resent_as_it_was"
 COUNTS = re.compile(r"^(?:sqlite|postgresql) +(?P<counts>.* in \d+ s)$", re.MULTILINE)
 
@@ -40,7 +41,7 @@ MUTATIONS = (
     Mutation(
         "a",
         "each attempt has an identifier of its own",
-        METERING,
+        SINK,
         (
             (
                 '"identifier": event.identifier,',
@@ -52,7 +53,7 @@ MUTATIONS = (
     Mutation(
         "b",
         "an event is accepted before it is sent",
-        METERING,
+        SEND,
         (
             (
                 "        try:\n            self.sink.send(\n",
@@ -67,7 +68,7 @@ MUTATIONS = (
     Mutation(
         "c",
         "events and what is in them are written in two transactions",
-        METERING,
+        FREEZE,
         (
             ("import itertools\n", "import contextlib\nimport itertools\n"),
             (
@@ -83,7 +84,7 @@ MUTATIONS = (
     Mutation(
         "d",
         "an event is resent however old its identifier is",
-        METERING,
+        SEND,
         (
             (
                 "if event.first_attempt_at is None or event.first_attempt_at <= now - HORIZON:",
@@ -118,7 +119,7 @@ MUTATIONS = (
     Mutation(
         "f",
         "what Stripe has counted already is a failure",
-        METERING,
+        SINK,
         (
             (
                 "            if ALREADY_COUNTED not in str(refusal):\n                raise\n",
@@ -142,7 +143,7 @@ MUTATIONS = (
     Mutation(
         "h",
         "a member's budget counts the member's keys in other organizations",
-        "billing/budgets.py",
+        "billing/spending/budgets.py",
         (
             (
                 "scope |= Q(organization_id=organization_id, member_id=member_id)",
@@ -155,14 +156,14 @@ MUTATIONS = (
     Mutation(
         "i",
         "a recharge may pass the day's cap",
-        "billing/recharges.py",
+        "billing/stripe/recharges.py",
         (("if spent + amount <= cap else", "if spent < cap else"),),
         "tests/billing/test_recharges.py::test_a_cap_is_never_passed_also_when_it_is_no_multiple",
     ),
     Mutation(
         "j",
         "a result is not written a second time when the connection broke",
-        GENERATION,
+        CHARGE,
         (
             (
                 '    except BROKEN:\n        log.warning("a result',
@@ -174,7 +175,7 @@ MUTATIONS = (
     Mutation(
         "k",
         "a request that broke is ended as memory has it, not the database",
-        GENERATION,
+        CHARGE,
         (
             (
                 'row = Generation.objects.select_related("hold").get(pk=started.generation.pk)',
@@ -186,22 +187,22 @@ MUTATIONS = (
     Mutation(
         "l",
         "nobody knows whether it was charged, and the client hears that it was not",
-        GENERATION,
+        STORY,
         (("raise OutcomeUnknown(request_id) from error", "raise StoreFailed from error"),),
         f"{BROKEN}::test_nobody_is_told_that_nothing_was_charged_when_nobody_knows",
     ),
     Mutation(
         "m",
         "a charged picture whose charge broke is not told",
-        GENERATION,
+        STORY,
         (("        if stream is not None:\n            await stream.tell(row)\n", ""),),
         f"{BROKEN}::test_what_was_committed_is_told_whatever_error_it_ended_with",
     ),
     Mutation(
         "n",
         "a failure is written down in one try",
-        GENERATION,
-        (("await _committed(gateway, _fail,", "await gateway.db.run(_fail,"),),
+        STORY,
+        (("await committed(gateway, fail,", "await gateway.db.run(fail,"),),
         f"{BROKEN}::test_a_failure_that_cannot_be_written_down_at_once_is_written_a_second_time",
     ),
     Mutation(

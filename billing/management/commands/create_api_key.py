@@ -6,8 +6,8 @@ from django.db import transaction
 
 from accounts import keys
 from accounts.models import Organization
-from billing import budgets
 from billing.models import Period
+from billing.spending import budgets
 from geekhub.lib import money
 
 

@@ -10,8 +10,8 @@ from django.db import transaction
 from accounts import members
 from accounts.mailboxes import spelled
 from accounts.models import User
-from billing import ledger, onboarding
 from billing.models import EntryKind
+from billing.spending import ledger, onboarding
 from geekhub.lib import money
 
 

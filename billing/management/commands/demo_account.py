@@ -12,8 +12,8 @@ from accounts import keys
 from accounts.mailboxes import as_kept
 from accounts.models import ApiKey, Organization, User
 from billing.models import PriceVersion
-from billing.onboarding import found_organization
-from billing.prices import PriceBook
+from billing.spending.onboarding import found_organization
+from billing.spending.prices import PriceBook
 from geekhub.lib import money
 
 KEY_NAME = "demo"

@@ -6,7 +6,7 @@ from uuid import UUID
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts.models import Organization
-from billing import ledger
+from billing.spending import ledger
 from geekhub.lib import money
 
 

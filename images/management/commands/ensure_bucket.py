@@ -3,8 +3,8 @@ from typing import Any
 from django.core.files.storage import storages
 from django.core.management.base import BaseCommand, CommandError
 
-from images import pictures
-from images.storage import StorageError, SupabaseStorage
+from images.pixels import pictures
+from images.stores.supabase import StorageError, SupabaseStorage
 
 
 class Command(BaseCommand):

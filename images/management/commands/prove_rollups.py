@@ -3,8 +3,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from images import rollups
 from images.management.commands.rebuild_rollups import midnight
+from images.usage import rollups
 
 
 class Command(BaseCommand):

@@ -3,7 +3,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from images import rollups
+from images.usage import rollups
 
 
 class Command(BaseCommand):

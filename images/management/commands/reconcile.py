@@ -8,8 +8,8 @@ from django.utils import timezone
 
 from billing import reconciliation
 from billing.models import Difference
-from billing.stripe_client import connect, is_connected
-from images.reconciliation import requests
+from billing.stripe.client import connect, is_connected
+from images.usage.reconciliation import requests
 
 # A month and the longest grace of its invoice.
 USUAL = timedelta(days=35)

@@ -5,7 +5,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from accounts import audit
 from accounts.models import Organization
-from images import gallery
+from images.gallery import retention
 
 
 class Command(BaseCommand):
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         if not 0 <= days <= 36_500:
             raise CommandError("DAYS is from 0 to 36500.")
         if days:
-            found = gallery.preview(organization, days)
+            found = retention.preview(organization, days)
             self.stdout.write(f"{found.images} pictures, {found.bytes} bytes")
         if options["apply"]:
             organization.retention_days = days or None

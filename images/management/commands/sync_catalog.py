@@ -3,8 +3,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.utils import timezone
 
-from billing import prices, stripe_catalog, stripe_client
-from images.catalog import CATALOG
+from billing.spending import prices
+from billing.stripe import catalog, client
+from images.catalog.rows import CATALOG
 
 
 class Command(BaseCommand):
@@ -19,17 +20,17 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         wanted = {model.id: model.price_micro for model in CATALOG.values()}
-        stripe_catalog.check_mode()
+        catalog.check_mode()
         if options["dry_run"]:
-            connected = stripe_client.is_connected()
-            plan = stripe_catalog.pending if connected else stripe_catalog.price_changes
+            connected = client.is_connected()
+            plan = catalog.pending if connected else catalog.price_changes
             changes = plan(wanted)
-        elif stripe_client.is_connected():
+        elif client.is_connected():
             names = {model.id: model.name for model in CATALOG.values()}
-            stripe = stripe_client.connect()
-            changes = stripe_catalog.sync(stripe, wanted, now=timezone.now(), names=names)
+            stripe = client.connect()
+            changes = catalog.sync(stripe, wanted, now=timezone.now(), names=names)
         else:
-            changes = stripe_catalog.price_changes(wanted)
+            changes = catalog.price_changes(wanted)
             prices.publish(wanted)
         for change in changes:
             self.stdout.write(change)

@@ -5,7 +5,8 @@ from typing import Any
 from django.core.files.storage import storages
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from images import gallery, gateway
+from images.gallery import verify
+from images.stores import configured
 
 
 class Command(BaseCommand):
@@ -22,8 +23,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         since = options["since"] and datetime.combine(options["since"], time(), UTC)
         left = 0
-        public = gallery.verify(storages["images"], gateway.spool(), private=False, since=since)
-        hidden = gallery.verify(storages["private_images"], None, private=True, since=since)
+        public = verify.verify(storages["images"], configured.spool(), private=False, since=since)
+        hidden = verify.verify(storages["private_images"], None, private=True, since=since)
         for finding in chain(public, hidden):
             left += not finding.repaired
             done = " (removed)" if finding.repaired else ""

@@ -12,12 +12,16 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import close_old_connections
 from django.utils import timezone
 
-from billing import jobs
-from billing.stripe_catalog import check_mode
+from billing.stripe.catalog import check_mode
 from geekhub.lib.liveness import departed
-from images import fuse, gallery, gateway, generation, rollups, spool
-from images.jobs import current
+from geekhub.work import billing_jobs
+from geekhub.work.image_jobs import current
+from images.drawing import abandoned
+from images.gallery import deletion, retention
 from images.models import Image
+from images.policies import fuse
+from images.stores import configured, spool
+from images.usage import rollups
 
 log = logging.getLogger("geekhub.worker")
 
@@ -40,7 +44,7 @@ class Command(BaseCommand):
         if options["once"]:
             for name, work in JOBS.items():
                 self.stdout.write(f"{name}: {work()}")
-            for name, count in jobs.run_due(current(), now=timezone.now()).items():
+            for name, count in billing_jobs.run_due(current(), now=timezone.now()).items():
                 self.stdout.write(f"{name}: {count}")
             return
         stop = threading.Event()
@@ -69,28 +73,28 @@ def _all_jobs() -> Iterator[tuple[str, Callable[[], int | None]]]:
         yield job.name, partial(_run, job)
 
 
-def _run(job: jobs.Job) -> int | None:
-    return jobs.run_if_due(job, now=timezone.now())
+def _run(job: billing_jobs.Job) -> int | None:
+    return billing_jobs.run_if_due(job, now=timezone.now())
 
 
 def settle_abandoned() -> int:
     """Settle what processes left that are gone; return how many requests."""
-    settled = generation.expire_abandoned([])
+    settled = abandoned.expire_abandoned([])
     for owner in departed(settings.DATA_DIR / "run"):
-        settled += generation.expire_abandoned([owner])
+        settled += abandoned.expire_abandoned([owner])
     return settled
 
 
 def upload_spooled() -> int:
     """Upload the pictures that wait on this host; return how many."""
-    waiting = gateway.spool()
+    waiting = configured.spool()
     if waiting is None:
         return 0
 
     async def upload() -> int:
-        store = gateway.bare_store()
+        store = configured.bare_store()
         try:
-            return await spool.upload(waiting, store, gallery.is_deleted)
+            return await spool.upload(waiting, store, deletion.is_deleted)
         finally:
             await waiting.files.aclose()
             await store.aclose()
@@ -101,27 +105,27 @@ def upload_spooled() -> int:
 
 def purge_deleted() -> int:
     """Delete the objects of deleted pictures, a batch a round; return how many are gone."""
-    marked = gallery.to_purge()
+    marked = deletion.to_purge()
     if not marked:
         return 0
 
     async def purge() -> list[Image]:
-        store = gateway.image_store()
+        store = configured.image_store()
         try:
-            return await gallery.purge(store, marked)
+            return await deletion.purge(store, marked)
         finally:
             await store.aclose()
 
     gone = asyncio.run(purge())
-    gallery.mark_purged(gone)
+    deletion.mark_purged(gone)
     return len(gone)
 
 
 JOBS: dict[str, Callable[[], int]] = {
     "abandoned requests settled": settle_abandoned,
     "waiting pictures uploaded": upload_spooled,
-    "pictures past their retention": gallery.enforce_retention,
-    "prompts past their retention": gallery.forget_prompts,
+    "pictures past their retention": retention.enforce_retention,
+    "prompts past their retention": retention.forget_prompts,
     "deleted pictures purged": purge_deleted,
     "keys paused by their fuse": fuse.blow_fuses,
     "hours of usage rolled up": lambda: rollups.close_hours(now=timezone.now()),

@@ -5,10 +5,11 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from geekhub.lib import money
-from images.catalog import CATALOG, OWNERS, ImageModel, Status
+from images.catalog.model import OWNERS, ImageModel, Status
+from images.catalog.rows import CATALOG
 
 PAGE = Path("docs") / "models.md"
-BEGIN = "<!-- Written by manage.py write_docs from images/catalog.py. Change it there. -->"
+BEGIN = "<!-- Written by manage.py write_docs from images/catalog/rows.py. Change it there. -->"
 END = "<!-- The end of what manage.py write_docs writes. -->"
 NO = "–"
 

@@ -31,9 +31,9 @@ from django.db.backends.signals import connection_created
 from django.db.models import Exists, OuterRef
 
 from accounts.models import ApiKey
-from billing import holds, metering, prices
-from billing.holds import HoldLost, InsufficientBalance
-from billing.metering import StripeSink
+from billing.metering import doubt, freeze
+from billing.metering.send import send_due
+from billing.metering.sink import StripeSink
 from billing.models import (
     EntryKind,
     Hold,
@@ -43,7 +43,9 @@ from billing.models import (
     MeterEvent,
     MeterState,
 )
-from billing.stripe_client import connect
+from billing.spending import holds, prices
+from billing.spending.holds import HoldLost, InsufficientBalance
+from billing.stripe.client import connect
 
 AT_REST, ON_ITS_WAY, BROKEN = 0, 3, 1
 
@@ -124,7 +126,7 @@ class Life:
                         raise
                 self._meter(sink)
         self._meter(sink)
-        metering.resolve_uncertain(sink, now=self.now)
+        doubt.resolve_uncertain(sink, now=self.now)
         return AT_REST if _at_rest() else ON_ITS_WAY
 
     def _expire(self, answered: set[str]) -> None:
@@ -138,9 +140,9 @@ class Life:
                 holds.expire(hold)
 
     def _meter(self, sink: "Sink") -> None:
-        if metering.freeze(now=self.now, running_hour=True):
+        if freeze.freeze(now=self.now, running_hour=True):
             self.at("freeze, after the commit")
-        metering.send_due(sink, now=self.now, threads=self.order.threads)
+        send_due(sink, now=self.now, threads=self.order.threads)
 
     def _answer(self, request_id: str, key_id: str, quantity: int, delivered: int) -> None:
         """Do one request as generation does it: hold, draw, capture, and only then answer."""

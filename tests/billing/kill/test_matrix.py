@@ -17,7 +17,6 @@ import pytest
 from django.db.models import Count, Sum
 
 from accounts.models import ApiKey
-from billing import prices
 from billing.models import (
     BillingAccount,
     EntryKind,
@@ -28,6 +27,7 @@ from billing.models import (
     MeterEvent,
     MeterState,
 )
+from billing.spending import prices
 from tests.api.service import ROOT, database_url
 from tests.billing import PRICES
 from tests.billing.kill.program import AT_REST, ON_ITS_WAY, POINTS, Order

@@ -9,8 +9,9 @@ import httpx
 from aiohttp import web
 
 from geekhub.lib import http
-from images.providers.base import HttpProvider, ImageRequest, Item, ProviderImage, Shortfall
+from images.providers.base import ImageRequest, Item, ProviderImage, Shortfall
 from images.providers.downloads import Downloads
+from images.providers.http import HttpProvider
 from tests.emulators.base import Emulator, make_picture
 from tests.lib import serving
 

@@ -14,25 +14,23 @@ import pytest
 from aiohttp import web
 
 from geekhub.lib import http
-from images.pictures import inspect
-from images.providers import base
+from images.pixels.pictures import inspect
+from images.providers import errors
+from images.providers import http as base_http
 from images.providers.base import (
-    Answer,
-    Circuit,
-    HttpProvider,
+    LONGEST_PAUSE,
     ImageRequest,
     Item,
     PartialImage,
     Provider,
-    ProviderError,
     ProviderImage,
     Shortfall,
-    refused,
-    rejected,
     split,
-    unavailable,
 )
+from images.providers.circuit import Circuit
 from images.providers.downloads import Downloads
+from images.providers.errors import ProviderError, refused, rejected, unavailable
+from images.providers.http import ANSWER_BYTES_PER_PICTURE, Answer, HttpProvider, decode, picture
 from tests.emulators.base import make_picture
 from tests.images.providers import images, shortfalls
 from tests.lib import dead_port, saying, serving, zipped
@@ -337,7 +335,7 @@ def test_a_call_that_the_deadline_ends_is_a_failure_and_one_given_up_before_is_n
         unavailable(retryable=True, charged=True, retry_after=0),
         refused("prompt"),
         rejected("size"),
-        unavailable(retryable=True, retry_after=base.LONGEST_PAUSE + 1),
+        unavailable(retryable=True, retry_after=LONGEST_PAUSE + 1),
     ],
     ids=["not retryable", "charged", "refused", "rejected", "asked to wait too long"],
 )
@@ -599,7 +597,7 @@ async def _echo(request: web.BaseRequest) -> web.Response:
 async def _big(request: web.BaseRequest) -> web.StreamResponse:
     reply = web.StreamResponse()
     await reply.prepare(request)
-    for _ in range(base.ANSWER_BYTES_PER_PICTURE // 2**20 + 1):
+    for _ in range(ANSWER_BYTES_PER_PICTURE // 2**20 + 1):
         await reply.write(b" " * 2**20)
     return reply
 
@@ -646,7 +644,7 @@ def test_an_answer_that_unpacks_to_gigabytes_may_have_been_charged(
 
 
 def test_the_limit_grows_with_the_pictures_asked_for() -> None:
-    assert len(post(lambda: serving(_big), images=2).body) > base.ANSWER_BYTES_PER_PICTURE
+    assert len(post(lambda: serving(_big), images=2).body) > ANSWER_BYTES_PER_PICTURE
 
 
 def test_a_request_that_was_never_sent_is_safe_to_repeat() -> None:
@@ -678,7 +676,7 @@ def test_a_request_that_was_never_sent_is_safe_to_repeat() -> None:
 def test_a_lost_call_is_charged_unless_it_was_never_sent(
     kind: type[httpx.HTTPError], unsent: bool
 ) -> None:
-    error = base.lost(kind("why"))
+    error = errors.lost(kind("why"))
     assert (error.code, error.retryable, error.charged) == (
         "provider_unavailable",
         unsent,
@@ -700,21 +698,21 @@ def test_a_callers_failures_are_the_callers() -> None:
 
 
 def test_bytes_are_a_picture_or_an_error_that_may_cost() -> None:
-    image = base.picture(PICTURE.data, index=2, revised_prompt="")
+    image = picture(PICTURE.data, index=2, revised_prompt="")
     assert (image.picture, image.index, image.revised_prompt) == (PICTURE, 2, None)
     with pytest.raises(ProviderError) as caught:
-        base.picture(b"<html>")
+        picture(b"<html>")
     assert (caught.value.code, caught.value.charged) == ("provider_unavailable", True)
 
 
 @pytest.mark.parametrize("text", [None, 7, "", "not base64!", "YQ", "YQ==\n", "ä"])
 def test_a_text_is_base64_or_an_error_that_may_cost(text: object) -> None:
-    assert base.decode(base64.b64encode(b"bytes").decode()) == b"bytes"
+    assert decode(base64.b64encode(b"bytes").decode()) == b"bytes"
     if text == "":
-        assert base.decode(text) == b""
+        assert decode(text) == b""
         return
     with pytest.raises(ProviderError) as caught:
-        base.decode(text)
+        decode(text)
     assert (caught.value.code, caught.value.charged) == ("provider_unavailable", True)
 
 
@@ -747,7 +745,7 @@ def test_a_text_is_base64_or_an_error_that_may_cost(text: object) -> None:
 def test_how_long_an_upstream_asks_us_to_wait(
     headers: dict[str, str], text: str, seconds: float | None
 ) -> None:
-    assert base.retry_after(headers, text) == seconds
+    assert base_http.retry_after(headers, text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -770,7 +768,7 @@ def test_how_long_an_upstream_asks_us_to_wait(
 def test_words_of_a_provider_are_kept_only_as_text_that_may_be_kept(
     value: object, kept: str | None
 ) -> None:
-    assert base.picture(PICTURE.data, revised_prompt=value).revised_prompt == kept
+    assert picture(PICTURE.data, revised_prompt=value).revised_prompt == kept
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from pytest_django.fixtures import Settings
 
-from images import pictures
+from images.pixels import pictures
 from images.providers.downloads import ATTEMPTS, DownloadRefused, Downloads
 from tests.lib import dead_port, saying, serving, zipped
 

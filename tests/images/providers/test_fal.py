@@ -12,9 +12,11 @@ from aiohttp import web
 
 from geekhub.lib import http
 from images.providers import fal
-from images.providers.base import Answer, Item, ProviderError
+from images.providers.base import Item
 from images.providers.downloads import Downloads
+from images.providers.errors import ProviderError
 from images.providers.fal import Model
+from images.providers.http import Answer
 from tests.emulators.base import Behaviour, make_picture
 from tests.emulators.fal import FalEmulator
 from tests.images.providers import call, draw, images, shortfalls, sizes

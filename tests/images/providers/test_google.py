@@ -9,8 +9,10 @@ import pytest
 
 from geekhub.lib import http
 from images.providers import google
-from images.providers.base import Answer, ImageRequest, Item, ProviderError, ProviderImage
+from images.providers.base import ImageRequest, Item, ProviderImage
 from images.providers.downloads import Downloads
+from images.providers.errors import ProviderError
+from images.providers.http import Answer
 from tests.emulators.base import Behaviour
 from tests.emulators.google import GoogleEmulator
 from tests.images.providers import DOT, draw, images, shortfalls, sizes

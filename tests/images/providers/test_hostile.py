@@ -16,16 +16,11 @@ import pytest
 
 from geekhub.lib.http import AiohttpTransport
 from images.api.errors import TABLE
-from images.providers import base, fal, google, openai, xai
-from images.providers.base import (
-    HttpProvider,
-    Item,
-    PartialImage,
-    ProviderError,
-    ProviderImage,
-    Shortfall,
-)
+from images.providers import fal, google, openai, xai
+from images.providers.base import Item, PartialImage, ProviderImage, Shortfall
 from images.providers.downloads import Downloads
+from images.providers.errors import MAX_DETAIL, ProviderError
+from images.providers.http import MAX_WORDS, HttpProvider
 from tests.emulators.base import Behaviour, Emulator
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -207,7 +202,7 @@ def check_item(item: Item) -> None:
     match item:
         case ProviderImage(picture=picture, revised_prompt=words):
             assert picture.width * picture.height > 0
-            assert words is None or (type(words) is str and 0 < len(words) <= base.MAX_WORDS)
+            assert words is None or (type(words) is str and 0 < len(words) <= MAX_WORDS)
             check_text(words or "")
         case PartialImage(index=index):
             assert type(index) is int
@@ -222,7 +217,7 @@ def check_error(error: ProviderError) -> None:
     check_text(error.message)
     check_text(error.detail)
     assert len(error.message) < 300
-    assert len(error.detail) <= base.MAX_DETAIL
+    assert len(error.detail) <= MAX_DETAIL
     assert error.param is None or (error.param.isascii() and len(error.param) <= 64)
     assert error.retry_after is None or math.isfinite(error.retry_after)
     assert error.stage in ("prompt", "output", "provider", None)

@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from images.pictures import Upload
+from images.pixels.pictures import Upload
 from images.providers import openai
-from images.providers.base import (
-    Answer,
-    ImageRequest,
-    Item,
-    PartialImage,
-    ProviderError,
-    ProviderImage,
-    Shortfall,
-)
+from images.providers.base import ImageRequest, Item, PartialImage, ProviderImage, Shortfall
 from images.providers.downloads import Downloads
+from images.providers.errors import ProviderError
+from images.providers.http import Answer
 from tests.emulators.base import Behaviour
 from tests.emulators.openai import OpenAIEmulator
 from tests.images.providers import DOT, draw, exchange, images

@@ -6,10 +6,12 @@ from typing import Any, cast
 import pytest
 from aiohttp import web
 
-from images.pictures import Upload
+from images.pixels.pictures import Upload
 from images.providers import xai
-from images.providers.base import Answer, ImageRequest, Item, ProviderError, ProviderImage
+from images.providers.base import ImageRequest, Item, ProviderImage
 from images.providers.downloads import Downloads
+from images.providers.errors import ProviderError
+from images.providers.http import Answer
 from tests.emulators.base import Behaviour
 from tests.emulators.xai import XaiEmulator
 from tests.images.providers import DOT, draw, exchange, images, shortfalls, sizes

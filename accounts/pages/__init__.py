@@ -1,0 +1,1 @@
+"""The pages of people and organizations: they translate, services decide."""

@@ -1,0 +1,1 @@
+"""Alerts: which are due, and their way to people and endpoints."""

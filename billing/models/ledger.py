@@ -1,0 +1,93 @@
+"""The ledger: append-only, in micro-USD."""
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from accounts.models import ApiKey, Organization
+from billing.models.holds import Hold
+from billing.models.prices import PriceVersion
+
+
+class EntryKind(models.TextChoices):
+    """Why a balance moved."""
+
+    BONUS = "bonus", _("Bonus")
+    RECHARGE = "recharge", _("Recharge")
+    CONSUMPTION = "consumption", _("Consumption")
+    REFUND = "refund", _("Refund")
+    ADJUSTMENT = "adjustment", _("Adjustment")
+
+
+class LedgerEntry(models.Model):
+    """One movement of a balance; append-only, kept so by a trigger."""
+
+    organization = models.ForeignKey(
+        Organization,
+        verbose_name=_("organization"),
+        on_delete=models.PROTECT,
+        related_name="ledger",
+        db_index=False,
+    )
+    entry_key = models.CharField(_("entry key"), max_length=150, unique=True)
+    kind = models.CharField(_("kind"), max_length=11, choices=EntryKind)
+    amount_micro = models.BigIntegerField(_("amount, micro-USD"))
+    price_version = models.ForeignKey(
+        PriceVersion,
+        verbose_name=_("price version"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+    )
+    model = models.CharField(_("model"), max_length=100, blank=True)
+    quantity = models.PositiveIntegerField(_("quantity"), default=0)
+    hold = models.ForeignKey(
+        Hold,
+        verbose_name=_("hold"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="ledger_entries",
+    )
+    api_key = models.ForeignKey(
+        ApiKey,
+        verbose_name=_("API key"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="ledger_entries",
+        db_index=False,
+    )
+    request_id = models.CharField(_("request id"), max_length=28, blank=True)
+    note = models.CharField(_("note"), max_length=200, blank=True)
+    created_at = models.DateTimeField(_("created at"), db_default=Now())
+
+    class Meta:
+        verbose_name = _("ledger entry")
+        verbose_name_plural = _("ledger entries")
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(kind__in=EntryKind.values), name="ledger_kind_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    kind=EntryKind.CONSUMPTION,
+                    amount_micro__lt=0,
+                    quantity__gt=0,
+                    hold__isnull=False,
+                    price_version__isnull=False,
+                )
+                | Q(kind__in=[EntryKind.BONUS, EntryKind.RECHARGE, EntryKind.REFUND])
+                & Q(amount_micro__gt=0)
+                | Q(kind=EntryKind.ADJUSTMENT) & ~Q(amount_micro=0),
+                name="ledger_sign_follows_kind",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-created_at"], name="ledger_of_one"),
+            # For what goes on from a mark: freezing, and adding up what is new.
+            models.Index(fields=["organization", "id"], name="ledger_in_order"),
+            models.Index(fields=["api_key", "-created_at"], name="ledger_of_a_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.amount_micro} µUSD"

@@ -1,0 +1,89 @@
+"""Prices, each version for ever."""
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
+
+from accounts.models import Organization
+
+
+class PriceState(models.TextChoices):
+    """A draft is not quoted yet: Stripe has to know it first. A retired one is on no invoice."""
+
+    DRAFT = "draft", _("Draft")
+    ACTIVE = "active", _("Active")
+    RETIRED = "retired", _("Retired")
+
+
+class PriceVersion(models.Model):
+    """What one delivered image of a model costs, from a moment on; never re-rated.
+
+    With Stripe connected each version has a product, a meter and a price of its own there.
+    """
+
+    model = models.CharField(_("model"), max_length=100)
+    version = models.PositiveIntegerField(_("version"))
+    unit_micro = models.PositiveBigIntegerField(_("unit price, micro-USD"))
+    effective_from = models.DateTimeField(_("effective from"), db_default=Now())
+    state = models.CharField(
+        _("state"), max_length=7, choices=PriceState, default=PriceState.ACTIVE
+    )
+    stripe_product = models.CharField(_("product at Stripe"), max_length=100, blank=True)
+    stripe_meter = models.CharField(_("meter at Stripe"), max_length=100, blank=True)
+    stripe_price = models.CharField(_("price at Stripe"), max_length=100, blank=True)
+    livemode = models.BooleanField(
+        _("live mode"),
+        null=True,
+        help_text=_("Whether its Stripe objects are live ones; empty: it has none."),
+    )
+
+    class Meta:
+        verbose_name = _("price")
+        verbose_name_plural = _("prices")
+        constraints = [
+            models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
+            models.UniqueConstraint(
+                fields=["stripe_price"],
+                condition=~Q(stripe_price=""),
+                name="one_version_per_stripe_price",
+            ),
+            models.CheckConstraint(condition=Q(unit_micro__gt=0), name="price_is_positive"),
+            models.CheckConstraint(
+                condition=Q(state__in=PriceState.values), name="price_state_is_known"
+            ),
+            models.CheckConstraint(
+                condition=Q(stripe_price="") | Q(livemode__isnull=False),
+                name="stripe_price_has_a_mode",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} v{self.version}"
+
+    @property
+    def event_name(self) -> str:
+        """The name of its meter's events: `img_flux-1.1-pro_v2`, at most 100 characters."""
+        return f"img_{self.model.rpartition('/')[2]}_v{self.version}"[-100:]
+
+
+class PriceException(models.Model):
+    """An organization that stays on an older price, or without one, until Stripe can bill it.
+
+    Its subscription could not be given an item of the newest version yet.
+    """
+
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="+")
+    model = models.CharField(max_length=100)
+    price_version = models.ForeignKey(
+        PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    reason = models.CharField(max_length=500)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["organization", "model"], name="one_exception_each")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.organization_id} stays on {self.price_version or 'no price'}"

@@ -1,0 +1,1 @@
+"""Money for staff: accounts, ledger, meter events, invoices, differences."""

@@ -1,0 +1,1 @@
+"""Everything that is said to Stripe or heard from it."""

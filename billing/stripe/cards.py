@@ -1,0 +1,68 @@
+"""The card on file: given in Stripe's Checkout or portal, shown by us in two words.
+
+Checkout saves a card for its subscription only. A recharge that nobody clicks charges the
+customer's default card, so the first one is made that as well.
+"""
+
+from datetime import datetime
+
+from accounts.models import Organization
+from billing.models import BillingAccount, StripeOperation
+from billing.stripe import operations
+from billing.stripe.client import Stripe, plain
+from billing.stripe.operations import KINDS, Kind
+
+
+def mirror(stripe: Stripe, customer: str, *, now: datetime, offered: str | None = None) -> None:
+    """Copy which card is the customer's default one; raises StripeFailure.
+
+    `offered`, a card of the customer, is made the default one if there is none.
+    """
+    account = BillingAccount.objects.filter(stripe_customer=customer).first()
+    if account is None:
+        return  # none of ours
+    found = plain(stripe.call(stripe.v1.customers.retrieve, customer))
+    if found.get("deleted"):
+        words = ""
+    else:
+        card = found["invoice_settings"]["default_payment_method"]
+        if card is None and offered:
+            card = _adopt(stripe, account.organization, customer, offered, now=now)
+        words = _in_words(stripe, card) if card else ""
+    BillingAccount.objects.filter(pk=account.pk).update(card=words)
+
+
+def _adopt(
+    stripe: Stripe, organization: Organization, customer: str, card: str, *, now: datetime
+) -> str:
+    """Make a card of the customer its default one, once, and return it; raises StripeFailure."""
+    operation = operations.plan(
+        "default_card",
+        f"default_card:{customer}:{card}",
+        organization=organization,
+        customer=customer,
+        card=card,
+    )
+    return operations.run(stripe, operation, now=now)
+
+
+def _in_words(stripe: Stripe, card: str) -> str:
+    """Return "visa 4242", or the kind of another means of payment."""
+    found = plain(stripe.call(stripe.v1.payment_methods.retrieve, card))
+    if found["type"] != "card":
+        return str(found["type"])
+    return f"{found['card']['brand']} {found['card']['last4']}"
+
+
+def _find(stripe: Stripe, operation: StripeOperation) -> str | None:
+    return None  # to set it again changes nothing
+
+
+def _make(stripe: Stripe, operation: StripeOperation, key: str) -> str:
+    wanted = operation.parameters
+    settings = {"invoice_settings": {"default_payment_method": wanted["card"]}}
+    stripe.call(stripe.v1.customers.update, wanted["customer"], settings, key=key)
+    return str(wanted["card"])
+
+
+KINDS["default_card"] = Kind(find=_find, make=_make)

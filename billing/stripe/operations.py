@@ -1,0 +1,109 @@
+"""Writes to Stripe other than usage: each is a row before it is made, and is made once.
+
+A write whose outcome is unknown is looked for before it is tried again. A lost connection keeps
+its idempotency key; an answered 5xx gets a new one, since Stripe replays what it answered.
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.utils import timezone
+
+from accounts.models import Organization
+from billing.models import OperationState, StripeOperation
+from billing.stripe.client import Stripe, StripeBusy, StripeFailure, StripeRefused, StripeUnknown
+
+LEASE = timedelta(minutes=2)
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How one kind of write is found again, and how it is made; both return the Stripe id."""
+
+    find: Callable[[Stripe, StripeOperation], str | None]
+    make: Callable[[Stripe, StripeOperation, str], str]
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def plan(
+    kind: str, key: str, *, organization: Organization | None = None, **parameters: Any
+) -> StripeOperation:
+    """Return the row of a write, made once per `key`; whoever runs it comes later.
+
+    Call it in the transaction that decides the write. Parameters are what JSON can hold.
+    """
+    operation, _ = StripeOperation.objects.get_or_create(
+        key=key,
+        defaults={
+            "kind": kind,
+            "organization": organization,
+            "parameters": parameters,
+            "next_at": timezone.now(),
+        },
+    )
+    return operation
+
+
+def run(stripe: Stripe, operation: StripeOperation, *, now: datetime) -> str:
+    """Make a write unless it is made or somebody is at it; return the Stripe id.
+
+    Raises StripeFailure when it could not be made now (StripeBusy also while another process is at
+    it); a refused one is failed for good, which a person sees in the reconciliation.
+    """
+    if operation.state == OperationState.DONE:
+        return operation.result
+    mine = StripeOperation.objects.filter(
+        pk=operation.pk, state=OperationState.PENDING, attempts=operation.attempts
+    )
+    if not mine.update(attempts=operation.attempts + 1, next_at=now + LEASE):
+        operation.refresh_from_db()
+        if operation.state == OperationState.DONE:
+            return operation.result
+        raise StripeBusy(f"{operation.key} is being made")
+    operation.refresh_from_db()
+    kind = KINDS[operation.kind]
+    try:
+        found = kind.find(stripe, operation) if operation.attempts > 1 else None
+        result = found or kind.make(stripe, operation, str(operation.idempotency_key))
+    except StripeFailure as error:
+        _put_off(operation, error, now)
+        raise
+    StripeOperation.objects.filter(pk=operation.pk).update(
+        state=OperationState.DONE, result=result, done_at=now, last_error=""
+    )
+    operation.refresh_from_db()
+    return result
+
+
+def run_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
+    """Make what is due, the oldest first; return how many were made."""
+    due = StripeOperation.objects.filter(state=OperationState.PENDING, next_at__lte=now)
+    made = 0
+    for operation in due.order_by("next_at", "pk")[:limit]:
+        try:
+            run(stripe, operation, now=now)
+        except StripeFailure:
+            continue  # written down in its row; the others do not wait for it
+        made += 1
+    return made
+
+
+def _put_off(operation: StripeOperation, error: StripeFailure, now: datetime) -> None:
+    pause = min(FIRST_PAUSE * 2 ** min(operation.attempts - 1, 10), LONGEST_PAUSE)
+    changes: dict[str, Any] = {"last_error": str(error)[:500], "next_at": now + pause}
+    if isinstance(error, StripeRefused):
+        changes["state"] = OperationState.FAILED
+    if isinstance(error, StripeUnknown) and error.answered:
+        changes["idempotency_key"] = uuid.uuid4()
+    # Whoever was at it before us may have made it after all.
+    mine = StripeOperation.objects.filter(
+        pk=operation.pk, state=OperationState.PENDING, attempts=operation.attempts
+    )
+    mine.update(**changes)
+    operation.refresh_from_db()

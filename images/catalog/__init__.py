@@ -1,0 +1,1 @@
+"""The models on sale, as rows of data."""

@@ -1,0 +1,60 @@
+"""A request that has been let in, and what its drawing adds to it."""
+
+import logging
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from django.db import InterfaceError, OperationalError
+
+from billing.models import Hold
+from images.drawing import routing
+from images.drawing.routing import Candidate
+from images.models import Generation, Image
+from images.pixels.pictures import Picture
+from images.pixels.turns import Turns
+from images.providers.base import ProviderImage
+
+log = logging.getLogger(__name__)
+LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
+# The connection broke: what was under way may have been committed or not.
+BROKEN = (OperationalError, InterfaceError)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One candidate that was called, and the code of its error if it failed."""
+
+    model: str
+    error: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Started:
+    """A request that has been let in; `started` and `deadline` are monotonic seconds."""
+
+    generation: Generation
+    hold: Hold | None
+    candidates: list[Candidate]
+    skipped: list[routing.Skipped]
+    sandbox: bool
+    turns: Turns
+    private: bool
+    keeps_prompts: bool
+    on_refusal: str
+    started: float
+    deadline: float
+    attempts: list[Attempt] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    candidate: Candidate
+    images: list[ProviderImage]
+    filtered: int
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    row: Image
+    picture: Picture

@@ -1,0 +1,1 @@
+"""Delivered pictures: found, downloaded, checked, deleted."""

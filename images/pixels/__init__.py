@@ -1,0 +1,1 @@
+"""Picture bytes: what they are, and the threads that decode and encode them."""

@@ -1,0 +1,1 @@
+"""What stops a key that spends or asks unlike itself."""

@@ -1,0 +1,1 @@
+"""Usage: closed hours summed, open ones counted, and every question about both."""

@@ -1,0 +1,62 @@
+"""What is asked for: a span of time, filters, and the place in a list."""
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from django.db.models import (
+    Q,
+)
+
+from geekhub.lib.ids import REQUEST_ID
+
+DIMENSIONS = ("day", "model", "key", "tag", "error")
+NAMES = {"key": "api_key_id"}
+EVER = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which requests are meant: those that came in from `start` to before `end`, and so on.
+
+    `status` is a GenerationStatus or the code of an error; None and empty mean any.
+    """
+
+    start: datetime
+    end: datetime
+    key: UUID | None = None
+    model: str = ""
+    status: str = ""
+    tag: str = ""
+    sandbox: bool | None = None
+
+    @property
+    def is_picky(self) -> bool:
+        """Tell whether more than the time decides."""
+        return bool(self.key or self.model or self.status or self.tag)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the list of requests, which goes from new to old."""
+
+    created_at: datetime
+    request_id: str
+
+    def __str__(self) -> str:
+        return f"{math.floor(self.created_at.timestamp() * 1_000_000)}-{self.request_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Place":
+        """Return the place that `str` made the text of; raises ValueError."""
+        micro, _, request_id = text.partition("-")
+        if not (micro.isascii() and micro.isdigit() and len(micro) < 17):
+            raise ValueError(text)
+        if not REQUEST_ID.fullmatch(request_id):
+            raise ValueError(text)
+        return cls(datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(micro)), request_id)
+
+
+def between(start: datetime, end: datetime) -> Q:
+    return Q(created_at__gte=start, created_at__lt=end)
