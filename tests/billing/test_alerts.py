@@ -242,7 +242,7 @@ DETAILS = {
 
 
 def test_every_kind_has_its_words(acme: Organization, subtests: pytest.Subtests) -> None:
-    source = "".join(path.read_text() for path in (ROOT / "billing").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "billing").rglob("*.py"))
     raised = set(re.findall(r'(?:raise_alert\(|_Alert\()[^)]*?"([a-z_]+)"', source, re.DOTALL))
     assert raised | {"budget", "low_balance"} == set(DETAILS)
     for kind, details in DETAILS.items():
