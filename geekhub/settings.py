@@ -6,20 +6,16 @@ A `.env` file in the checkout is read when it is there; the environment wins ove
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import environ
-import structlog
 from django.core.exceptions import ImproperlyConfigured
-from django.templatetags.static import static
-from django.urls import reverse_lazy
-from django.utils.translation import gettext_lazy as _
 
-from geekhub.lib import mail, masks, money
-
-if TYPE_CHECKING:
-    from django_stubs_ext import StrPromise
+from geekhub import logs
+from geekhub.lib import mail, money
+from geekhub.staff.menu import UNFOLD as UNFOLD
+from images.stores.places import Places
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -241,85 +237,6 @@ for _name, _id, _secret, _scope, _origin in (
 SOCIALACCOUNT_EMAIL_AUTHENTICATION = True
 SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
 
-# --- Staff ----------------------------------------------------------------------------------
-
-
-def _staff_page(title: "StrPromise", icon: str, name: str) -> dict[str, Any]:
-    return {"title": title, "icon": icon, "link": reverse_lazy(f"admin:{name}")}
-
-
-UNFOLD = {
-    "SITE_TITLE": "Geek Hub",
-    "SITE_HEADER": "Geek Hub",
-    "SITE_SUBHEADER": _("Staff"),
-    "SITE_SYMBOL": "shield_person",
-    "SITE_URL": reverse_lazy("dashboard"),
-    "SITE_FAVICONS": [
-        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("icon.svg")}
-    ],
-    "STYLES": [lambda request: static("staff.css")],
-    "SCRIPTS": [lambda request: static("drafts.js")],
-    "SHOW_HISTORY": False,
-    "SHOW_VIEW_ON_SITE": False,
-    "COLORS": {
-        "primary": {
-            "50": "#eef0ff",
-            "100": "#e0e4ff",
-            "200": "#c9cfff",
-            "300": "#a5b0ff",
-            "400": "#8189fb",
-            "500": "#6366f1",
-            "600": "#4f46e5",
-            "700": "#4338ca",
-            "800": "#3730a3",
-            "900": "#312e81",
-            "950": "#1e1b4b",
-        }
-    },
-    "SIDEBAR": {
-        "navigation": [
-            {
-                "title": None,
-                "items": [
-                    _staff_page(_("Platform"), "monitoring", "index"),
-                    _staff_page(_("Reconciliation"), "balance", "billing_difference_changelist"),
-                ],
-            },
-            {
-                "title": _("Customers"),
-                "separator": True,
-                "items": [
-                    _staff_page(_("Organizations"), "domain", "accounts_organization_changelist"),
-                    _staff_page(_("API keys"), "key", "accounts_apikey_changelist"),
-                    _staff_page(_("Requests"), "image", "images_generation_changelist"),
-                    _staff_page(_("People"), "group", "accounts_user_changelist"),
-                    _staff_page(_("Audit log"), "history", "accounts_auditevent_changelist"),
-                ],
-            },
-            {
-                "title": _("Money"),
-                "separator": True,
-                "items": [
-                    _staff_page(_("Ledger"), "menu_book", "billing_ledgerentry_changelist"),
-                    _staff_page(_("Holds"), "pending", "billing_hold_changelist"),
-                    _staff_page(_("Prices"), "sell", "billing_priceversion_changelist"),
-                    _staff_page(_("Invoices"), "receipt_long", "billing_invoice_changelist"),
-                ],
-            },
-            {
-                "title": "Stripe",
-                "separator": True,
-                "items": [
-                    _staff_page(_("Meter events"), "speed", "billing_meterevent_changelist"),
-                    _staff_page(_("Operations"), "upload", "billing_stripeoperation_changelist"),
-                    _staff_page(_("Events"), "download", "billing_stripeevent_changelist"),
-                    _staff_page(_("Comparisons"), "rule", "billing_reconciliation_changelist"),
-                ],
-            },
-        ]
-    },
-}
-
 # --- Security -------------------------------------------------------------------------------
 
 SECURE_CSP = {
@@ -412,7 +329,6 @@ PROVIDERS = {
     },
     "fal": {
         "key": env.str("FAL_KEY", default=""),
-        "base_url": env.str("FAL_BASE_URL", default="https://fal.run"),
         "queue_base_url": env.str("FAL_QUEUE_BASE_URL", default="https://queue.fal.run"),
     },
 }
@@ -454,52 +370,18 @@ if STORAGE_OUTAGE not in ("release", "spool"):
     raise ImproperlyConfigured("STORAGE_OUTAGE is release or spool")
 SPOOL_MAX_BYTES = env.int("SPOOL_MAX_BYTES", default=2 * 1024**3)
 
-
-def _pictures_in(bucket: str, folder: str, kind: str, expires_in: int | None) -> dict[str, Any]:
-    """Return the storage of a bucket: Supabase's, or a folder served under the same path."""
-    if SUPABASE_S3_KEY_ID:
-        public = urlsplit(SUPABASE_PUBLIC_URL)
-        links: dict[str, Any] = {"querystring_auth": True, "querystring_expire": expires_in}
-        if expires_in is None:
-            # The S3 address is never public; these links are.
-            domain = f"{public.netloc}/storage/v1/object/public/{bucket}"
-            links = {"custom_domain": domain, "url_protocol": f"{public.scheme}:"}
-        return {
-            "BACKEND": "images.stores.s3.S3ImageStorage",
-            "OPTIONS": {
-                "endpoint_url": f"{SUPABASE_URL}/storage/v1/s3",
-                "access_key": SUPABASE_S3_KEY_ID,
-                "secret_key": SUPABASE_S3_SECRET,
-                "region_name": SUPABASE_S3_REGION,
-                "bucket_name": bucket,
-                "addressing_style": "path",
-                "signature_version": "s3v4",
-                "object_parameters": {"CacheControl": "public, max-age=31536000, immutable"},
-                "querystring_auth": False,
-                **links,
-            },
-        }
-    if SUPABASE_URL:
-        options = {"url": SUPABASE_URL, "key": SUPABASE_KEY, "public_url": SUPABASE_PUBLIC_URL}
-        return {
-            "BACKEND": "images.stores.supabase.SupabaseStorage",
-            "OPTIONS": {**options, "bucket": bucket, "expires_in": expires_in},
-        }
-    return {
-        "BACKEND": "images.stores.supabase.LocalStorage",
-        "OPTIONS": {
-            "location": DATA_DIR / folder,
-            "base_url": f"{PUBLIC_URL}/storage/v1/object/{kind}/{bucket}/",
-            "expires_in": expires_in,
-        },
-    }
-
-
+_places = Places(
+    url=SUPABASE_URL,
+    key=SUPABASE_KEY,
+    public_url=SUPABASE_PUBLIC_URL or PUBLIC_URL,
+    s3_key_id=SUPABASE_S3_KEY_ID,
+    s3_secret=SUPABASE_S3_SECRET,
+    s3_region=SUPABASE_S3_REGION,
+    local=DATA_DIR,
+)
 STORAGES = {
-    "images": _pictures_in(SUPABASE_BUCKET, "images", "public", None),
-    "private_images": _pictures_in(
-        SUPABASE_PRIVATE_BUCKET, "private-images", "sign", SIGNED_URL_SECONDS
-    ),
+    "images": _places.public(SUPABASE_BUCKET, "images"),
+    "private_images": _places.signed(SUPABASE_PRIVATE_BUCKET, "private-images", SIGNED_URL_SECONDS),
     "default": {"BACKEND": "django.core.files.storage.InMemoryStorage"},
     "staticfiles": {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
@@ -576,48 +458,7 @@ LOG_PROMPTS = env.bool("LOG_PROMPTS", default=False)
 # /metrics answers whoever sends this as a Bearer token, and nobody when it is empty.
 METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
 
-_stamps: list[structlog.typing.Processor] = [
-    structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.add_logger_name,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
-]
-structlog.configure(
-    processors=[*_stamps, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    wrapper_class=structlog.stdlib.BoundLogger,
-    cache_logger_on_first_use=True,
-)
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "lines": {
-            "()": structlog.stdlib.ProcessorFormatter,
-            "foreign_pre_chain": _stamps,
-            "processors": [
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer()
-                if LOG_FORMAT == "json"
-                else structlog.dev.ConsoleRenderer(colors=False),
-                # Last, over the whole line: a key may be in a path, an exception or a message.
-                lambda logger, method, line: masks.masked(line),
-            ],
-        }
-    },
-    "filters": {"outages": {"()": "geekhub.lib.outages.OutageFilter"}},
-    "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "lines", "filters": ["outages"]}
-    },
-    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
-    "loggers": {
-        "django.request": {"level": "ERROR"},
-        "httpx": {"level": "WARNING"},
-        # The request line of the API says more; a proxy has its own.
-        "uvicorn.access": {"level": "WARNING"},
-    },
-}
+LOGGING = logs.configured(LOG_FORMAT, level=env.str("LOG_LEVEL", default="INFO"))
 
 REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,

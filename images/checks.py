@@ -6,7 +6,8 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.files.storage import storages
 
 from images.pixels import pictures
-from images.stores.supabase import StorageError, SupabaseStorage
+from images.stores.contract import StorageError
+from images.stores.supabase import SupabaseStorage
 
 
 @register(deploy=True)

@@ -133,7 +133,7 @@ def providers(
         "openai": {"key": openai.key, "base_url": openai.url},
         "google": {"key": google.key, "base_url": google.url},
         "xai": {"key": xai.key, "base_url": xai.url},
-        "fal": {"key": fal.key, "base_url": fal.url, "queue_base_url": fal.queue_url},
+        "fal": {"key": fal.key, "queue_base_url": fal.queue_url},
     }
     settings.PROVIDER_DOWNLOAD_HOSTS = [one.origin for one in (openai, google, xai, fal)]
 
@@ -214,14 +214,14 @@ def serve(
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
         "images": {
-            "BACKEND": "images.stores.supabase.LocalStorage",
+            "BACKEND": "images.stores.local.LocalStorage",
             "OPTIONS": {
                 "location": tmp_path / "images",
                 "base_url": "http://pictures.test/storage/v1/object/public/generated-images/",
             },
         },
         "private_images": {
-            "BACKEND": "images.stores.supabase.LocalStorage",
+            "BACKEND": "images.stores.local.LocalStorage",
             "OPTIONS": {
                 "location": tmp_path / "private-images",
                 "base_url": "http://pictures.test/storage/v1/object/sign/private-images/",

@@ -17,7 +17,7 @@ from images.drawing.gateway import Gateway
 from images.drawing.repeats import Finished
 from images.models import Generation, GenerationStatus, Image
 from images.pixels.pictures import FORMATS
-from images.stores.supabase import ImageStore
+from images.stores.contract import ImageStore
 from images.usage.status import Credits
 
 

@@ -28,7 +28,7 @@ from images.drawing.started import Attempt
 from images.gallery.deletion import StillRunning
 from images.policies.bad_keys import TooManyBadKeys
 from images.providers.errors import REFUSAL, ProviderError
-from images.stores.supabase import StorageError
+from images.stores.contract import StorageError
 
 log = structlog.get_logger("geekhub.api")
 

@@ -28,7 +28,7 @@ from images.providers.downloads import Downloads
 from images.providers.registry import MAKERS
 from images.providers.sandbox import Sandbox
 from images.stores.configured import image_store
-from images.stores.supabase import ImageStore
+from images.stores.contract import ImageStore
 
 # An answer waits so long for Redis to take a place back; the place frees itself by its lease.
 LEAVE_SECONDS = 0.5

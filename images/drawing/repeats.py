@@ -19,7 +19,7 @@ from images.drawing.gateway import Gateway
 from images.drawing.request import GenerationRequest
 from images.models import Generation, GenerationStatus, Image
 from images.stores import private
-from images.stores.supabase import ImageStore
+from images.stores.contract import ImageStore
 
 RETRIED_WITHIN = timedelta(minutes=10)
 # A first try that waited longer than this to be let in may have been given up and tried again by

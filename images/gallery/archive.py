@@ -11,7 +11,7 @@ from django.utils.text import slugify
 from geekhub.lib.tasks import to_its_end
 from images.models import Image
 from images.pixels.turns import Turns
-from images.stores.supabase import ImageStore, StorageError, StorageUnavailable
+from images.stores.contract import ImageStore, StorageError, StorageUnavailable
 
 log = logging.getLogger(__name__)
 

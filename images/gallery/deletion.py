@@ -11,7 +11,7 @@ from accounts import audit
 from accounts.models import Organization, User
 from images.gallery.browse import REQUEST, pick
 from images.models import Generation, GenerationStatus, Image
-from images.stores.supabase import ImageStore, StorageError, StorageUnavailable
+from images.stores.contract import ImageStore, StorageError, StorageUnavailable
 
 log = logging.getLogger(__name__)
 BATCH = 500

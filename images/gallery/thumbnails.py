@@ -8,7 +8,7 @@ from django.core.cache import caches
 from images.drawing.gateway import Gateway, store_of
 from images.pixels import pictures
 from images.pixels.turns import Turns
-from images.stores.supabase import StorageUnavailable
+from images.stores.contract import StorageUnavailable
 
 EDGE = 384
 KEPT_SECONDS = 7 * 24 * 3600

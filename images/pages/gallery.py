@@ -28,7 +28,7 @@ from images.models import Image
 from images.pages.days import DayField, midnight
 from images.pages.privacy import hide_prompts
 from images.pixels.pictures import NotAPicture
-from images.stores.supabase import StorageError
+from images.stores.contract import StorageError
 
 log = logging.getLogger(__name__)
 

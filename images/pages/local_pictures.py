@@ -7,7 +7,7 @@ from django.views.decorators.http import require_safe
 
 from images.pixels import pictures
 from images.stores import configured
-from images.stores.supabase import LocalStorage
+from images.stores.local import LocalStorage
 
 
 @require_safe

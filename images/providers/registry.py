@@ -35,7 +35,7 @@ def _xai(config: Mapping[str, str], downloads: Downloads) -> Provider:
 
 
 def _fal(config: Mapping[str, str], downloads: Downloads) -> Provider:
-    client = _client(config["base_url"], fal.headers(config["key"]))
+    client = _client(config["queue_base_url"], fal.headers(config["key"]))
     return fal.Fal(http=client, downloads=downloads, queue_url=config["queue_base_url"])
 
 

@@ -5,9 +5,9 @@ from typing import cast
 from django.conf import settings
 from django.core.files.storage import storages
 
+from images.stores.contract import ImageStore
 from images.stores.private import PublicAndPrivate
 from images.stores.spool import Spool, SpoolingStore
-from images.stores.supabase import ImageStore
 
 
 def image_store() -> ImageStore:

@@ -6,7 +6,7 @@ from public ones; the rest of the code gives a name and gets the right store.
 
 from dataclasses import dataclass
 
-from images.stores.supabase import ImageStore
+from images.stores.contract import ImageStore
 
 PREFIX = "private/"
 

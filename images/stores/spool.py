@@ -14,13 +14,8 @@ from pathlib import Path
 from django.core.exceptions import SuspiciousFileOperation
 
 from images.pixels import pictures
-from images.stores.supabase import (
-    ImageStore,
-    LocalStorage,
-    NameTaken,
-    StorageError,
-    StorageUnavailable,
-)
+from images.stores.contract import ImageStore, NameTaken, StorageError, StorageUnavailable
+from images.stores.local import LocalStorage
 
 log = logging.getLogger(__name__)
 

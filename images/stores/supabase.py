@@ -34,28 +34,12 @@ from geekhub.lib.http import BodyTooLarge, read_at_most, read_at_most_now
 from images.pixels import pictures
 from images.stores.contract import (
     NAMES,
-    ImageStore,
     NameTaken,
-    StorageError,
     StorageRefused,
     StorageUnavailable,
     ascii_name,
     check_name,
 )
-from images.stores.local import LocalStorage
-
-__all__ = [
-    "ImageStore",
-    "LocalStorage",
-    "NameTaken",
-    "StorageError",
-    "StorageRefused",
-    "StorageUnavailable",
-    "SupabaseStorage",
-    "ascii_name",
-    "check_name",
-]
-
 
 # A page waits for the links it shows.
 LINK_SECONDS = 4.0

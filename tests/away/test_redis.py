@@ -91,7 +91,7 @@ def test_no_page_needs_redis(acme: Organization, people: People, settings: Setti
 def test_small_pictures_are_made_and_kept_without_redis(settings: Settings, tmp_path: Path) -> None:
     settings.CACHES = cached_in(f"redis://127.0.0.1:{dead_port()}/0")
     place = {"location": tmp_path, "base_url": "http://pictures.test/"}
-    local = {"BACKEND": "images.stores.supabase.LocalStorage", "OPTIONS": place}
+    local = {"BACKEND": "images.stores.local.LocalStorage", "OPTIONS": place}
     settings.STORAGES = {**settings.STORAGES, "images": local}
     storages["images"].save("a/b/0.png", ContentFile(photo(640, 480)))
     small = thumbnails.thumbnail(None, ALONE, "a/b/0.png")

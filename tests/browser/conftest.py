@@ -80,7 +80,7 @@ def site(
         **settings.STORAGES,
         **{
             alias: {
-                "BACKEND": "images.stores.supabase.LocalStorage",
+                "BACKEND": "images.stores.local.LocalStorage",
                 "OPTIONS": {
                     "location": tmp_path / folder,
                     "base_url": f"/storage/v1/object/{kind}/{bucket}/",

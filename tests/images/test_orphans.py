@@ -42,7 +42,7 @@ def store(request: pytest.FixtureRequest, settings: Settings, tmp_path: Any) -> 
     """The store of public pictures."""
     places: dict[str, dict[str, Any]] = {
         name: {
-            "BACKEND": "images.stores.supabase.LocalStorage",
+            "BACKEND": "images.stores.local.LocalStorage",
             "OPTIONS": {"location": tmp_path / name, "base_url": "http://pictures.test/"},
         }
         for name in ("images", "private_images")

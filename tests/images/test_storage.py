@@ -19,13 +19,9 @@ import pytest
 from django.core.exceptions import SuspiciousFileOperation
 from django.core.files.base import ContentFile, File
 
-from images.stores.supabase import (
-    ImageStore,
-    LocalStorage,
-    NameTaken,
-    StorageUnavailable,
-    SupabaseStorage,
-)
+from images.stores.contract import ImageStore, NameTaken, StorageUnavailable
+from images.stores.local import LocalStorage
+from images.stores.supabase import SupabaseStorage
 from tests.emulators.supabase import SupabaseEmulator
 
 type Store = LocalStorage | SupabaseStorage

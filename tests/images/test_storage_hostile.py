@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from images.stores.supabase import StorageError, StorageUnavailable, SupabaseStorage
+from images.stores.contract import StorageError, StorageUnavailable
+from images.stores.supabase import SupabaseStorage
 from tests.images.providers.hostile import variants
 from tests.lib import Handler, serving
 

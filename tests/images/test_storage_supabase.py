@@ -25,13 +25,8 @@ from django.test import Client
 from pytest_django.fixtures import Settings
 from storages.backends.s3 import S3Storage
 
-from images.stores.supabase import (
-    NameTaken,
-    StorageError,
-    StorageRefused,
-    StorageUnavailable,
-    SupabaseStorage,
-)
+from images.stores.contract import NameTaken, StorageError, StorageRefused, StorageUnavailable
+from images.stores.supabase import SupabaseStorage
 from tests.emulators.supabase import PLAIN, PREFIX, ROWS, SupabaseEmulator, Trouble
 
 PICTURE = os.urandom(1_500_000)

@@ -29,7 +29,8 @@ from images.models import Generation, GenerationStatus, Image
 from images.pages.gallery import PAGE
 from images.pixels.pictures import inspect, shrink
 from images.pixels.turns import ALONE
-from images.stores.supabase import ImageStore, SupabaseStorage
+from images.stores.contract import ImageStore
+from images.stores.supabase import SupabaseStorage
 from tests.emulators.base import make_bomb, make_picture
 from tests.emulators.supabase import SupabaseEmulator
 from tests.factories import KeyFactory
@@ -376,7 +377,7 @@ def test_a_thumbnail_that_cannot_be_is_not_found_and_none_outlives_its_picture(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.stores.supabase.LocalStorage",
+            "BACKEND": "images.stores.local.LocalStorage",
             "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
         },
     }
@@ -400,7 +401,7 @@ def test_a_thumbnail_is_upright_and_one_of_a_hostile_picture_is_not_found(
     settings.STORAGES = {
         **settings.STORAGES,
         "images": {
-            "BACKEND": "images.stores.supabase.LocalStorage",
+            "BACKEND": "images.stores.local.LocalStorage",
             "OPTIONS": {"location": tmp_path, "base_url": "/storage/"},
         },
     }

@@ -4,7 +4,8 @@ from django.core.files.storage import storages
 from django.core.management.base import BaseCommand, CommandError
 
 from images.pixels import pictures
-from images.stores.supabase import StorageError, SupabaseStorage
+from images.stores.contract import StorageError
+from images.stores.supabase import SupabaseStorage
 
 
 class Command(BaseCommand):
