@@ -14,7 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from geekhub import logs
 from geekhub.lib import mail, money
-from geekhub.staff.menu import UNFOLD as UNFOLD
+from geekhub.staff import menu
 from images.stores.places import Places
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -236,6 +236,10 @@ for _name, _id, _secret, _scope, _origin in (
 # A login at Google or GitHub opens the account of the same address when they verified it.
 SOCIALACCOUNT_EMAIL_AUTHENTICATION = True
 SOCIALACCOUNT_EMAIL_AUTHENTICATION_AUTO_CONNECT = True
+
+# --- Staff ----------------------------------------------------------------------------------
+
+UNFOLD = menu.UNFOLD
 
 # --- Security -------------------------------------------------------------------------------
 

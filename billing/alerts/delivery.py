@@ -14,10 +14,7 @@ from django.utils import translation
 
 from accounts.models import Role
 from billing.alerts.endpoints import POST_SECONDS, SIGNATURE, client_for, sign
-from billing.models import (
-    AlertEndpoint,
-    Notification,
-)
+from billing.models import AlertEndpoint, Notification
 
 log = logging.getLogger("geekhub.billing")
 READERS = (Role.OWNER, Role.ADMIN, Role.BILLING)
@@ -27,7 +24,6 @@ BATCH, LEASE = 20, timedelta(minutes=10)
 FIRST_PAUSE, LONGEST_PAUSE, TRIES = timedelta(minutes=1), timedelta(hours=4), 14
 
 
-# How it is delivered
 def deliver_due(*, now: datetime) -> int:
     """Send what is due by e-mail and to endpoints; return how many are settled by it.
 

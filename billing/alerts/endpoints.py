@@ -16,9 +16,7 @@ from django.utils.translation import gettext
 
 from accounts import audit
 from accounts.models import Organization, User
-from billing.models import (
-    AlertEndpoint,
-)
+from billing.models import AlertEndpoint
 from geekhub.lib import http
 from geekhub.lib.addresses import is_address
 
@@ -31,7 +29,6 @@ class EndpointRefused(ValueError):
     """An address that alerts cannot be sent to; the message is safe to show."""
 
 
-# Endpoints
 def set_endpoint(organization: Organization, url: str, actor: User | None) -> str:
     """Have the organization's alerts sent to an address as well; return the secret, shown once.
 

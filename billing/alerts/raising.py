@@ -51,7 +51,6 @@ def send_test(organization: Organization, actor: User, *, now: datetime) -> bool
     return raise_alert(organization, "test", f"test:{organization.pk}:{minute}", by=actor.email)
 
 
-# What is looked for
 @dataclass(frozen=True, slots=True)
 class _Alert:
     """`silent`: written down as told, but sent to nobody, since a higher threshold is."""

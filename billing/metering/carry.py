@@ -4,11 +4,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import F
 
-from billing.models import (
-    Invoice,
-    MeterEvent,
-    Subscription,
-)
+from billing.models import Invoice, MeterEvent, Subscription
 from geekhub.lib.moments import from_epoch
 
 # Stripe takes timestamps of the past 35 days.

@@ -8,10 +8,7 @@ from django.db.models import Q, Sum
 
 from billing.metering.events import COUNTED, PAUSE, change
 from billing.metering.sink import MeterSink
-from billing.models import (
-    MeterEvent,
-    MeterState,
-)
+from billing.models import MeterEvent, MeterState
 from billing.stripe.client import StripeFailure
 from geekhub.lib.moments import hour_of
 

@@ -1,16 +1,11 @@
 """The states of an event, and a guarded change from one to another."""
 
-import logging
 import uuid
 from datetime import timedelta
 from typing import Any
 
-from billing.models import (
-    MeterEvent,
-    MeterState,
-)
+from billing.models import MeterEvent, MeterState
 
-log = logging.getLogger("geekhub.billing")
 PAUSE = timedelta(minutes=5)
 UNKNOWN = (MeterState.SENDING, MeterState.UNCERTAIN)
 IN_FLIGHT = (MeterState.PENDING, *UNKNOWN)

@@ -12,13 +12,7 @@ from django.db.models.functions import Greatest
 
 from accounts.models import Organization
 from billing.metering.events import IN_FLIGHT
-from billing.models import (
-    BillingAccount,
-    EntryKind,
-    LedgerEntry,
-    MeteredEntry,
-    MeterEvent,
-)
+from billing.models import BillingAccount, EntryKind, LedgerEntry, MeteredEntry, MeterEvent
 from geekhub.lib.moments import hour_of
 
 log = logging.getLogger("geekhub.billing")

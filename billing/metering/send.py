@@ -19,15 +19,12 @@ from billing.metering.carry import NoInvoice, NotYet, carried_timestamp
 from billing.metering.doubt import put_in_doubt
 from billing.metering.events import PAUSE, UNKNOWN, change, lane_of
 from billing.metering.sink import MeterSink
-from billing.models import (
-    MeterEvent,
-    MeterState,
-)
+from billing.models import MeterEvent, MeterState
 from billing.stripe.client import StripeBusy, StripeFailure, StripeRefused, StripeUnknown
 
 log = logging.getLogger("geekhub.billing")
-# Longer than a round and its last call take (`stripe_client`), so that two do not send one event at
-# once.
+# Longer than a round and its last call take (`billing.stripe.client`), so that two do not send one
+# event at once.
 LEASE = timedelta(minutes=2)
 # Stripe forgets an identifier after "at least 24 hours"; nothing is resent that late unasked.
 HORIZON = timedelta(hours=20)

@@ -8,9 +8,7 @@ from typing import Protocol
 
 from django.conf import settings
 
-from billing.models import (
-    MeterEvent,
-)
+from billing.models import MeterEvent
 from billing.stripe.client import Stripe, StripeRefused
 
 SANDBOX_RATE, LIVE_RATE = 20.0, 200.0

@@ -1,4 +1,8 @@
-"""The ledger: append-only, in micro-USD."""
+"""The ledger: append-only, in micro-USD.
+
+It is the truth; the totals on BillingAccount and BudgetPeriod are kept in step with it in the same
+transaction, so that one guarded UPDATE can decide.
+"""
 
 from django.db import models
 from django.db.models import Q

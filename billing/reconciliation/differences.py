@@ -6,18 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import (
-    Q,
-    QuerySet,
-)
+from django.db.models import Q, QuerySet
 
 from accounts import audit
 from accounts.models import User
-from billing.models import (
-    Difference,
-    DifferenceState,
-    Reconciliation,
-)
+from billing.models import Difference, DifferenceState, Reconciliation
 
 # Sums lag, so one that differs says nothing until it is read alike so much later.
 BETWEEN_READS = timedelta(minutes=30)

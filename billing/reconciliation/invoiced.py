@@ -4,22 +4,10 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from django.db.models import (
-    Exists,
-    OuterRef,
-    Q,
-    QuerySet,
-    Sum,
-)
+from django.db.models import Exists, OuterRef, Q, QuerySet, Sum
 
 from billing.metering.events import COUNTED
-from billing.models import (
-    Comparison,
-    Invoice,
-    MeterEvent,
-    PriceVersion,
-    Reconciliation,
-)
+from billing.models import Comparison, Invoice, MeterEvent, PriceVersion, Reconciliation
 from billing.reconciliation.differences import BETWEEN_READS, Finding, finish, note
 from billing.stripe import invoices
 from billing.stripe.client import Stripe, StripeFailure, StripeUnknown

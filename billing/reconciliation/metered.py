@@ -8,9 +8,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 
 from django.db import transaction
-from django.db.models import (
-    Q,
-)
+from django.db.models import Q
 
 from billing.metering import freeze
 from billing.metering.events import COUNTED, IN_FLIGHT

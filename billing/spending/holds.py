@@ -17,14 +17,7 @@ from django.db.models import F, Q
 from django.utils import timezone
 
 from accounts.models import ApiKey
-from billing.models import (
-    AccountStatus,
-    BillingAccount,
-    EntryKind,
-    Hold,
-    HoldState,
-    LedgerEntry,
-)
+from billing.models import AccountStatus, BillingAccount, EntryKind, Hold, HoldState, LedgerEntry
 from billing.spending import budgets
 from billing.spending.prices import Quote
 from geekhub.lib import db

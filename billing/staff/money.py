@@ -10,12 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.staff.lists import StaffAdmin, as_uuid
 from accounts.staff.show import usd
-from billing.models import (
-    Hold,
-    HoldState,
-    LedgerEntry,
-    PriceVersion,
-)
+from billing.models import Hold, HoldState, LedgerEntry, PriceVersion
 
 
 class LedgerAdmin(StaffAdmin):

@@ -23,12 +23,7 @@ from accounts.staff.forms import ChoiceField, RatesForm, ReasonForm, UsdField
 from accounts.staff.lists import StaffAdmin, StaffList, as_uuid, on_row, organizations_named
 from accounts.staff.rates import change_rate_limits
 from accounts.staff.show import usd
-from billing.models import (
-    AccountStatus,
-    BillingAccount,
-    Invoice,
-    LedgerEntry,
-)
+from billing.models import AccountStatus, BillingAccount, Invoice, LedgerEntry
 from billing.pages.words import InvoiceState
 from billing.staff.credit_limits import change_credit_limit
 from billing.stripe import corrections, standing

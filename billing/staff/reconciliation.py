@@ -13,12 +13,7 @@ from accounts.models import User
 from accounts.staff.forms import ReasonForm
 from accounts.staff.lists import StaffAdmin, on_row, organizations_named
 from billing import reconciliation
-from billing.models import (
-    Comparison,
-    Difference,
-    DifferenceState,
-    Reconciliation,
-)
+from billing.models import Comparison, Difference, DifferenceState, Reconciliation
 
 
 class OpenFilter(SimpleListFilter):

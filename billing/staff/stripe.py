@@ -10,13 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.staff.lists import StaffAdmin, organizations_named
 from accounts.staff.show import usd
-from billing.models import (
-    Invoice,
-    MeterEvent,
-    MeterState,
-    StripeEvent,
-    StripeOperation,
-)
+from billing.models import Invoice, MeterEvent, MeterState, StripeEvent, StripeOperation
 
 
 class MeterFilter(SimpleListFilter):

@@ -5,10 +5,7 @@ from datetime import datetime
 from django.db.models import F
 
 from accounts.models import Organization
-from billing.models import (
-    Difference,
-    DifferenceState,
-)
+from billing.models import Difference, DifferenceState
 
 
 def open_difference(

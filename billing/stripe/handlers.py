@@ -4,10 +4,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from billing.models import (
-    BillingAccount,
-    StripeEvent,
-)
+from billing.models import BillingAccount, StripeEvent
 from billing.stripe import cards, invoices, recharges, standing, subscriptions
 from billing.stripe.client import Stripe, plain
 from billing.stripe.differences import open_difference
@@ -17,7 +14,6 @@ log = logging.getLogger("geekhub.billing")
 type Handler = Callable[[Stripe, StripeEvent, datetime], None]
 
 
-# Handlers
 def _invoice(stripe: Stripe, event: StripeEvent, now: datetime) -> None:
     if event.object_id:  # an upcoming one has no id yet
         invoices.mirror(stripe, event.object_id, now=now)

@@ -12,9 +12,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import F
 
-from billing.models import (
-    StripeEvent,
-)
+from billing.models import StripeEvent
 from billing.stripe.client import Stripe, StripeBusy, StripeRefused, StripeUnknown
 from billing.stripe.differences import open_difference
 from billing.stripe.handlers import handler_of

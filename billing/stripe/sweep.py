@@ -4,10 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 
-from billing.models import (
-    Invoice,
-    Subscription,
-)
+from billing.models import Invoice, Subscription
 from billing.stripe import invoices, recharges
 from billing.stripe.client import Stripe, StripeUnknown
 from billing.stripe.handlers import mirror_subscription

@@ -15,14 +15,8 @@ from django.utils.dateparse import parse_datetime
 from django.views.decorators.csrf import csrf_exempt
 from prometheus_client import Counter
 
-from billing.models import (
-    StripeEvent,
-)
-from billing.stripe.client import (
-    BadSignature,
-    is_connected,
-    verify,
-)
+from billing.models import StripeEvent
+from billing.stripe.client import BadSignature, is_connected, verify
 from billing.stripe.differences import open_difference
 from geekhub.lib.moments import from_epoch
 

@@ -2,6 +2,9 @@
 
 from datetime import UTC, datetime
 
+# Before anything of ours happened: where a cursor begins.
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
 
 def hour_of(moment: datetime) -> datetime:
     """Return the beginning of its hour of UTC."""

@@ -14,15 +14,11 @@ from django.utils.translation import gettext_lazy as _
 from accounts.staff import viewing
 from accounts.staff.show import usd
 from billing import reconciliation
-from billing.models import (
-    JobRun,
-    MeterEvent,
-    MeterState,
-)
+from billing.models import JobRun, MeterEvent, MeterState
 from billing.spending.prices import PriceBook
 from billing.stripe.client import is_connected
 from geekhub.lib import money
-from geekhub.work import billing_jobs
+from geekhub.lib.moments import LONG_AGO
 from geekhub.work.image_jobs import current
 from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
@@ -42,7 +38,7 @@ RELAXED = {
 }
 # A job may wait for its turn, and for a long one before it.
 PATIENCE = timedelta(minutes=2)
-# What runs in the background, by the names of geekhub.work.billing_jobs.
+# What runs in the background, by the names of geekhub.work.
 JOBS: Mapping[str, "StrPromise"] = {
     "alerts noticed": _("alerts noticed"),
     "alerts delivered": _("alerts delivered"),
@@ -191,9 +187,7 @@ def job_health(now: datetime) -> list[JobHealth]:
     for job in current():
         at = begun.get(job.name)
         late = at is None or at < now - job.every - PATIENCE
-        found.append(
-            JobHealth(job.name, job.every, at if at != billing_jobs.LONG_AGO else None, late)
-        )
+        found.append(JobHealth(job.name, job.every, at if at != LONG_AGO else None, late))
     return found
 
 

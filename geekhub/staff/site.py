@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from allauth.account import views as account
 from django.conf import settings
@@ -39,12 +39,9 @@ from billing.models import (
 from billing.staff.money import HoldAdmin, LedgerAdmin, PriceAdmin
 from billing.staff.reconciliation import DifferenceAdmin, ReconciliationAdmin
 from billing.staff.stripe import EventAdmin, InvoiceAdmin, MeterAdmin, OperationAdmin
+from geekhub.staff.figures import RELAXED, figures
 from images.models import Generation
 from images.staff import admin as images
-
-if TYPE_CHECKING:
-    pass
-from geekhub.staff.figures import RELAXED, figures
 
 type View = Callable[..., HttpResponseBase]
 

@@ -7,7 +7,7 @@ only keeps hosts from doing the same at once: each job is safe to be run twice, 
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from billing import reconciliation
 from billing.alerts import delivery, raising
@@ -16,10 +16,10 @@ from billing.metering.sink import StripeSink
 from billing.models import JobRun
 from billing.stripe import catalog, inbox, operations, recharges, standing, subscriptions, sweep
 from billing.stripe.client import Stripe, connect, is_connected
+from geekhub.lib.moments import LONG_AGO
 
 log = logging.getLogger("geekhub.billing")
 
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 # A job that failed need not wait for its whole interval.
 AGAIN = timedelta(minutes=1)
 # The first sweep looks back as far as Stripe keeps events.

@@ -1,4 +1,4 @@
-"""The endpoints under /v1. They translate; `images.generation` decides."""
+"""The endpoints under /v1. They translate; `images.drawing` decides."""
 
 import asyncio
 from contextlib import ExitStack

@@ -8,7 +8,7 @@ class AllCandidatesFailed(Exception):
     """Every model of a list was tried or left out."""
 
     def __init__(
-        self, attempts: list["Attempt"], skipped: list[routing.Skipped], *, charged: bool
+        self, attempts: list[Attempt], skipped: list[routing.Skipped], *, charged: bool
     ) -> None:
         super().__init__("; ".join(f"{one.model}: {one.error}" for one in attempts))
         self.attempts = attempts

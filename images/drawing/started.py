@@ -1,6 +1,5 @@
 """A request that has been let in, and what its drawing adds to it."""
 
-import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -14,7 +13,6 @@ from images.pixels.pictures import Picture
 from images.pixels.turns import Turns
 from images.providers.base import ProviderImage
 
-log = logging.getLogger(__name__)
 LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
 # The connection broke: what was under way may have been committed or not.
 BROKEN = (OperationalError, InterfaceError)

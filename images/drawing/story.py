@@ -1,4 +1,4 @@
-""""""
+"""complete(): draw, keep and charge, in this order, or end the request without a charge."""
 
 import logging
 from functools import partial

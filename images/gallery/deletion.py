@@ -1,4 +1,9 @@
-""""""
+"""Pictures are deleted.
+
+Deleting is two steps, so that it survives a store that is away: the row is marked, and from then
+on nobody is shown the picture; then its object goes, now or in a later round of the worker. The
+ledger and the request stay.
+"""
 
 import asyncio
 import logging

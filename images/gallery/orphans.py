@@ -13,7 +13,7 @@ from django.core.files.storage import storages
 from django.db.models import F, Q
 
 from billing.models import JobRun
-from geekhub.work.billing_jobs import LONG_AGO
+from geekhub.lib.moments import LONG_AGO
 from images.models import Generation, GenerationStatus, Image
 from images.stores.private import PREFIX
 

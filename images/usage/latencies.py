@@ -4,16 +4,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC
 
-from django.db.models import (
-    Count,
-    Sum,
-)
+from django.db.models import Count, Sum
 
 from accounts.models import Organization
-from images.models import (
-    DailyLatency,
-    HourlyLatency,
-)
+from images.models import DailyLatency, HourlyLatency
 from images.usage.rollups import BUCKET, MODEL, bucket_ms, delivered
 from images.usage.sources import cut, matching
 from images.usage.span import Wanted

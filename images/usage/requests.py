@@ -4,21 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from django.db.models import (
-    Prefetch,
-    Q,
-    QuerySet,
-    Sum,
-)
+from django.db.models import Prefetch, Q, QuerySet, Sum
 
 from accounts.models import Organization
 from geekhub.lib.ids import REQUEST_ID
 from geekhub.lib.moments import hour_of
-from images.models import (
-    Generation,
-    GenerationStatus,
-    Image,
-)
+from images.models import Generation, GenerationStatus, Image
 from images.usage.rollups import HOUR, closed_until
 from images.usage.sources import TICK, hourly_table, matching, rollup_rows
 from images.usage.span import Place, Wanted, between

@@ -5,26 +5,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from typing import Any
 
-from django.db.models import (
-    BooleanField,
-    F,
-    Func,
-    Q,
-    QuerySet,
-    TextField,
-    Value,
-)
+from django.db.models import BooleanField, F, Func, Q, QuerySet, TextField, Value
 from django.db.models.functions import Cast
 
 from accounts.models import Organization
 from geekhub.lib.moments import hour_of
-from images.models import (
-    Generation,
-    GenerationStatus,
-    HourlyTagUsage,
-    HourlyTotal,
-    HourlyUsage,
-)
+from images.models import Generation, GenerationStatus, HourlyTagUsage, HourlyTotal, HourlyUsage
 from images.usage.rollups import DAY, HOUR, closed_until, day_of
 from images.usage.span import EVER, Wanted, between
 

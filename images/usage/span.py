@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from django.db.models import (
-    Q,
-)
+from django.db.models import Q
 
 from geekhub.lib.ids import REQUEST_ID
 

@@ -7,20 +7,11 @@ from datetime import UTC, tzinfo
 from typing import Any
 
 from django.db import connection
-from django.db.models import (
-    Count,
-    F,
-    Q,
-    Sum,
-)
+from django.db.models import Count, F, Q, Sum
 from django.db.models.functions import Collate, TruncDate
 
 from accounts.models import Organization
-from images.models import (
-    DailyUsage,
-    GenerationStatus,
-    HourlyUsage,
-)
+from images.models import DailyUsage, GenerationStatus, HourlyUsage
 from images.usage.rollups import ERROR, MODEL
 from images.usage.sources import Pieces, cut, hourly_table, matching, rollup_rows
 from images.usage.span import Wanted
