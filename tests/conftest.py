@@ -29,16 +29,16 @@ from tests.factories import KeyFactory, OrganizationFactory
 from tests.run import ELSEWHERE, SHARED
 from tests.server import Api, AppServer
 
-# What asks no database, though the database's fixtures may be used beside it in the folder. It runs
-# beside one of the two; the browser is on SQLite alone, and so both take about the same time.
+# Tests in these folders that take no database fixture run beside one of the two databases, the
+# others beside both. The browser is on SQLite alone, and so both take about the same time.
 ONCE = {
     "tests/lib/": "postgresql",
     "tests/images/providers/": "postgresql",
     "tests/test_emulators/": "sqlite",
     "tests/test_clients/": "sqlite",
 }
-# What asks the database for nothing that others do not ask of both: walks over all pages, and what
-# becomes of requests when providers fail.
+# Walks over all pages, and requests whose providers fail. They do use the database, but no query
+# that other tests do not try on both.
 EITHER = {
     "tests/pages/test_walk.py": "postgresql",
     "tests/pages/test_addresses.py": "postgresql",

@@ -1,4 +1,4 @@
-"""Which alerts are due: an organization is told of each once."""
+"""Which alerts are due; an organization gets each once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -94,7 +94,7 @@ def _resolve(sink: MeterSink, event: MeterEvent, now: datetime) -> bool:
 
 
 def put_in_doubt(event: MeterEvent, now: datetime, error: str) -> None:
-    """Nothing is sent for this event until Stripe's sums have told whether it was counted."""
+    """Nothing is sent for this event until Stripe's sums show whether it was counted."""
     change(
         event,
         state=MeterState.UNCERTAIN,

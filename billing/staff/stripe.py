@@ -107,7 +107,7 @@ class OperationAdmin(StaffAdmin):
 
 
 class EventAdmin(StaffAdmin):
-    """What Stripe told us. What an event holds is the customer's, and not shown."""
+    """Events from Stripe. Their content is the customer's and is not shown."""
 
     list_display = ("id", "type", "object_id", "received_at", "processed_at", "attempts", "error")
     list_filter = ("thin", "livemode")

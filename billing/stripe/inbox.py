@@ -93,7 +93,7 @@ def _put_off(event: StripeEvent, error: Exception, now: datetime, *, give_up: bo
 
 
 def _deleted(event: StripeEvent) -> bool:
-    """Whether Stripe has told that the object is gone: then older news of it mean nothing."""
+    """Whether Stripe has reported the object as deleted; older events then mean nothing."""
     kind = event.type.rpartition(".")[0]
     return StripeEvent.objects.filter(object_id=event.object_id, type=f"{kind}.deleted").exists()
 

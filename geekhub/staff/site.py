@@ -47,7 +47,7 @@ type View = Callable[..., HttpResponseBase]
 
 
 class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
-    """Pages for whoever is staff and logs in with a second factor."""
+    """Pages for staff who logged in with a second factor."""
 
     site_title = site_header = "Geek Hub"
     index_title = _("Platform")
