@@ -66,8 +66,9 @@ def _due(now: datetime) -> list[list[MeterEvent]]:
         price_version=OuterRef("price_version"),
         state__in=UNKNOWN,
     )
+    # Those frozen at one moment are sent in the order they were written, not as the disk has them.
     new = events.filter(~Exists(taken), state=MeterState.PENDING, next_at__lte=now).order_by(
-        "next_at", "timestamp"
+        "next_at", "timestamp", "created_at"
     )
     lanes: dict[tuple[uuid.UUID, int], list[MeterEvent]] = {}
     for event in itertools.islice(itertools.chain(again[:EVENTS], new[:EVENTS]), EVENTS):

@@ -265,6 +265,18 @@ def test_an_accepted_event_is_sent_once_as_it_was_frozen(
     assert metered.total(acme) == 3
 
 
+def test_events_of_one_moment_are_sent_in_the_order_they_were_written(
+    metered: Metered, acme: ApiKey, sink: StripeSink
+) -> None:
+    first, second = one_event(metered, acme), one_event(metered, acme, 1)
+    assert (first.next_at, first.timestamp) == (second.next_at, second.timestamp)
+    # PostgreSQL puts a row that is written again behind the others.
+    MeterEvent.objects.filter(pk=first.pk).update(last_error="")
+    assert send_due(sink, now=metered.now) == 2
+    sent = [one.params["identifier"] for one in metered.sent()]
+    assert sent == [first.identifier, second.identifier]
+
+
 @pytest.mark.parametrize("fault", ["429", "lock"])
 def test_a_busy_stripe_did_not_count_and_frees_the_lane(
     metered: Metered, acme: ApiKey, sink: StripeSink, fault: Any
