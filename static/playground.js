@@ -60,6 +60,10 @@
     return made.content;
   };
   let leaving = false;
+  // Who logs out has left already: an answer that comes too late may not load this page again.
+  document.addEventListener("submit", (event) => {
+    if (event.target !== form) leaving = true;
+  });
   const send = async (url, body) => {
     const headers = { "X-Requested-With": "fetch" };
     const answer = await fetch(url, { method: "POST", body, headers, redirect: "manual" });

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from django.conf import settings
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from accounts.models import ApiKey, Organization, User
 from billing.models import Budget
@@ -141,6 +141,26 @@ def test_nobody_else_finds_what_was_typed(
     page.wait_for_url("**/login")
     kept = page.evaluate("JSON.stringify(sessionStorage)")
     assert "a secret recipe" not in kept
+
+
+def test_what_is_answered_after_the_log_out_does_not_come_back(
+    page: Page, site: AppServer, login: Callable[[User], None], acme: Organization
+) -> None:
+    asked: list[Route] = []
+
+    def log_out(leave: Route) -> None:
+        asked[0].fulfill(status=302, headers={"Location": "/login?next=/dashboard/playground"})
+        leave.continue_()
+
+    page.route("**/playground/code*", lambda route: asked.append(route))
+    page.route("**/logout", log_out)
+    login(owner_of(acme))
+    page.goto("/dashboard/playground")
+    with page.expect_request("**/playground/code*"):
+        page.get_by_label("Prompt").fill("a secret recipe")
+    page.locator("summary", has_text="Your account").click()
+    page.get_by_role("button", name="Log out").click(no_wait_after=True)
+    page.wait_for_url(f"{site.origin}/login")
 
 
 def test_no_password_is_kept(page: Page, acme: Organization) -> None:
