@@ -11,6 +11,7 @@ from accounts.models import ApiKey
 from billing.models import Budget, BudgetPeriod
 from billing.spending.prices import Quote
 from geekhub.lib import money
+from images.catalog import parameters
 from images.catalog.model import MAX_N, OWNERS, ImageModel
 from images.drawing.admit import Priced
 from images.drawing.gateway import Gateway
@@ -134,14 +135,7 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -
         "sizes": ["auto", *row.sizes],
         "max_n": MAX_N,
         "qualities": list(row.qualities),
-        "supports": {
-            "seed": row.seed,
-            "style": row.style,
-            "transparent_background": row.transparent,
-            "partial_images": row.partial_images,
-            "edits": row.edits > 0,
-            "moderation": row.moderation,
-        },
+        "supports": parameters.supports(row) | {"edits": row.edits > 0},
         "output_formats": [name.lower() for name in FORMATS],
         "max_prompt": row.max_prompt,
         "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
