@@ -19,7 +19,7 @@ from billing.spending.prices import PriceBook
 from billing.stripe.client import is_connected
 from geekhub.lib import money
 from geekhub.lib.moments import LONG_AGO
-from geekhub.work.image_jobs import current
+from geekhub.work.jobs import current
 from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
 from images.drawing.gateway import gateway_of
@@ -38,26 +38,6 @@ RELAXED = {
 }
 # A job may wait for its turn, and for a long one before it.
 PATIENCE = timedelta(minutes=2)
-# What runs in the background, by the names of geekhub.work.
-JOBS: Mapping[str, "StrPromise"] = {
-    "alerts noticed": _("alerts noticed"),
-    "alerts delivered": _("alerts delivered"),
-    "accounts moved": _("accounts suspended and resumed"),
-    "differences in older books": _("older books compared"),
-    "differences in our books": _("our books compared"),
-    "events from Stripe": _("events from Stripe taken in"),
-    "writes to Stripe": _("writes sent to Stripe"),
-    "prices brought to Stripe": _("prices brought to Stripe"),
-    "subscriptions repaired": _("subscriptions repaired"),
-    "usage frozen": _("usage closed for billing"),
-    "usage sent": _("usage sent to Stripe"),
-    "uncertain usage decided": _("uncertain usage decided"),
-    "automatic recharges": _("automatic recharges"),
-    "invoices compared": _("invoices compared"),
-    "differences in usage": _("usage compared with Stripe"),
-    "changes swept": _("changes at Stripe looked for"),
-    "prices retired": _("old prices taken out of Stripe"),
-}
 CIRCUITS: Mapping[str, "StrPromise"] = {
     "closed": _("closed"),
     "open": _("open"),
@@ -69,15 +49,10 @@ CIRCUITS: Mapping[str, "StrPromise"] = {
 class JobHealth:
     """When a background job was last begun, on whichever host."""
 
-    name: str
+    title: "StrPromise"
     every: timedelta
     begun: datetime | None
     late: bool
-
-    @property
-    def title(self) -> "StrPromise | str":
-        """Return what the job does, in words."""
-        return JOBS.get(self.name, self.name)
 
     @property
     def interval(self) -> str:
@@ -187,7 +162,7 @@ def job_health(now: datetime) -> list[JobHealth]:
     for job in current():
         at = begun.get(job.name)
         late = at is None or at < now - job.every - PATIENCE
-        found.append(JobHealth(job.name, job.every, at if at != LONG_AGO else None, late))
+        found.append(JobHealth(job.title, job.every, at if at != LONG_AGO else None, late))
     return found
 
 

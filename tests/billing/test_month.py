@@ -38,7 +38,7 @@ from billing.models import (
 )
 from billing.stripe import catalog, customers, invoices
 from billing.stripe.client import connect
-from geekhub.work import billing_jobs
+from geekhub.work import due, jobs
 from images.catalog.rows import CATALOG
 from tests.billing import authorize, capture, timetravel
 from tests.billing.buyer import deliver
@@ -106,7 +106,7 @@ class World:
         """Let the worker do all that is due, and a minute later what that brought about."""
         for wait in (61, 0):
             self._deliver()
-            billing_jobs.run_due(billing_jobs.current(), now=self.now)
+            due.run_due(jobs.current(jobs.BILLING), now=self.now)
             self.emulator.clock.advance(wait)
 
     def _deliver(self) -> None:
