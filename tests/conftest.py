@@ -37,8 +37,8 @@ ONCE = {
     "tests/test_emulators/": "sqlite",
     "tests/test_clients/": "sqlite",
 }
-# Walks over all pages, and requests whose providers fail. They do use the database, but no query
-# that other tests do not try on both.
+# Walks over all pages, stores, and requests whose providers fail. They do use the database, but
+# with no query that other tests do not try on both.
 EITHER = {
     "tests/pages/test_walk.py": "postgresql",
     "tests/pages/test_addresses.py": "postgresql",
@@ -47,6 +47,10 @@ EITHER = {
     "tests/pages/test_translations.py": "postgresql",
     "tests/pages/test_audit.py": "postgresql",
     "tests/pages/test_people.py": "postgresql",
+    "tests/images/test_storage": "postgresql",
+    "tests/api/test_dalle.py": "postgresql",
+    "tests/pages/test_playground.py": "sqlite",
+    "tests/api/test_pixels.py": "sqlite",
     "tests/gateway/": "sqlite",
     "tests/api/test_bodies.py": "sqlite",
     "tests/api/test_edits.py": "sqlite",
