@@ -19,6 +19,7 @@ from billing.stripe import client as stripe_client
 from billing.stripe.client import Stripe
 from geekhub.server import Door
 from images.catalog.rows import CATALOG
+from images.catalog.skus import sku_of
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -200,7 +201,7 @@ def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""
     PriceVersion.objects.bulk_create(
         PriceVersion(
-            model=model.id, version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
+            sku=sku_of(model), version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
         )
         for model in CATALOG.values()
     )

@@ -22,6 +22,7 @@ from geekhub.lib.moments import LONG_AGO
 from geekhub.work.jobs import current
 from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
+from images.catalog.skus import sku_of
 from images.drawing.gateway import gateway_of
 from images.pages.charts import daily
 from images.usage import platform
@@ -168,15 +169,17 @@ def job_health(now: datetime) -> list[JobHealth]:
 
 def _models(month: platform.Month) -> list[Line]:
     found = []
-    quotes = PriceBook().offered(month.models, None)
+    rows = {model: CATALOG[model] for model in month.models if model in CATALOG}
+    quotes = PriceBook().offered(map(sku_of, rows.values()), None)
     for model, earned in month.models.items():
-        row = CATALOG.get(model)
+        row = rows.get(model)
+        quote = quotes.get(sku_of(row)) if row else None
         cost = row.cost_micro if row else None
         found.append(
             Line(
                 model,
                 earned,
-                usd(quotes[model].unit_micro) if model in quotes else "–",
+                usd(quote.unit_micro) if quote else "–",
                 _now("unknown") if cost is None else usd(cost),
             )
         )

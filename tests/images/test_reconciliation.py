@@ -40,7 +40,7 @@ def request_(key: ApiKey) -> Generation:
     part = make_request(key, now, running=True, n=1)
     assert part.hold is not None
     with transaction.atomic():
-        cost = -holds.capture_one(part.hold, model=FLUX).amount_micro
+        cost = -holds.capture_one(part.hold, sku=FLUX).amount_micro
     Generation.objects.filter(pk=part.pk).update(delivered=1, cost_micro=cost)
     _picture(part, 0)
     return make_request(key, now - HOURS, delivered=2, pictures=True)

@@ -102,7 +102,7 @@ def difference(acme: Organization) -> Difference:
 def rows(acme: Organization, key: ApiKey, difference: Difference) -> dict[str, Any]:
     """One of everything that has a page, by the name of its model."""
     request = make_request(key, timezone.now(), prompt="a secret recipe", pictures=True)
-    version = PriceVersion.objects.filter(model=FLUX).get()
+    version = PriceVersion.objects.filter(sku=FLUX).get()
     invoice = Invoice.objects.create(
         stripe_id="in_1", organization=acme, number="ACME-1", status="open", currency="usd",
         period_start=NOW, period_end=NOW, subtotal_cents=500, tax_cents=0, total_cents=500,
