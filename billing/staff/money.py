@@ -22,7 +22,7 @@ class LedgerAdmin(StaffAdmin):
         "kind",
         "amount",
         "quantity",
-        "model",
+        "sku",
         "request_id",
         "note",
     )
@@ -37,7 +37,7 @@ class LedgerAdmin(StaffAdmin):
     )
     fields = (
         ("created_at", "organization", "kind"),
-        ("amount", "quantity", "model", "price_version"),
+        ("amount", "quantity", "sku", "price_version"),
         ("request_id", "hold", "api_key"),
         ("entry_key", "note"),
     )
@@ -132,20 +132,20 @@ class HoldAdmin(StaffAdmin):
 class PriceAdmin(StaffAdmin):
     """What a picture costs, from a moment on."""
 
-    list_display = ("model", "version", "price", "effective_from", "state", "stripe_price")
+    list_display = ("sku", "version", "price", "effective_from", "state", "stripe_price")
     list_filter = ("state",)
-    ordering = ("model", "-version")
-    search_fields = ("model",)
+    ordering = ("sku", "-version")
+    search_fields = ("sku",)
     fields = (
-        ("model", "version", "price"),
+        ("sku", "version", "price"),
         ("effective_from", "state", "livemode"),
         ("stripe_product", "stripe_meter", "stripe_price"),
     )
     readonly_fields = ("price",)
 
     def found(self, queryset: QuerySet[PriceVersion], term: str) -> QuerySet[PriceVersion]:
-        """Return versions of models."""
-        return queryset.filter(model__icontains=term)
+        """Return versions of skus."""
+        return queryset.filter(sku__icontains=term)
 
     @display(description=_("USD per picture"), ordering="unit_micro")
     def price(self, row: PriceVersion) -> str:

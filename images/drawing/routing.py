@@ -14,6 +14,7 @@ from images.catalog import parameters
 from images.catalog.model import MAX_N, ImageModel, Status
 from images.catalog.parameters import AUTO, Adjustment
 from images.catalog.rows import CATALOG, as_of
+from images.catalog.skus import sku_of
 from images.drawing.request import GenerationRequest, Strategy
 from images.providers.base import ImageRequest
 
@@ -81,6 +82,11 @@ class Candidate:
     model: ImageModel
     adjusted: tuple[Adjustment, ...]
     request: GenerationRequest
+
+    @property
+    def sku(self) -> str:
+        """Return the sku that its pictures are of."""
+        return _sku(self.request, self.model)
 
     @property
     def compressed_here(self) -> bool:
@@ -162,6 +168,19 @@ def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
         return [(model_id, find(model_id)) for model_id in request.auto_candidates]
     every = editors() if request.images else listing()
     return [(row.id, row) for row in every if row.status != Status.RETIRED]
+
+
+def skus(request: GenerationRequest) -> dict[str, str]:
+    """Return the sku of what each model that is named would draw, by its id.
+
+    Raises ModelNotFound.
+    """
+    return {model.id: _sku(request, model) for _, model in named(request)}
+
+
+def _sku(request: GenerationRequest, model: ImageModel) -> str:
+    inputs = len(request.images)
+    return sku_of(model, quality=request.quality, size=request.size, inputs=inputs)
 
 
 def candidates(

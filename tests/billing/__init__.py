@@ -44,7 +44,7 @@ def authorize(
 def capture(hold: Hold, *, model: str = "a/cheap", delivered: int = 1) -> LedgerEntry:
     """Spend what was delivered of a hold."""
     with transaction.atomic():
-        return holds.capture(hold, model=model, delivered=delivered)
+        return holds.capture(hold, sku=model, delivered=delivered)
 
 
 def release(hold: Hold) -> None:

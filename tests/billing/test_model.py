@@ -222,7 +222,7 @@ class Money(RuleBasedStateMachine):
         name = sorted(hold.quotes)[model % len(hold.quotes)]
         try:
             with transaction.atomic():
-                holds.capture_one(hold.row, model=name)
+                holds.capture_one(hold.row, sku=name)
         except HoldLost:
             assert hold.settled or hold.captured == hold.quantity
             return

@@ -214,7 +214,7 @@ def _waiting(pid: int) -> bool:
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
 @pytest.mark.parametrize(
     "settle",
-    [capture, release, lambda hold: holds.capture_one(hold, model="a/cheap")],
+    [capture, release, lambda hold: holds.capture_one(hold, sku="a/cheap")],
     ids=["capture", "release", "capture_one"],
 )
 def test_a_request_that_comes_again_while_its_hold_is_settled_waits_in_no_circle(
@@ -261,10 +261,10 @@ def test_of_a_part_charged_by_many_at_once_one_wins(committed_key: ApiKey) -> No
     hold = authorize(committed_key, quantity=3)
 
     def charge(number: int) -> LedgerEntry:
-        return holds.capture_one(Hold.objects.get(pk=hold.pk), model="a/cheap")
+        return holds.capture_one(Hold.objects.get(pk=hold.pk), sku="a/cheap")
 
     def charge_the_same(number: int) -> LedgerEntry:
-        return holds.capture_one(hold, model="a/cheap")
+        return holds.capture_one(hold, sku="a/cheap")
 
     won = race(12, charge_the_same, losing=HoldLost)
     assert len([one for one in won if isinstance(one, LedgerEntry)]) == 1
@@ -333,9 +333,9 @@ def test_a_request_sent_ten_times_is_held_once(committed_key: ApiKey) -> None:
 
 def test_a_price_published_on_ten_hosts_is_one_version(transactional_db: None) -> None:
     published = race(10, lambda _: prices.publish({"a/cheap": PRICE, "b/middle": 65_000}))
-    models = sorted(version.model for versions in published for version in versions)  # type: ignore[union-attr]
+    models = sorted(version.sku for versions in published for version in versions)  # type: ignore[union-attr]
     assert models == ["a/cheap", "b/middle"]
-    assert sorted(PriceVersion.objects.values_list("model", "version")) == [
+    assert sorted(PriceVersion.objects.values_list("sku", "version")) == [
         ("a/cheap", 1),
         ("b/middle", 1),
     ]

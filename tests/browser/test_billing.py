@@ -19,7 +19,7 @@ from billing.spending import limits
 from billing.spending.limits import Holder
 from billing.stripe import invoices
 from billing.stripe.client import Stripe
-from geekhub.work import billing_jobs
+from geekhub.work import due, jobs
 from tests.billing.buyer import sell
 from tests.browser.chromium import PHONE
 from tests.browser.conftest import Watched
@@ -66,7 +66,7 @@ def invoice_of_the_month(stripe: Stripe, emulator: StripeEmulator) -> Invoice:
 def _work(now: datetime) -> None:
     # With the running hour, which the worker lets end first: the month may end with it.
     freeze.freeze(now=now, running_hour=True)
-    billing_jobs.run_due(billing_jobs.current(), now=now)
+    due.run_due(jobs.current(jobs.BILLING), now=now)
     connections.close_all()
 
 

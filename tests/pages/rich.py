@@ -118,7 +118,7 @@ def fill(acme: Organization) -> Rich:
 
 
 def _money(acme: Organization) -> None:
-    version = PriceVersion.objects.get(model=FLUX)
+    version = PriceVersion.objects.get(sku=FLUX)
     PriceVersion.objects.filter(pk=version.pk).update(stripe_price="price_1", livemode=False)
     line = {
         "id": "il_1", "price": "price_1", "description": "", "quantity": 2, "unit_cents": "4",

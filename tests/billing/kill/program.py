@@ -172,7 +172,7 @@ class Life:
             try:
                 with transaction.atomic():
                     if delivered:
-                        holds.capture(hold, model="a/cheap", delivered=delivered)
+                        holds.capture(hold, sku="a/cheap", delivered=delivered)
                     elif quantity % 2:
                         holds.release(hold)
                     else:
