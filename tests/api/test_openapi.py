@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from django.test import RequestFactory
 from django.urls import Resolver404, resolve
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
@@ -19,6 +21,8 @@ from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import Period
 from billing.spending import budgets
+from geekhub.openapi import _made as made
+from geekhub.openapi import document as view
 from images.api import openapi, serializers
 from images.api.errors import ApiError
 from images.api.serializers import EditSerializer, GenerationSerializer
@@ -116,6 +120,13 @@ def test_anybody_may_have_it_and_keep_it(app: AppServer) -> None:
         spanish = client.get("/openapi.json", headers={"Accept-Language": "es"})
         assert spanish.content == answer.content
         assert client.post("/openapi.json").status_code in (403, 405)
+
+
+def test_who_comes_first_together_with_others_gets_the_same() -> None:
+    made.cache_clear()
+    with ThreadPoolExecutor(4) as threads:
+        bodies = list(threads.map(lambda _: view(RequestFactory().get("/")).content, range(4)))
+    assert [json.loads(body) for body in bodies] == [document()] * 4
 
 
 def test_it_has_every_path_and_method_and_no_other(api: Api) -> None:
