@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization
-from billing.models import Hold, HoldState, LedgerEntry, Period
+from billing.models import Hold, HoldState, LedgerEntry, Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import budgets
 from images.catalog.rows import CATALOG
 from images.models import Generation, Image
@@ -124,7 +125,7 @@ def test_credits_tell_every_budget_that_covers_the_key(
     key = KeyFactory(organization=acme, actor=alice)
     mine = connect(key.secret)
     budgets.set_budget(key.row, 5_000_000, Period.MONTH)
-    budgets.set_member_budget(acme, alice, None, Period.DAY, limit_images=10)
+    budgets.set_for(acme.pk, Holder(scopes.MEMBER, alice.pk), None, Period.DAY, limit_images=10)
     assert mine.draw(n=2).status_code == 200
 
     told = mine.get("credits").json()["geekhub"]["key"]

@@ -26,7 +26,9 @@ from billing.models import (
     EntryKind,
     Notification,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
@@ -208,7 +210,7 @@ def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> N
 def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> None:
     member = User.objects.get(email="developer@a.test")
     mine = KeyFactory(organization=acme, actor=member).row
-    budgets.set_member_budget(acme, member, None, Period.DAY, limit_images=2)
+    budgets.set_for(acme.pk, Holder(scopes.MEMBER, member.pk), None, Period.DAY, limit_images=2)
     draw(mine, 2)
     raising.scan(now=timezone.now())
     delivery.deliver_due(now=timezone.now() + MINUTE)

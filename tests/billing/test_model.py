@@ -33,7 +33,9 @@ from billing.models import (
     HoldState,
     LedgerEntry,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, prices
 from billing.spending.budgets import BudgetExceeded, period_start
 from billing.spending.holds import AccountSuspended, HoldLost, InsufficientBalance
@@ -248,8 +250,12 @@ class Money(RuleBasedStateMachine):
         if scope == "family":
             budgets.set_budget(self.keys[0], micro, period, limit_images=images)
         else:
-            budgets.set_member_budget(
-                self.organization, self.member, micro, period, limit_images=images
+            budgets.set_for(
+                self.organization.pk,
+                Holder(scopes.MEMBER, self.member.pk),
+                micro,
+                period,
+                limit_images=images,
             )
         known = self.expected.budgets.setdefault((scope, period), Limits(micro, images))
         known.micro, known.images = micro, images

@@ -36,10 +36,12 @@ from billing.models import (
     PriceState,
     PriceVersion,
     Subscription,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.pages.urls import urlpatterns
 from billing.spending import budgets, ledger, limits, movements
-from billing.spending.limits import Holder, Use
+from billing.spending.limits import Use
 from billing.stripe import invoices, standing
 from billing.stripe.client import Stripe
 from geekhub.lib.moments import from_epoch
@@ -1041,7 +1043,7 @@ def test_nobody_elses_key_or_person_gets_a_budget(
     with pytest.raises(limits.NoSuchHolder):
         limits.set_budget(
             acme,
-            Holder(family=theirs.family),
+            Holder(scopes.KEY, theirs.family),
             Period.DAY,
             limit_micro=1,
             limit_images=None,
@@ -1054,7 +1056,7 @@ def test_an_admin_sets_budgets_of_keys_and_of_nobody(
     acme: Organization, key: ApiKey, client: Client
 ) -> None:
     person = member_of(acme, Role.DEVELOPER)
-    members_budget = budgets.set_member_budget(acme, person, USD, Period.DAY)
+    members_budget = budgets.set_for(acme.pk, Holder(scopes.MEMBER, person.pk), USD, Period.DAY)
     log_in(client, member_of(acme, Role.ADMIN))
     page = f"{PATH}/budgets"
     assert person.email not in re.findall(r"<select.*?</select>", client.get(page).text, re.S)[0]
@@ -1077,7 +1079,7 @@ def test_who_has_left_leaves_a_budget_that_can_only_be_removed(
     acme: Organization, owner: Client
 ) -> None:
     person = member_of(acme, Role.DEVELOPER)
-    budget = budgets.set_member_budget(acme, person, USD, Period.DAY)
+    budget = budgets.set_for(acme.pk, Holder(scopes.MEMBER, person.pk), USD, Period.DAY)
     acme.memberships.filter(user=person).delete()
     owner.post(f"{PATH}/budgets/{budget.pk}", {"usd": "5"})
     assert "It can only be removed." in owner.get(f"{PATH}/budgets").text
