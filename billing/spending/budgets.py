@@ -15,7 +15,14 @@ from geekhub.lib import db
 
 
 class BudgetExceeded(Exception):
-    """A budget's running period does not cover the request; the message names the budget."""
+    """A budget's running period does not cover the request; the message names the budget.
+
+    `by_key`: it covers every request of the key, so that current() has it.
+    """
+
+    def __init__(self, message: str, *, by_key: bool) -> None:
+        super().__init__(message)
+        self.by_key = by_key
 
 
 def set_budget(
@@ -91,9 +98,15 @@ def hold(key: ApiKey, tags: Sequence[str], *, amount_micro: int, images: int) ->
         [BudgetPeriod(budget=row, starts_at=_starts_at(row, now)) for row in rows],
         ignore_conflicts=True,
     )
-    return [
-        _hold_one(budget, period, amount_micro, images) for budget, period in _periods(rows, now)
-    ]
+    held = []
+    for budget, period in _periods(rows, now):
+        if not _hold_one(budget, period, amount_micro, images):
+            raise BudgetExceeded(
+                f"{budget.holder.refusal} for this {budget.period} is used up.",
+                by_key=budget.holder.subject in budget.holder.scope.covers(key, ()),
+            )
+        held.append(period.pk)
+    return held
 
 
 def _hold_one(budget: Budget, period: BudgetPeriod, amount_micro: int, images: int) -> int:
@@ -102,11 +115,9 @@ def _hold_one(budget: Budget, period: BudgetPeriod, amount_micro: int, images: i
         room &= Q(spent_micro__lte=budget.limit_micro - amount_micro - F("held_micro"))
     if budget.limit_images is not None:
         room &= Q(spent_images__lte=budget.limit_images - images - F("held_images"))
-    if not BudgetPeriod.objects.filter(room).update(
+    return BudgetPeriod.objects.filter(room).update(
         held_micro=F("held_micro") + amount_micro, held_images=F("held_images") + images
-    ):
-        raise BudgetExceeded(f"{budget.holder.refusal} for this {budget.period} is used up.")
-    return period.pk
+    )
 
 
 def settle(
