@@ -141,6 +141,12 @@ def test_credits_tell_every_budget_that_covers_the_key(
     assert told["budget"] == told["budgets"][0]
     # A key that nobody of the organization made has no member's budget.
     assert api.get("credits").json()["geekhub"]["key"]["budgets"] == []
+    # The whole organization's is everybody's, and comes after what is the key's own.
+    budgets.set_for(acme.pk, Holder(scopes.ORGANIZATION), 9_000_000, Period.WEEK)
+    for client, expected in ((mine, ["key", "member", "organization"]), (api, ["organization"])):
+        told = client.get("credits").json()["geekhub"]["key"]
+        assert [budget["scope"] for budget in told["budgets"]] == expected
+        assert told["budget"] == told["budgets"][0]
 
 
 def test_a_running_request_can_be_looked_at(api: Api, openai: OpenAIEmulator) -> None:
