@@ -343,7 +343,7 @@ def test_the_organization_s_budget_is_a_wall_for_every_key(
             "organization", "0.38", "0.00",
         )  # fmt: skip
         assert "organization" not in told
-    # Cheaper ones fit no more either, nor do edits; another organization's do.
+    # A cheaper one does not fit either; another organization's request does.
     expect_error(api.draw(model=DALLE), "guardrail_blocked")
     assert len(openai.calls) == 3
     row = BudgetPeriod.objects.get(budget=budget)

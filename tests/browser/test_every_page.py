@@ -147,7 +147,12 @@ def things(site: AppServer, acme: Organization, live_key: NewKey, test_key: NewK
     keys.pause(tagged.row, "It spent 2.00 USD within an hour.")
     keys.revoke(keys.create(acme, "old").row, actor=owner)
     invited = members.invite(acme, "nina@new.test", Role.DEVELOPER, actor=owner)
-    for holder in (Holder(scopes.KEY, live_key.row.family), Holder(scopes.MEMBER, viewer.pk)):
+    for holder in (
+        Holder(scopes.KEY, live_key.row.family),
+        Holder(scopes.MEMBER, viewer.pk),
+        Holder(scopes.TAG, "web"),
+        Holder(scopes.ORGANIZATION),
+    ):
         limits.set_budget(
             acme, holder, Period.DAY, limit_micro=50_000_000, limit_images=100, actor=owner
         )

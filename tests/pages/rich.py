@@ -90,7 +90,12 @@ def fill(acme: Organization) -> Rich:
     make_request(key, now, running=True)
     for kind in (EntryKind.REFUND, EntryKind.ADJUSTMENT, EntryKind.RECHARGE):
         ledger.record(acme, kind, 1_000, entry_key=kind, note="Recharge by card, pi_1")
-    for holder in (Holder(scopes.KEY, key.family), Holder(scopes.MEMBER, viewer.pk)):
+    for holder in (
+        Holder(scopes.KEY, key.family),
+        Holder(scopes.MEMBER, viewer.pk),
+        Holder(scopes.TAG, "web"),
+        Holder(scopes.ORGANIZATION),
+    ):
         limits.set_budget(
             acme, holder, Period.DAY, limit_micro=50_000_000, limit_images=100, actor=owner
         )
