@@ -180,7 +180,8 @@ def credits(what: Credits) -> dict[str, Any]:
 
 def _budget(rule: Budget, running: BudgetPeriod) -> dict[str, Any]:
     return {
-        "scope": "key" if rule.key_family else "member",
+        "scope": rule.scope,
+        **rule.holder.words,
         "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
         "limit_images": rule.limit_images,
         "period": rule.period,

@@ -20,7 +20,9 @@ from billing.models import (
     HoldState,
     LedgerEntry,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, prices
 from billing.spending.budgets import BudgetExceeded, period_start
 from billing.spending.holds import HoldLost, InsufficientBalance
@@ -355,6 +357,7 @@ def test_a_refusal_by_the_budget_leaves_nothing_behind(committed_key: ApiKey) ->
             request_id="req_1",
             quotes=list(prices.current(["a/cheap"]).values()),
             quantity=1,
+            tags=(),
             owner=uuid.uuid4(),
             lease=timedelta(minutes=1),
         )
@@ -457,8 +460,12 @@ def test_a_members_budget_counts_the_keys_of_its_organization_only(key: ApiKey) 
     alice = UserFactory()
     here, there = KeyFactory(organization=key.organization, actor=alice).row, KeyFactory().row
     there = KeyFactory(organization=there.organization, actor=alice).row
-    budget = budgets.set_member_budget(here.organization, alice, 40_000, Period.DAY)
-    other = budgets.set_member_budget(there.organization, alice, None, Period.DAY, limit_images=9)
+    budget = budgets.set_for(
+        here.organization.pk, Holder(scopes.MEMBER, alice.pk), 40_000, Period.DAY
+    )
+    other = budgets.set_for(
+        there.organization.pk, Holder(scopes.MEMBER, alice.pk), None, Period.DAY, limit_images=9
+    )
 
     assert [rule for rule, _ in budgets.current(there)] == [other]
     held = authorize(there, quantity=2)
