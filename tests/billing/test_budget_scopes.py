@@ -373,7 +373,7 @@ def test_budgets_of_the_version_before_stay_as_they_are(transactional_db: None) 
     organization = OrganizationFactory()
     key = KeyFactory(organization=organization, actor=organization.members.get()).row
     executor = MigrationExecutor(connection)
-    name = ("billing", "0011_budget_scopes")
+    name = ("billing", "0012_budget_scopes")
     migration = executor.loader.get_migration(*name)
     before = executor.loader.project_state([name], at_end=False)
     with connection.schema_editor() as editor:

@@ -9,7 +9,7 @@ def fill(apps, editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0010_names_for_staff")]
+    dependencies = [("billing", "0011_prices_by_sku")]
 
     operations = [
         migrations.RemoveConstraint(model_name="budget", name="budget_has_one_scope"),
