@@ -46,6 +46,11 @@ class LedgerEntry(models.Model):
     )
     model = models.CharField(_("model"), max_length=100, blank=True)
     quantity = models.PositiveIntegerField(_("quantity"), default=0)
+    first_unit = models.PositiveIntegerField(
+        _("first unit"),
+        default=0,
+        help_text=_("The number, within its request, of the first of the units it charges."),
+    )
     hold = models.ForeignKey(
         Hold,
         verbose_name=_("hold"),

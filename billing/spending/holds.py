@@ -206,13 +206,13 @@ def _charge(hold: Hold, model: str, delivered: int) -> LedgerEntry:
     price_version_id, unit_micro = hold.quotes[model]
     entry = LedgerEntry(
         organization_id=hold.organization_id,
-        # A part of a hold is named by the first image it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
         kind=EntryKind.CONSUMPTION,
         amount_micro=-delivered * unit_micro,
         price_version_id=price_version_id,
         model=model,
         quantity=delivered,
+        first_unit=hold.captured,
         hold=hold,
         api_key_id=hold.api_key_id,
         request_id=hold.request_id,

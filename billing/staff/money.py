@@ -37,7 +37,7 @@ class LedgerAdmin(StaffAdmin):
     )
     fields = (
         ("created_at", "organization", "kind"),
-        ("amount", "quantity", "model", "price_version"),
+        ("amount", "quantity", "first_unit", "model", "price_version"),
         ("request_id", "hold", "api_key"),
         ("entry_key", "note"),
     )

@@ -882,7 +882,7 @@ def test_streamed_pictures_are_each_beside_their_own_charge(
     with connection.cursor() as cursor:
         trigger(cursor, on=False)
         LedgerEntry.objects.filter(pk=entry.pk).update(
-            entry_key=f"use:{row.hold_id}:1", quantity=1, amount_micro=-40_000
+            first_unit=1, quantity=1, amount_micro=-40_000
         )
         trigger(cursor, on=True)
     entry.refresh_from_db()
