@@ -30,6 +30,13 @@ class Notification(models.Model):
     )
     key = models.CharField(max_length=150, unique=True)
     kind = models.CharField(max_length=40)
+    operation = models.ForeignKey(
+        "billing.StripeOperation",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="The write to Stripe whose failure it tells of.",
+    )
     details = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=Now())
     emailed_at = models.DateTimeField(null=True)

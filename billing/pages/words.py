@@ -31,7 +31,8 @@ INVOICE_STATES: Mapping[str, tuple["StrPromise", str]] = {
     "void": (_("Void"), ""),
     "uncollectible": (_("Uncollectible"), "wrong"),
 }
-# What our own movements say of themselves, in the ledger's English; of others staff say why.
+# What our own movements say of themselves, in the ledger's English; of others staff say why. The
+# payment of an invoice is told by the invoice.
 NOTES = frozenset(
     {
         gettext_noop("Sign-up bonus"),
@@ -40,7 +41,6 @@ NOTES = frozenset(
         gettext_noop("Automatic recharge"),
     }
 )
-OF_INVOICE = "Payment of invoice "
 BRANDS = {
     "visa": "Visa",
     "mastercard": "Mastercard",
@@ -132,12 +132,10 @@ class MovementRow:
 
     @property
     def note(self) -> str:
-        """Return why, without the ids of Stripe's that staff look for."""
-        note, _comma, name = self.entry.note.rpartition(", ")
-        if not name.startswith(("pi_", "cs_")):
-            note = self.entry.note
-        if note.startswith(OF_INVOICE):
-            return _now("Payment of invoice %s") % note.removeprefix(OF_INVOICE)
+        """Return why."""
+        if (invoice := self.entry.invoice) is not None:
+            return _now("Payment of invoice %s") % (invoice.number or invoice.stripe_id)
+        note = self.entry.note
         return _now(note) if note in NOTES else note
 
 

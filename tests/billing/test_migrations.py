@@ -81,6 +81,23 @@ class Past:
             note=note,
         )
 
+    def invoice(self, stripe_id: str) -> Any:
+        now = datetime(2026, 11, 1, tzinfo=UTC)
+        return self.add(
+            "Invoice",
+            stripe_id=stripe_id,
+            organization=self.organization,
+            number=f"A-{stripe_id}",
+            status="paid",
+            currency="usd",
+            **dict.fromkeys(("period_start", "period_end", "created", "fetched_at"), now),
+            **dict.fromkeys(
+                ("subtotal_cents", "total_cents", "amount_due_cents", "amount_paid_cents"), 500
+            ),
+            tax_cents=0,
+            lines=[],
+        )
+
 
 def refused(values: dict[str, Any]) -> bool:
     """Tell whether the ledger can no longer be changed."""
@@ -110,6 +127,69 @@ def test_a_charge_says_from_which_unit_on(before: Apps) -> None:
         given.pk: 0,
     }
     assert refused({"first_unit": 5})
+
+
+def test_a_recharge_names_its_payment_or_its_invoice(before: Apps) -> None:
+    past = Past(before)
+    invoice = past.invoice("in_1")
+    given = {
+        "topup:pi_1": "Recharge by card, pi_1",
+        "topup:pi_2": "Automatic recharge, pi_2",
+        "topup:cs_3": "Recharge by card, cs_3",
+        "topup:pi_4": "By hand, pi_1",
+        "topup:in_1": "Payment of invoice A-in_1",
+        "topup:in_2": "Payment of invoice in_2",
+        "bonus:1": "Bonus, pi_1",
+    }
+    for key, note in given.items():
+        past.recharge(key, note, "bonus" if key == "bonus:1" else "recharge")
+
+    after = migrate(AFTER).get_model("billing", "LedgerEntry").objects
+
+    rows = after.values_list("entry_key", "note", "payment_id", "invoice")
+    assert {row[0]: row[1:] for row in rows} == {
+        "topup:pi_1": ("Recharge by card", "pi_1", None),
+        "topup:pi_2": ("Automatic recharge", "pi_2", None),
+        "topup:cs_3": ("Recharge by card", "cs_3", None),
+        # A note that is not ours stays as it is.
+        "topup:pi_4": ("By hand, pi_1", "pi_4", None),
+        "topup:in_1": ("Payment of invoice A-in_1", "", invoice.pk),
+        "topup:in_2": ("Payment of invoice in_2", "", None),
+        "bonus:1": ("Bonus, pi_1", "", None),
+    }
+    # A release that is taken back shows its ids again.
+    back = migrate(BEFORE).get_model("billing", "LedgerEntry").objects
+    assert dict(back.values_list("entry_key", "note")) == given | {
+        "topup:pi_4": "By hand, pi_1, pi_4"
+    }
+
+
+def test_an_automatic_recharge_has_its_day_and_its_alert_names_it(before: Apps) -> None:
+    past = Past(before)
+    mine = {"organization": past.organization, "kind": "recharge"}
+    wanted = {"customer": "cus_1", "card": "pm_1", "micro": 5_000_000}
+    first, second = [
+        past.add("StripeOperation", key=key, parameters=wanted, **mine)
+        for key in (
+            f"recharge:{past.organization.pk}:2026-11-28:1",
+            f"recharge:{past.organization.pk}:2026-11-29:1",
+        )
+    ]
+    other = past.add("StripeOperation", key="product:a/cheap", kind="product", parameters={"x": 1})
+    key = f"recharge_failed:{second.key}"
+    told = past.add("Notification", key=key, **mine | {"kind": "recharge_failed"})
+    low = past.add("Notification", key="low", **mine | {"kind": "low_balance"})
+
+    after = migrate(AFTER)
+
+    operations = after.get_model("billing", "StripeOperation").objects
+    assert dict(operations.values_list("pk", "parameters")) == {
+        first.pk: wanted | {"day": "2026-11-28"},
+        second.pk: wanted | {"day": "2026-11-29"},
+        other.pk: {"x": 1},
+    }
+    alerts = after.get_model("billing", "Notification").objects
+    assert dict(alerts.values_list("pk", "operation")) == {told.pk: second.pk, low.pk: None}
 
 
 def test_the_ledger_cannot_be_changed_before_or_after(before: Apps) -> None:

@@ -532,7 +532,8 @@ def test_on_return_the_money_is_there_once(
     (entry,) = LedgerEntry.objects.filter(kind=EntryKind.RECHARGE)
     assert entry.amount_micro == 25 * USD
     # Stripe's id stays in the ledger, and the page needs none.
-    assert entry.note.startswith("Recharge by card, pi_")
+    assert entry.note == "Recharge by card"
+    assert entry.payment_id.startswith("pi_")
     assert "Recharge by card" in owner.get(PATH).text
     assert "pi_" not in owner.get(PATH).text
     # The card is kept for automatic recharges.
