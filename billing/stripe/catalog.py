@@ -8,10 +8,10 @@ changed: another price is another version with objects of its own.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -46,6 +46,13 @@ QUIET = timedelta(days=2)
 UNSETTLED = (MeterState.PENDING, MeterState.SENDING, MeterState.UNCERTAIN)
 
 
+class Product(TypedDict):
+    """The parameters of a product in Stripe, one for each model."""
+
+    model: str
+    name: str
+
+
 def check_mode() -> None:
     """Refuse a live key beside a test catalogue, or the other way: raises ImproperlyConfigured."""
     if not is_connected():
@@ -73,9 +80,8 @@ def sync(
     with transaction.atomic():
         published.publish(prices, PriceState.DRAFT)
         for model in prices:
-            operations.plan(
-                "product", f"product:{model}", model=model, name=names.get(model, model)
-            )
+            product = Product(model=model, name=names.get(model, model))
+            operations.plan("product", f"product:{model}", **product)
     return done + resume(stripe, now) + retire(stripe, now)
 
 
@@ -142,19 +148,25 @@ def pending(prices: Mapping[str, int]) -> list[str]:
 # --- What is to be made -------------------------------------------------------------------------
 
 
-def _unfinished(models: Mapping[str, int] | None = None) -> list[PriceVersion]:
+def _unfinished(models: Collection[str] | None = None) -> list[PriceVersion]:
     """Return what is quoted and not in Stripe, and the newest drafts, each after what it follows.
 
     Of all models that `sync` was told of, or of the ones that it would be.
     """
     if models is None:
-        keys = StripeOperation.objects.filter(kind="product").values_list("key", flat=True)
-        models = {key.removeprefix("product:"): 0 for key in keys}
-    known = PriceVersion.objects.filter(model__in=list(models)).order_by("version")
+        models = _products()
+    known = PriceVersion.objects.filter(model__in=models).order_by("version")
     quoted = {v.model: v for v in known.filter(state=PriceState.ACTIVE)}
     newest = {v.model: v for v in known}
     drafts = [v for v in newest.values() if v.state == PriceState.DRAFT]
     return sorted([v for v in quoted.values() if not v.stripe_price] + drafts, key=lambda v: v.pk)
+
+
+def _products() -> set[str]:
+    """Return the models that have a product in Stripe, or are to have one."""
+    planned = StripeOperation.objects.filter(kind="product")
+    rows: Iterable[Product] = planned.values_list("parameters", flat=True)
+    return {product["model"] for product in rows}
 
 
 def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
