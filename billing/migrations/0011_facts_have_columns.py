@@ -58,6 +58,24 @@ def name_operations(apps, editor):
     alerts.update(operation=Subquery(operations.values("pk")[:1]))
 
 
+def part_errors(apps, editor):
+    """Give what went wrong by e-mail and at the endpoint a column each."""
+    alerts = apps.get_model("billing", "Notification").objects.exclude(last_error="")
+    for pk, text in list(alerts.values_list("pk", "last_error")):
+        by_email, _between, by_post = f"; {text}".partition("; endpoint: ")
+        alerts.filter(pk=pk).update(
+            email_error=by_email.removeprefix("; e-mail: "), post_error=by_post
+        )
+
+
+def join_errors(apps, editor):
+    alerts = apps.get_model("billing", "Notification").objects.all()
+    for row in alerts.exclude(email_error="", post_error="").iterator():
+        errors = {"e-mail": row.email_error, "endpoint": row.post_error}
+        text = "; ".join(f"{channel}: {error}" for channel, error in errors.items() if error)
+        alerts.filter(pk=row.pk).update(last_error=text[:500])
+
+
 class Migration(migrations.Migration):
     dependencies = [("billing", "0010_names_for_staff")]
     operations = [
@@ -130,4 +148,18 @@ class Migration(migrations.Migration):
         migrations.RunPython(date_recharges, migrations.RunPython.noop),
         migrations.RunPython(name_operations, migrations.RunPython.noop),
         migrations.RunPython(trigger.add, trigger.remove),
+        migrations.AddField(
+            model_name="notification",
+            name="email_error",
+            field=models.CharField(blank=True, default="", max_length=500),
+            preserve_default=False,
+        ),
+        migrations.AddField(
+            model_name="notification",
+            name="post_error",
+            field=models.CharField(blank=True, default="", max_length=500),
+            preserve_default=False,
+        ),
+        migrations.RunPython(part_errors, join_errors),
+        migrations.RemoveField(model_name="notification", name="last_error"),
     ]

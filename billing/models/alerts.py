@@ -44,7 +44,8 @@ class Notification(models.Model):
     settled_at = models.DateTimeField(null=True, help_text="Nothing more will be tried.")
     attempts = models.PositiveIntegerField(default=0)
     next_at = models.DateTimeField(db_default=Now())
-    last_error = models.CharField(max_length=500, blank=True)
+    email_error = models.CharField(max_length=500, blank=True)
+    post_error = models.CharField(max_length=500, blank=True)
 
     class Meta:
         indexes = [

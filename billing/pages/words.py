@@ -184,8 +184,7 @@ def delivery(row: Notification) -> Delivery:
         # A lower threshold that was passed in the same moment.
         return Delivery(_now("Told with a higher one"), "")
     # What our mail server says is of no use to anybody outside.
-    parts = [one for one in row.last_error.split("; ") if one.startswith("endpoint: ")]
-    problem = parts[0].removeprefix("endpoint: ") if parts else ""
+    problem = row.post_error
     if row.settled_at is None:
         if row.attempts:
             return Delivery(_now("Trying again"), "warning", problem)
@@ -193,7 +192,7 @@ def delivery(row: Notification) -> Delivery:
     if not row.emailed_at and not row.posted_at:
         return Delivery(_now("Given up"), "wrong", problem)
     if not row.posted_at:
-        return Delivery(_now("E-mail"), "warning" if row.last_error else "good", problem)
+        return Delivery(_now("E-mail"), "warning" if problem else "good", problem)
     if not row.emailed_at:
         return Delivery(_now("Endpoint"), "warning")
     return Delivery(_now("E-mail and endpoint"), "good")

@@ -192,6 +192,26 @@ def test_an_automatic_recharge_has_its_day_and_its_alert_names_it(before: Apps) 
     assert dict(alerts.values_list("pk", "operation")) == {told.pk: second.pk, low.pk: None}
 
 
+def test_what_went_wrong_with_an_alert_is_told_by_channel(before: Apps) -> None:
+    past = Past(before)
+    errors = {
+        "e-mail: SMTPError: full; endpoint: HTTP 500": ("SMTPError: full", "HTTP 500"),
+        "e-mail: SMTPError: no endpoint: here": ("SMTPError: no endpoint: here", ""),
+        "endpoint: HTTP 503; endpoint: twice": ("", "HTTP 503; endpoint: twice"),
+        "": ("", ""),
+    }
+    for text in errors:
+        mine = {"organization": past.organization, "kind": "resumed", "last_error": text}
+        past.add("Notification", key=text, **mine)
+
+    after = migrate(AFTER).get_model("billing", "Notification").objects
+    rows = after.values_list("key", "email_error", "post_error")
+    assert {row[0]: row[1:] for row in rows} == errors
+
+    back = migrate(BEFORE).get_model("billing", "Notification").objects
+    assert all(row.last_error == row.key for row in back.all())
+
+
 def test_the_ledger_cannot_be_changed_before_or_after(before: Apps) -> None:
     Past(before).charge("use:{}:0")
     assert refused({"note": "x"})

@@ -1229,8 +1229,13 @@ def test_what_was_told_is_shown_with_what_became_of_it(
         "1": {"settled_at": now},
         "2": {"settled_at": now, "attempts": 1, "emailed_at": now},
         "3": {"settled_at": now, "attempts": 1, "emailed_at": now, "posted_at": now},
-        "4": {"attempts": 2, "emailed_at": now, "last_error": "endpoint: HTTP 500"},
-        "5": {"attempts": 14, "settled_at": now, "last_error": "e-mail: SMTP mail.internal"},
+        "4": {"attempts": 2, "emailed_at": now, "post_error": "HTTP 500"},
+        "5": {
+            "attempts": 14,
+            "settled_at": now,
+            "email_error": "SMTP mail.internal; endpoint: no",
+            "post_error": "HTTP 503; later",
+        },
     }
     for name, change in changes.items():
         Notification.objects.filter(key=name).update(**change)
@@ -1241,7 +1246,7 @@ def test_what_was_told_is_shown_with_what_became_of_it(
         rf"Only \$0\.85 may still be spent, less than \$1\.00\. {moment} E-mail ",
         rf"An automatic recharge of \$25\.00 failed: Declined\. {moment} E-mail and endpoint",
         rf"Invoice A-1 could not be collected\. {moment} Trying again HTTP 500",
-        rf"The organization was suspended\. {moment} Given up",
+        rf"The organization was suspended\. {moment} Given up HTTP 503; later",
         rf"The organization was resumed\. {moment} Under way",
     ):
         assert re.search(words, text), words
