@@ -200,13 +200,13 @@ def _charge(hold: Hold, sku: str, delivered: int) -> LedgerEntry:
     price_version_id, unit_micro = hold.quotes[sku]
     entry = LedgerEntry(
         organization_id=hold.organization_id,
-        # A part of a hold is named by the first unit it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
         kind=EntryKind.CONSUMPTION,
         amount_micro=-delivered * unit_micro,
         price_version_id=price_version_id,
         sku=sku,
         quantity=delivered,
+        first_unit=hold.captured,
         hold=hold,
         api_key_id=hold.api_key_id,
         request_id=hold.request_id,

@@ -61,6 +61,7 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
     assert money_of(key) == (TEN - spent, 0, spent)
     (saved,) = consumption()
     assert saved.entry_key == entry.entry_key == f"use:{hold.pk}:0"
+    assert saved.first_unit == entry.first_unit == 0
     assert saved.amount_micro == -spent
     assert (saved.sku, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
     assert (saved.hold_id, saved.api_key_id) == (hold.pk, key.pk)
@@ -88,6 +89,7 @@ def test_images_delivered_one_by_one_are_charged_one_by_one(key: ApiKey) -> None
     assert budget_of(key) == (190_000, 80_000)
     assert [(one.amount_micro, one.quantity) for one in entries] == [(-40_000, 1)] * 2
     assert [one.entry_key for one in entries] == [f"use:{hold.pk}:0", f"use:{hold.pk}:1"]
+    assert [one.first_unit for one in entries] == [0, 1]
     hold.refresh_from_db()
     assert (hold.state, hold.captured, hold.settled_at) == (HoldState.HELD, 2, None)
 
@@ -95,7 +97,7 @@ def test_images_delivered_one_by_one_are_charged_one_by_one(key: ApiKey) -> None
         capture(hold, delivered=2)
     last = capture(hold)
 
-    assert (last.entry_key, last.quantity) == (f"use:{hold.pk}:2", 1)
+    assert (last.entry_key, last.first_unit, last.quantity) == (f"use:{hold.pk}:2", 2, 1)
     assert money_of(key) == (TEN - 120_000, 0, 120_000)
     assert budget_of(key) == (0, 120_000)
     hold.refresh_from_db()

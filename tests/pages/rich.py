@@ -89,7 +89,9 @@ def fill(acme: Organization) -> Rich:
     make_request(sandbox, now, pictures=True)
     make_request(key, now, running=True)
     for kind in (EntryKind.REFUND, EntryKind.ADJUSTMENT, EntryKind.RECHARGE):
-        ledger.record(acme, kind, 1_000, entry_key=kind, note="Recharge by card, pi_1")
+        ledger.record(
+            acme, kind, 1_000, entry_key=kind, payment_id=f"pi_{kind}", note="Recharge by card"
+        )
     for holder in (
         Holder(scopes.KEY, key.family),
         Holder(scopes.MEMBER, viewer.pk),

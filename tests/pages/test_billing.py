@@ -536,7 +536,8 @@ def test_on_return_the_money_is_there_once(
     (entry,) = LedgerEntry.objects.filter(kind=EntryKind.RECHARGE)
     assert entry.amount_micro == 25 * USD
     # Stripe's id stays in the ledger, and the page needs none.
-    assert entry.note.startswith("Recharge by card, pi_")
+    assert entry.note == "Recharge by card"
+    assert entry.payment_id.startswith("pi_")
     assert "Recharge by card" in owner.get(PATH).text
     assert "pi_" not in owner.get(PATH).text
     # The card is kept for automatic recharges.
@@ -886,7 +887,7 @@ def test_streamed_pictures_are_each_beside_their_own_charge(
     with connection.cursor() as cursor:
         trigger(cursor, on=False)
         LedgerEntry.objects.filter(pk=entry.pk).update(
-            entry_key=f"use:{row.hold_id}:1", quantity=1, amount_micro=-40_000
+            first_unit=1, quantity=1, amount_micro=-40_000
         )
         trigger(cursor, on=True)
     entry.refresh_from_db()
@@ -1375,8 +1376,13 @@ def test_what_was_told_is_shown_with_what_became_of_it(
         "1": {"settled_at": now},
         "2": {"settled_at": now, "attempts": 1, "emailed_at": now},
         "3": {"settled_at": now, "attempts": 1, "emailed_at": now, "posted_at": now},
-        "4": {"attempts": 2, "emailed_at": now, "last_error": "endpoint: HTTP 500"},
-        "5": {"attempts": 14, "settled_at": now, "last_error": "e-mail: SMTP mail.internal"},
+        "4": {"attempts": 2, "emailed_at": now, "post_error": "HTTP 500"},
+        "5": {
+            "attempts": 14,
+            "settled_at": now,
+            "email_error": "SMTP mail.internal; endpoint: no",
+            "post_error": "HTTP 503; later",
+        },
     }
     for name, change in changes.items():
         Notification.objects.filter(key=name).update(**change)
@@ -1387,7 +1393,7 @@ def test_what_was_told_is_shown_with_what_became_of_it(
         rf"Only \$0\.85 may still be spent, less than \$1\.00\. {moment} E-mail ",
         rf"An automatic recharge of \$25\.00 failed: Declined\. {moment} E-mail and endpoint",
         rf"Invoice A-1 could not be collected\. {moment} Trying again HTTP 500",
-        rf"The organization was suspended\. {moment} Given up",
+        rf"The organization was suspended\. {moment} Given up HTTP 503; later",
         rf"The organization was resumed\. {moment} Under way",
     ):
         assert re.search(words, text), words
