@@ -12,9 +12,9 @@ from django.utils import timezone
 
 from billing.spending import holds
 from geekhub.lib import db
+from images.catalog.parameters import AUTO
 from images.drawing.errors import AllCandidatesFailed, StoreFailed
 from images.drawing.gateway import Gateway
-from images.drawing.request import AUTO
 from images.drawing.routing import Candidate
 from images.drawing.started import BROKEN, Drawn, Kept, Started
 from images.models import Generation, GenerationStatus, Image
