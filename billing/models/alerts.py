@@ -30,6 +30,13 @@ class Notification(models.Model):
     )
     key = models.CharField(max_length=150, unique=True)
     kind = models.CharField(max_length=40)
+    operation = models.ForeignKey(
+        "billing.StripeOperation",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="The write to Stripe whose failure it tells of.",
+    )
     details = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=Now())
     emailed_at = models.DateTimeField(null=True)
@@ -37,7 +44,8 @@ class Notification(models.Model):
     settled_at = models.DateTimeField(null=True, help_text="Nothing more will be tried.")
     attempts = models.PositiveIntegerField(default=0)
     next_at = models.DateTimeField(db_default=Now())
-    last_error = models.CharField(max_length=500, blank=True)
+    email_error = models.CharField(max_length=500, blank=True)
+    post_error = models.CharField(max_length=500, blank=True)
 
     class Meta:
         indexes = [

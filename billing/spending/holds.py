@@ -34,17 +34,12 @@ __all__ = [
 ]
 
 
-# No user has this id: the keys an operator made belong to no member.
-NOBODY = 0
 # One statement decides; two requests at once cannot both take the last of a balance.
 HOLD = """
     UPDATE billing_billingaccount SET held_micro = held_micro + %s
     WHERE organization_id = %s AND balance_micro + credit_limit_micro - held_micro >= %s
         AND status <> 'suspended'
-    RETURNING EXISTS (
-        SELECT 1 FROM billing_budget
-        WHERE key_family = %s OR (organization_id = %s AND member_id = %s)
-    )
+    RETURNING EXISTS (SELECT 1 FROM billing_budget WHERE {covering})
 """
 # `captured` guards against a part that was charged in between.
 END = """
@@ -78,22 +73,21 @@ def authorize(
     request_id: str,
     quotes: Sequence[Quote],
     quantity: int,
+    tags: Sequence[str],
     owner: uuid.UUID,
     lease: timedelta,
 ) -> Hold:
     """Set aside the price of `quantity` units of the dearest quoted sku.
 
+    `tags` are the request's, beside the key's own; they decide which budgets cover it.
     Raises InsufficientBalance, AccountSuspended or BudgetExceeded, and then nothing is held. A
     second hold for the same request violates its constraint. Runs in the caller's transaction if
     there is one.
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
     with transaction.atomic(savepoint=False):
-        held = db.fetch(
-            HOLD,
-            *(amount, key.organization_id, amount),
-            *(key.family, key.organization_id, key.created_by_id or NOBODY),
-        )
+        covering, whose = budgets.covering_sql(key, tags)
+        held = db.fetch(HOLD.format(covering=covering), amount, key.organization_id, amount, *whose)
         if held is None:
             raise _refusal(key)
         (has_budget,) = held
@@ -105,7 +99,7 @@ def authorize(
             amount_micro=amount,
             quotes={quote.sku: [quote.price_version_id, quote.unit_micro] for quote in quotes},
             budget_periods=(
-                budgets.hold(key, amount_micro=amount, images=quantity) if has_budget else []
+                budgets.hold(key, tags, amount_micro=amount, images=quantity) if has_budget else []
             ),
             owner=owner,
             lease_until=timezone.now() + lease,
@@ -206,13 +200,13 @@ def _charge(hold: Hold, sku: str, delivered: int) -> LedgerEntry:
     price_version_id, unit_micro = hold.quotes[sku]
     entry = LedgerEntry(
         organization_id=hold.organization_id,
-        # A part of a hold is named by the first unit it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
         kind=EntryKind.CONSUMPTION,
         amount_micro=-delivered * unit_micro,
         price_version_id=price_version_id,
         sku=sku,
         quantity=delivered,
+        first_unit=hold.captured,
         hold=hold,
         api_key_id=hold.api_key_id,
         request_id=hold.request_id,

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import F, QuerySet, Sum, Window
 
 from accounts.models import Organization
-from billing.models import BillingAccount, EntryKind, LedgerEntry
+from billing.models import BillingAccount, EntryKind, Invoice, LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,19 @@ def open_account(
 
 
 def record(
-    organization: Organization, kind: EntryKind, amount_micro: int, *, entry_key: str, note: str
+    organization: Organization,
+    kind: EntryKind,
+    amount_micro: int,
+    *,
+    entry_key: str,
+    note: str,
+    payment_id: str = "",
+    invoice: Invoice | None = None,
 ) -> LedgerEntry | None:
     """Move a balance once per `entry_key`; return the entry, or None if it was there already.
 
-    Consumption is not for here: it follows from a hold (`billing.spending.holds.capture`).
+    A recharge names the payment that brought it, or the invoice that was paid. Consumption is not
+    for here: it follows from a hold (`billing.spending.holds.capture`).
     """
     with transaction.atomic():
         # The account's row is locked first, so that a key sent twice at once is seen.
@@ -56,6 +64,8 @@ def record(
             kind=kind,
             amount_micro=amount_micro,
             entry_key=entry_key,
+            payment_id=payment_id,
+            invoice=invoice,
             note=note,
         )
         BillingAccount.objects.filter(pk=account.pk).update(

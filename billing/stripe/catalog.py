@@ -8,10 +8,10 @@ changed: another price is another version with objects of its own.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -49,6 +49,13 @@ METADATA = "model"
 UNSETTLED = (MeterState.PENDING, MeterState.SENDING, MeterState.UNCERTAIN)
 
 
+class Product(TypedDict):
+    """The parameters of a product in Stripe, one for each SKU."""
+
+    sku: str
+    name: str
+
+
 def check_mode() -> None:
     """Refuse a live key beside a test catalogue, or the other way: raises ImproperlyConfigured."""
     if not is_connected():
@@ -76,7 +83,8 @@ def sync(
     with transaction.atomic():
         published.publish(prices, PriceState.DRAFT)
         for sku in prices:
-            operations.plan("product", f"product:{sku}", sku=sku, name=names.get(sku, sku))
+            product = Product(sku=sku, name=names.get(sku, sku))
+            operations.plan("product", f"product:{sku}", **product)
     return done + resume(stripe, now) + retire(stripe, now)
 
 
@@ -143,19 +151,25 @@ def pending(prices: Mapping[str, int]) -> list[str]:
 # --- What is to be made -------------------------------------------------------------------------
 
 
-def _unfinished(skus: Iterable[str] | None = None) -> list[PriceVersion]:
+def _unfinished(skus: Collection[str] | None = None) -> list[PriceVersion]:
     """Return what is quoted and not in Stripe, and the newest drafts, each after what it follows.
 
     Of all skus that `sync` was told of, or of the ones that it would be.
     """
     if skus is None:
-        keys = StripeOperation.objects.filter(kind="product").values_list("key", flat=True)
-        skus = [key.removeprefix("product:") for key in keys]
-    known = PriceVersion.objects.filter(sku__in=list(skus)).order_by("version")
+        skus = _products()
+    known = PriceVersion.objects.filter(sku__in=skus).order_by("version")
     quoted = {v.sku: v for v in known.filter(state=PriceState.ACTIVE)}
     newest = {v.sku: v for v in known}
     drafts = [v for v in newest.values() if v.state == PriceState.DRAFT]
     return sorted([v for v in quoted.values() if not v.stripe_price] + drafts, key=lambda v: v.pk)
+
+
+def _products() -> set[str]:
+    """Return the SKUs that have a product in Stripe, or are to have one."""
+    planned = StripeOperation.objects.filter(kind="product")
+    rows: Iterable[Product] = planned.values_list("parameters", flat=True)
+    return {product["sku"] for product in rows}
 
 
 def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:

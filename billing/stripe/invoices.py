@@ -251,9 +251,9 @@ def _keep(row: Invoice) -> None:
     allowed = older | open_ if row.status in FINAL else older & open_
     fixed = {"id", "stripe_id", "organization"}
     fields = {field.name for field in Invoice._meta.concrete_fields} - fixed
-    Invoice.objects.filter(allowed, stripe_id=row.stripe_id).update(
-        **{name: getattr(row, name) for name in fields}
-    )
+    kept = Invoice.objects.filter(stripe_id=row.stripe_id)
+    kept.filter(allowed).update(**{name: getattr(row, name) for name in fields})
+    row.pk = kept.get().pk  # another process may have inserted it
 
 
 def _credit(row: Invoice) -> None:
@@ -268,5 +268,6 @@ def _credit(row: Invoice) -> None:
             EntryKind.RECHARGE,
             micro,
             entry_key=f"topup:{row.stripe_id}",
+            invoice=row,
             note=f"Payment of invoice {row.number or row.stripe_id}",
         )

@@ -175,7 +175,8 @@ def credits(what: status.Credits) -> shapes.Credits:
 
 def _budget(rule: Budget, running: BudgetPeriod) -> shapes.Budget:
     return {
-        "scope": "key" if rule.key_family else "member",
+        "scope": rule.scope,
+        **rule.holder.words,
         "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
         "limit_images": rule.limit_images,
         "period": rule.period,

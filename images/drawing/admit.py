@@ -101,6 +101,7 @@ def begin(
         request_id=request_id,
         quotes=[quotes[one.sku] for one in candidates],
         quantity=request.n,
+        tags=request.tags,
         owner=gateway.presence.owner,
         lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
     )

@@ -96,10 +96,6 @@ def _rows(organization: Organization, entries: list[LedgerEntry]) -> list[Row]:
 
 
 def _pictures(entry: LedgerEntry, pictures: dict[int, Image]) -> list[Image]:
-    """Return the pictures of a charge; one that was streamed is charged by itself.
-
-    A charge is named by the first picture it is for, see `billing.spending.holds`.
-    """
-    first = entry.entry_key.rpartition(":")[2]
-    start = int(first) if first.isdigit() else 0
-    return [pictures[index] for index in range(start, start + entry.quantity) if index in pictures]
+    """Return the pictures of a charge that are still kept; a streamed one has its own charge."""
+    charged = range(entry.first_unit, entry.first_unit + entry.quantity)
+    return [pictures[index] for index in charged if index in pictures]

@@ -98,6 +98,7 @@ def test_a_payment_is_credited_without_its_tax_and_once(stripe: Stripe, buyer: B
     assert recharges(buyer) == [(f"topup:{name}", 3_800_000)]
     entry = LedgerEntry.objects.get(kind=EntryKind.RECHARGE)
     assert entry.note == f"Payment of invoice {invoice.number}"
+    assert (entry.invoice, entry.payment_id) == (invoice, "")
     # 10 USD, less what was used, and paid for it.
     assert buyer.account.balance_micro == 10_000_000
     # And a month in which nothing was used brings nothing.

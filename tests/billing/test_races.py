@@ -20,7 +20,9 @@ from billing.models import (
     LedgerEntry,
     Period,
     PriceVersion,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, limits, prices
 from billing.spending.budgets import BudgetExceeded
 from billing.spending.holds import HoldLost, InsufficientBalance
@@ -103,9 +105,18 @@ def test_budgets_of_several_scopes_hold_together_or_not_at_all(
     # in the order of their ids, so nobody waits for somebody who waits for him.
     budgets.set_budget(one, room["key-day"] * PRICE, Period.DAY)
     budgets.set_budget(one, room["key-month"] * PRICE + PRICE - 1, Period.MONTH)
-    budgets.set_member_budget(one.organization, alice, room["member-week"] * PRICE, Period.WEEK)
-    budgets.set_member_budget(
-        one.organization, alice, None, Period.DAY, limit_images=room["images"]
+    budgets.set_for(
+        one.organization.pk,
+        Holder(scopes.MEMBER, alice.pk),
+        room["member-week"] * PRICE,
+        Period.WEEK,
+    )
+    budgets.set_for(
+        one.organization.pk,
+        Holder(scopes.MEMBER, alice.pk),
+        None,
+        Period.DAY,
+        limit_images=room["images"],
     )
     budgets.set_budget(two, THREADS * PRICE, Period.MONTH)
     budgets.set_budget(two, None, Period.DAY, limit_images=THREADS)
@@ -137,7 +148,7 @@ def test_many_scopes_settled_at_once_end_with_nothing_held(transactional_db: Non
         for period in Period:
             budgets.set_budget(key, 1_000_000, period, limit_images=1_000)
     for period in Period:
-        budgets.set_member_budget(one.organization, alice, 2_000_000, period)
+        budgets.set_for(one.organization.pk, Holder(scopes.MEMBER, alice.pk), 2_000_000, period)
 
     def live(number: int) -> str:
         key = (one, two)[number % 2]

@@ -14,9 +14,9 @@ from accounts.keys import NewKey
 from accounts.models import Organization, User
 from billing.alerts import raising
 from billing.metering import freeze
-from billing.models import Invoice, LedgerEntry, Period
+from billing.models import Invoice, LedgerEntry, Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import limits
-from billing.spending.limits import Holder
 from billing.stripe import invoices
 from billing.stripe.client import Stripe
 from geekhub.work import due, jobs
@@ -179,7 +179,7 @@ def test_a_page_fits_a_phone_in_both_languages_and_colours(
     owner = owner_of(acme)
     limits.set_budget(
         acme,
-        Holder(family=live_key.row.family),
+        Holder(scopes.KEY, live_key.row.family),
         Period.MONTH,
         limit_micro=1_000_000_000,
         limit_images=100_000,

@@ -157,6 +157,7 @@ class Life:
                         request_id=request_id,
                         quotes=quotes,
                         quantity=quantity,
+                        tags=(),
                         owner=uuid.uuid4(),
                         lease=timedelta(minutes=1),
                     )
