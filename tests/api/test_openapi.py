@@ -19,7 +19,8 @@ from jsonschema import Draft202012Validator
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing.models import Period
+from billing.models import Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import budgets
 from geekhub.openapi import _made as made
 from geekhub.openapi import document as view
@@ -189,6 +190,8 @@ def test_answers_are_as_described(
     live_key: NewKey,
 ) -> None:
     budgets.set_budget(live_key.row, 5_000_000, Period.DAY)
+    tagged = KeyFactory(organization=acme, tags=["summer"])
+    budgets.set_for(acme.pk, Holder(scopes.TAG, "summer"), None, Period.WEEK, limit_images=100)
     few = KeyFactory(organization=acme, allowed_models=[FLUX])
     drawn = api.draw(tags=["summer"], n=2)
     request_id = drawn.json()["id"]
@@ -209,6 +212,7 @@ def test_answers_are_as_described(
         api.get("models"),
         api.get(f"models/{FLUX}"),
         api.get("credits"),
+        connect(tagged.secret).get("credits"),
         api.get("usage"),
         api.get("usage", params={"group_by": "tag", "limit": 1}),
         api.http.delete(f"images/{request_id}/1"),
