@@ -245,8 +245,8 @@ def document() -> Schema:
     options = {
         "TITLE": "Geek Hub",
         "VERSION": "1",
-        "DESCRIPTION": "One OpenAI-shaped API for image models. It is a tolerant reader's: answers "
-        "may gain keys.",
+        "DESCRIPTION": "One OpenAI-shaped API for the image models of OpenAI, Google, xAI and "
+        "fal.ai. Answers may gain keys; ignore those you do not know.",
         "OAS_VERSION": "3.1.0",
         "SERVERS": [{"url": "/"}],
         "SCHEMA_PATH_PREFIX": "/v1",

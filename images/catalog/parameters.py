@@ -61,13 +61,13 @@ type Difference = tuple[Any, str] | None
 class Parameter:
     """One field of a request body.
 
-    `field` makes the API's check of it, `about` and `default` are its cells in docs/api.md, `only`
-    is the endpoint that has it (None: both), `openai` tells whether OpenAI's own SDKs know it.
-    `neutral` values ask for the same as leaving it out; `free` ones every model draws.
-    `takes` tells whether a model can take it: one that cannot is not sent it, and `lacks` is said
-    in `adjusted`. `supports` is the capability's name in `/v1/models`, if not the parameter's own.
-    `differs` and `sends` are for values that are changed on the way: what is drawn in a value's
-    place and why, and what the provider is asked.
+    `field` makes the API's check of it; `about` and `default` are its cells in docs/api.md. `only`
+    is the endpoint that has it (None: both), and `openai` whether OpenAI's own SDKs know it.
+    `neutral` values ask for the same as leaving it out; every model draws the `free` ones.
+    A model that does not take it is not sent it, and `adjusted` says what it `lacks`; a row that
+    says nothing there is for every model. `supports` is the capability's name in `/v1/models`, if
+    not the parameter's own. `differs` and `sends` are for values that change on the way: what is
+    drawn in a value's place and why, and what the provider is asked.
     """
 
     name: str
@@ -364,7 +364,7 @@ _ROWS = [
     Parameter(
         name="input_fidelity",
         field=partial(Choice, "low", "high"),
-        about="`low` or `high`; told in `adjusted` where a model has no such setting",
+        about="`low` or `high`; reported in `adjusted` where a model has no such setting",
         # "Defaults to low": the reference of OpenAI's image edits.
         default="`low`",
         only=Endpoint.EDITS,

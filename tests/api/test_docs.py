@@ -2,8 +2,11 @@
 
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from django.core.management import call_command
 
 from images.api.serializers import FILES, EditSerializer
 from tests.api.test_edits import edit
@@ -35,6 +38,11 @@ def keys(value: Any, path: str = "") -> set[str]:
         for inner in value:
             found |= keys(inner, f"{path}[]")
     return found
+
+
+def test_the_tables_are_those_of_the_catalogue() -> None:
+    """CommandError where a page is not what `write_docs` would write."""
+    call_command("write_docs", check=True, stderr=StringIO())
 
 
 def test_every_key_of_a_model_is_explained(api: Api) -> None:
