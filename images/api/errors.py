@@ -298,17 +298,14 @@ def _rate_limited(error: RateLimited) -> ApiError:
     whole = max(1, min(60, round(error.retry_after + 0.5)))
     headers = {"retry-after": str(whole), "retry-after-ms": str(whole * 1000)}
     if error.which == "requests":
-        message = f"This API key may send {error.limit} requests a minute. Wait {whole} s."
+        message = f"{error} Wait {whole} s."
         headers |= {
             "x-ratelimit-limit-requests": str(error.limit),
             "x-ratelimit-remaining-requests": "0",
             "x-ratelimit-reset-requests": f"{whole}s",
         }
     else:
-        message = (
-            f"The organization already has {error.limit} requests in flight, which is its limit. "
-            "Wait until one of them has finished."
-        )
+        message = f"{error} Wait until one of them has finished."
     return ApiError("rate_limit_exceeded", message, headers=headers)
 
 

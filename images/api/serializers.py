@@ -12,11 +12,10 @@ from rest_framework import serializers
 from accounts.models import MAX_TAG, MAX_TAGS
 from geekhub.lib import money
 from images.api.errors import ApiError
-from images.catalog.model import MAX_N, MAX_PROMPT
+from images.catalog.model import MAX_N, MAX_PROMPT, MAX_SEED
 from images.drawing.request import AUTO, GenerationRequest
 
 MAX_MODELS = 8
-MAX_SEED = 2**31 - 1
 MAX_COST_USD = 1_000_000
 IDEMPOTENCY_KEY_MAX = 255
 RETRY = re.compile(r"[0-9]{1,4}")

@@ -20,7 +20,7 @@ from images.api.errors import AN_ID, ApiError, answer_to, images_deleted, wrong_
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
 from images.catalog.model import ImageModel
-from images.drawing import admit, repeats, routing, story
+from images.drawing import admit, limits, repeats, routing, story
 from images.drawing.admit import Priced
 from images.drawing.gateway import Gateway
 from images.drawing.limits import Admission
@@ -172,7 +172,7 @@ class GenerationsView(AsyncAPIView):
         """Check the limits; raises RateLimited."""
         # A retry may wait for the deadline of another request before its own begins.
         waiting = settings.REQUEST_DEADLINE_SECONDS if self.sent.retry else 0
-        self.admission = throttling.enter(
+        self.admission = limits.enter(
             self.raw.gateway.limiter,
             self.key,
             self.raw.request_id,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import redis
+from django.conf import settings
 
+from accounts.models import ApiKey
 from geekhub.lib.outages import Breaker, Seldom
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,11 @@ class RateLimited(Exception):
     """A limit is reached; `retry_after` is seconds."""
 
     def __init__(self, which: Literal["requests", "in_flight"], limit: int, retry_after: float):
-        super().__init__(which)
+        super().__init__(
+            f"This API key may send {limit} requests a minute."
+            if which == "requests"
+            else f"The organization already has {limit} requests in flight, which is its limit."
+        )
         self.which: Literal["requests", "in_flight"] = which
         self.limit = limit
         self.retry_after = retry_after
@@ -58,6 +64,24 @@ class Limiter(Protocol):
 
     def leave(self, admission: Admission) -> None:
         """Give the place in flight back; the request of the minute stays counted."""
+
+
+def enter(limiter: Limiter, key: ApiKey, ticket: str, *, seconds_before: float = 0) -> Admission:
+    """Take a place for one request, so many seconds before its deadline begins to count at most.
+
+    Raises RateLimited.
+    """
+    organization = key.organization
+    return limiter.enter(
+        Caller(
+            key=key.pk,
+            organization=organization.pk,
+            rpm=organization.rate_limit_rpm or settings.RATE_LIMIT_RPM,
+            max_in_flight=organization.max_in_flight or settings.MAX_IN_FLIGHT,
+            lease=settings.REQUEST_DEADLINE_SECONDS + seconds_before + 30,
+        ),
+        ticket,
+    )
 
 
 class MemoryLimiter:

@@ -17,9 +17,8 @@ from accounts.models import Organization, User
 from billing.spending.prices import PriceBook
 from geekhub.lib.ids import new_request_id
 from images import metrics
-from images.api import throttling
 from images.catalog.model import ImageModel, Status
-from images.drawing import admit, routing, story
+from images.drawing import admit, limits, routing, story
 from images.drawing.gateway import Gateway
 from images.drawing.limits import Admission
 from images.drawing.repeats import Finished, IdempotencyKeyInUse, Sent
@@ -84,7 +83,7 @@ def start(
     key = keys.playground(organization, person, sandbox=sandbox)
     request_id = new_request_id()
     once = f"playground:{person.pk}:{run}:{request.models[0]}"
-    admission = throttling.enter(gateway.limiter, key, request_id)
+    admission = limits.enter(gateway.limiter, key, request_id)
     try:
         sent = Sent(idempotency_key=once)
         begun = admit.begin(gateway, key, request, request_id=request_id, sent=sent)
