@@ -13,6 +13,7 @@ import rest_framework.exceptions as drf
 import structlog
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
+from rest_framework.response import Response
 
 from accounts import keys
 from billing.spending.budgets import BudgetExceeded
@@ -27,6 +28,7 @@ from images.drawing.limits import RateLimited
 from images.drawing.started import Attempt
 from images.gallery.deletion import StillRunning
 from images.policies.bad_keys import TooManyBadKeys
+from images.policies.guardrails import Blocked
 from images.providers.errors import REFUSAL, ProviderError
 from images.stores.contract import StorageError
 
@@ -115,13 +117,12 @@ def internal() -> ApiError:
     )
 
 
-def images_deleted() -> ApiError:
-    """Return what a repeated request gets when none of its pictures is there any more."""
-    return ApiError(
-        "images_deleted",
-        "This repeats a request whose images have been deleted since. Nothing was drawn or "
-        "charged now. To draw again, send it as a new request, with another Idempotency-Key or "
-        "without one.",
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response:
+    """Return the answer to what a view raised; DRF's setting EXCEPTION_HANDLER."""
+    request: ApiRequest = context["request"]._request
+    answer = answer_to(error, request)
+    return Response(
+        answer.body(request.request_id), status=answer.status, headers=answer.all_headers()
     )
 
 
@@ -166,6 +167,8 @@ def translate(error: Exception) -> ApiError | None:
                 "The organization's balance does not cover this request. Recharge it on its "
                 f"billing page: {settings.PUBLIC_URL}/dashboard/billing",
             )
+        case Blocked():
+            return ApiError("guardrail_blocked", str(error), retry=False)
         case BudgetExceeded():
             left = "GET /v1/credits shows what is left of it."
             return ApiError("guardrail_blocked", f"{error} {left}", retry=False)
@@ -201,6 +204,13 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError(
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request body. Use a new one.",
+            )
+        case repeats.ImagesDeleted():
+            return ApiError(
+                "images_deleted",
+                "This repeats a request whose images have been deleted since. Nothing was drawn or "
+                "charged now. To draw again, send it as a new request, with another "
+                "Idempotency-Key or without one.",
             )
         case repeats.NotStoredYet():
             return _away(

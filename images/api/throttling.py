@@ -1,6 +1,28 @@
-"""What answers say of the limits."""
+"""The limits of a key and its organization, as DRF sees them and as answers tell them."""
 
+from typing import cast
+
+from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle
+from rest_framework.views import APIView
+
+from images.api import uploads
+from images.api.endpoints import Call
+from images.drawing.clock import lease
 from images.drawing.limits import Admission
+
+
+class PlaceForUpload(BaseThrottle):
+    """Takes a place before the body is read; raises RateLimited.
+
+    A request whose body is there already takes it in admit(), once the body is found to be right.
+    """
+
+    def allow_request(self, request: Request, view: APIView) -> bool:
+        call = cast(Call, request)
+        deadlines = 2 if call.sent.retry else 1
+        call.place.take(call.key, lease(seconds_before=uploads.BODY_SECONDS, deadlines=deadlines))
+        return True
 
 
 def headers(admission: Admission) -> dict[str, str]:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import redis
-from django.conf import settings
 
-from accounts.models import ApiKey
 from geekhub.lib.outages import Breaker, Seldom
 
 log = logging.getLogger(__name__)
@@ -64,24 +62,6 @@ class Limiter(Protocol):
 
     def leave(self, admission: Admission) -> None:
         """Give the place in flight back; the request of the minute stays counted."""
-
-
-def enter(limiter: Limiter, key: ApiKey, ticket: str, *, seconds_before: float = 0) -> Admission:
-    """Take a place for one request, so many seconds before its deadline begins to count at most.
-
-    Raises RateLimited.
-    """
-    organization = key.organization
-    return limiter.enter(
-        Caller(
-            key=key.pk,
-            organization=organization.pk,
-            rpm=organization.rate_limit_rpm or settings.RATE_LIMIT_RPM,
-            max_in_flight=organization.max_in_flight or settings.MAX_IN_FLIGHT,
-            lease=settings.REQUEST_DEADLINE_SECONDS + seconds_before + 30,
-        ),
-        ticket,
-    )
 
 
 class MemoryLimiter:

@@ -14,6 +14,7 @@ from geekhub.lib import db
 from images.drawing.limits import RateLimited
 from images.drawing.repeats import IdempotencyKeyReused
 from images.drawing.routing import ModelBlocked, ModelNotFound, ModelOff, ModelUnfit
+from images.policies.guardrails import Blocked
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
@@ -56,7 +57,7 @@ def refusal(error: Exception) -> Refused | None:
             return Refused(_("The organization is suspended, so nothing is drawn."), is_money=True)
         case InsufficientBalance():
             return Refused(explain("insufficient_balance"), is_money=True)
-        case KeyRefused() | BudgetExceeded() | ModelBlocked():
+        case KeyRefused() | Blocked() | BudgetExceeded() | ModelBlocked():
             return Refused(explain("guardrail_blocked"), str(error))
         case ModelUnfit():
             return Refused(explain("invalid_request_error"), str(error))
