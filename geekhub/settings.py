@@ -467,6 +467,12 @@ LOGGING = logs.configured(LOG_FORMAT, level=env.str("LOG_LEVEL", default="INFO")
 REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_AUTHENTICATION_CLASSES": ["images.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "images.api.permissions.NetworkAllowed",
+        "images.api.permissions.NotPaused",
+    ],
     "DEFAULT_PARSER_CLASSES": ["images.api.parsers.StrictJsonParser"],
     "DEFAULT_RENDERER_CLASSES": ["images.api.renderers.OrjsonRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "images.api.renderers.OnlyJson",
+    "EXCEPTION_HANDLER": "images.api.errors.exception_handler",
 }

@@ -234,7 +234,13 @@ class Models(TypedDict):
     data: list[Model]
 
 
-class Budget(TypedDict):
+class Words(TypedDict, total=False):
+    """The word that a budget goes by, under the name of its scope."""
+
+    tag: str
+
+
+class Budget(Words):
     """A budget with its running period; a limit that is null does not limit."""
 
     scope: str
