@@ -174,10 +174,9 @@ def credits(what: status.Credits) -> shapes.Credits:
 
 
 def _budget(rule: Budget, running: BudgetPeriod) -> shapes.Budget:
-    words = cast(shapes.Words, rule.holder.words)
     return {
         "scope": rule.scope,
-        **words,
+        **rule.holder.words,
         "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
         "limit_images": rule.limit_images,
         "period": rule.period,

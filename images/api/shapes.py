@@ -234,13 +234,7 @@ class Models(TypedDict):
     data: list[Model]
 
 
-class Words(TypedDict, total=False):
-    """The word that a budget goes by, under the name of its scope."""
-
-    tag: str
-
-
-class Budget(Words):
+class Budget(TypedDict):
     """A budget with its running period; a limit that is null does not limit."""
 
     scope: str
