@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+from django.conf import settings
+
 from accounts.models import Membership, Organization, Role
 from billing.models import BillingAccount, StripeOperation
 from billing.stripe import operations, subscriptions
@@ -53,7 +55,7 @@ def card_checkout(
     """
     if subscriptions.live(organization):
         raise AlreadySubscribed
-    versions = subscriptions.sold()[: subscriptions.MAX_ITEMS]
+    versions = subscriptions.sold()[: settings.STRIPE_SUBSCRIPTION_ITEMS]
     if not versions:
         raise NothingToSell
     customer = ensure(stripe, organization, now=now)
