@@ -17,7 +17,7 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, Role, User
 from billing.alerts import delivery, endpoints, raising
-from billing.alerts.delivery import LEASE
+from billing.alerts.delivery import OUTBOX
 from billing.alerts.endpoints import EndpointRefused
 from billing.models import (
     AlertEndpoint,
@@ -408,9 +408,9 @@ def test_what_a_dead_worker_had_claimed_is_done_by_another(
     raising.raise_alert(acme, "resumed", "r")
     now = timezone.now() + MINUTE
     # It was killed after the e-mail's mark and before the POST.
-    Notification.objects.update(attempts=1, next_at=now + LEASE, emailed_at=now)
-    assert delivery.deliver_due(now=now + LEASE - timedelta(seconds=1)) == 0
-    assert delivery.deliver_due(now=now + LEASE) == 1
+    Notification.objects.update(attempts=1, next_at=now + OUTBOX.lease, emailed_at=now)
+    assert delivery.deliver_due(now=now + OUTBOX.lease - timedelta(seconds=1)) == 0
+    assert delivery.deliver_due(now=now + OUTBOX.lease) == 1
     assert (len(mail.outbox), len(receiver.got)) == (0, 1)
 
 
