@@ -19,6 +19,7 @@ from billing.stripe import client as stripe_client
 from billing.stripe.client import Stripe
 from geekhub.server import Door
 from images.catalog.rows import CATALOG
+from images.catalog.skus import sku_of
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -37,8 +38,8 @@ ONCE = {
     "tests/test_emulators/": "sqlite",
     "tests/test_clients/": "sqlite",
 }
-# Walks over all pages, and requests whose providers fail. They do use the database, but no query
-# that other tests do not try on both.
+# Walks over all pages, stores, and requests whose providers fail. They do use the database, but
+# with no query that other tests do not try on both.
 EITHER = {
     "tests/pages/test_walk.py": "postgresql",
     "tests/pages/test_addresses.py": "postgresql",
@@ -47,6 +48,10 @@ EITHER = {
     "tests/pages/test_translations.py": "postgresql",
     "tests/pages/test_audit.py": "postgresql",
     "tests/pages/test_people.py": "postgresql",
+    "tests/images/test_storage": "postgresql",
+    "tests/api/test_dalle.py": "postgresql",
+    "tests/pages/test_playground.py": "sqlite",
+    "tests/api/test_pixels.py": "sqlite",
     "tests/gateway/": "sqlite",
     "tests/api/test_bodies.py": "sqlite",
     "tests/api/test_edits.py": "sqlite",
@@ -196,7 +201,7 @@ def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""
     PriceVersion.objects.bulk_create(
         PriceVersion(
-            model=model.id, version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
+            sku=sku_of(model), version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
         )
         for model in CATALOG.values()
     )

@@ -14,7 +14,7 @@ from django.utils import translation
 
 from accounts.models import Role
 from billing.alerts.endpoints import POST_SECONDS, SIGNATURE, client_for, sign
-from billing.models import AlertEndpoint, Notification
+from billing.models import AlertEndpoint, Notification, scopes
 from geekhub.lib.outbox import Outbox
 
 log = logging.getLogger("geekhub.billing")
@@ -82,6 +82,7 @@ def _words(row: Notification) -> tuple[str, str]:
     context = {
         "organization": row.organization,
         "details": row.details,
+        "budget": scopes.mailed(row.details) if row.kind == "budget" else "",
         "public_url": settings.PUBLIC_URL,
     }
     with translation.override(settings.LANGUAGE_CODE):

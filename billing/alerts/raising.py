@@ -139,9 +139,10 @@ def _crossed(
             **told,
             "period": budget.period,
             "since": row.starts_at.isoformat(),
-            "scope": "member" if budget.member else "key",
+            "scope": budget.scope,
             "budget": budget.pk,
             "member": budget.member.email if budget.member else None,
+            **budget.holder.words,
         }
         key = f"budget:{row.pk}:{unit}:{percent}"
         yield _Alert(budget.organization, "budget", key, details, silent=place > 0)

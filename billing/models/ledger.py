@@ -44,7 +44,7 @@ class LedgerEntry(models.Model):
         on_delete=models.PROTECT,
         related_name="+",
     )
-    model = models.CharField(_("model"), max_length=100, blank=True)
+    sku = models.CharField(_("SKU"), max_length=100, blank=True)
     quantity = models.PositiveIntegerField(_("quantity"), default=0)
     first_unit = models.PositiveIntegerField(
         _("first unit"),

@@ -7,6 +7,9 @@ from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
 
+# What is counted, unless a price says otherwise.
+UNIT = "image"
+
 
 class PriceState(models.TextChoices):
     """A draft is not quoted yet: Stripe has to know it first. A retired one is on no invoice."""
@@ -17,12 +20,15 @@ class PriceState(models.TextChoices):
 
 
 class PriceVersion(models.Model):
-    """What one delivered image of a model costs, from a moment on; never re-rated.
+    """What one delivered unit of a sku costs, from a moment on; never re-rated.
+
+    What a sku is, and which order is of which, the seller decides: here it is a name.
 
     With Stripe connected each version has a product, a meter and a price of its own there.
     """
 
-    model = models.CharField(_("model"), max_length=100)
+    sku = models.CharField(_("SKU"), max_length=100)
+    unit = models.CharField(_("unit"), max_length=30, default=UNIT)
     version = models.PositiveIntegerField(_("version"))
     unit_micro = models.PositiveBigIntegerField(_("unit price, micro-USD"))
     effective_from = models.DateTimeField(_("effective from"), db_default=Now())
@@ -42,7 +48,7 @@ class PriceVersion(models.Model):
         verbose_name = _("price")
         verbose_name_plural = _("prices")
         constraints = [
-            models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
+            models.UniqueConstraint(fields=["sku", "version"], name="one_price_per_version"),
             models.UniqueConstraint(
                 fields=["stripe_price"],
                 condition=~Q(stripe_price=""),
@@ -59,12 +65,12 @@ class PriceVersion(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.model} v{self.version}"
+        return f"{self.sku} v{self.version}"
 
     @property
     def event_name(self) -> str:
         """The name of its meter's events: `img_flux-1.1-pro_v2`, at most 100 characters."""
-        return f"img_{self.model.rpartition('/')[2]}_v{self.version}"[-100:]
+        return f"img_{self.sku.rpartition('/')[2]}_v{self.version}"[-100:]
 
 
 class PriceException(models.Model):
@@ -74,7 +80,7 @@ class PriceException(models.Model):
     """
 
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="+")
-    model = models.CharField(max_length=100)
+    sku = models.CharField(max_length=100)
     price_version = models.ForeignKey(
         PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
     )
@@ -82,7 +88,7 @@ class PriceException(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["organization", "model"], name="one_exception_each")
+            models.UniqueConstraint(fields=["organization", "sku"], name="one_exception_each")
         ]
 
     def __str__(self) -> str:

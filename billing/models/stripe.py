@@ -34,7 +34,7 @@ class MeterState(models.TextChoices):
 
 
 class MeterEvent(models.Model):
-    """Delivered images of one organization, price version and UTC hour, frozen for Stripe.
+    """Delivered units of one organization, price version and UTC hour, frozen for Stripe.
 
     `identifier`, `quantity` and `timestamp` never change once it may have been sent.
     """

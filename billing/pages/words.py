@@ -16,7 +16,9 @@ from billing.models import (
     Invoice,
     LedgerEntry,
     Notification,
+    scopes,
 )
+from billing.models.scopes import Called
 from billing.pages.forms import KINDS, PERIODS
 from billing.spending.movements import Movement
 from billing.stripe.client import is_connected
@@ -142,13 +144,13 @@ class MovementRow:
 # --- Alerts ---------------------------------------------------------------------------------------
 
 
-def alert(row: Notification, budget: str) -> str:
-    """Return what an alert says, in a sentence; `budget` is whose budget it is about, if known."""
+def alert(row: Notification, budget: Called | None) -> str:
+    """Return what an alert says, in a sentence; `budget` is the one it is about, unless removed."""
     told: dict[str, Any] = row.details
     match row.kind:
         case "budget":
             period = PERIODS.get(told["period"], told["period"])
-            whose = told.get("member") or budget or _now("a key")
+            whose = told.get("member") or (budget or scopes.called_in(told)).phrase
             text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
             return text % {"percent": told["percent"], "whose": whose, "period": period}
         case "low_balance":

@@ -247,14 +247,14 @@ def _unmetered(now: datetime, since: datetime) -> Iterator[Finding]:
         entries.values(
             "organization_id", "price_version_id", at=TruncHour("created_at", tzinfo=UTC)
         )
-        .annotate(images=Sum("quantity"))
+        .annotate(units=Sum("quantity"))
         .order_by("at")
     )
     for row in rows[:MOST_FINDINGS]:
         yield Finding(
             "unmetered",
             lane_hour(row["organization_id"], row["price_version_id"], row["at"]),
-            row["images"],
+            row["units"],
             0,
             row["organization_id"],
             row["price_version_id"],

@@ -12,11 +12,11 @@ from billing.models import BillingAccount, EntryKind, Invoice, LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpend:
-    """Images delivered by a model and what they cost, in micro-USD."""
+class SkuSpend:
+    """Delivered units of a sku and what they cost, in micro-USD."""
 
-    model: str
-    images: int
+    sku: str
+    units: int
     cost_micro: int
 
 
@@ -91,15 +91,13 @@ def spent_since(
     return -(entries.aggregate(total=Sum("amount_micro"))["total"] or 0)
 
 
-def spend_by_model(
-    organization: Organization, *, since: datetime | None = None
-) -> list[ModelSpend]:
-    """Return what each model delivered and cost, by model id."""
+def spend_by_sku(organization: Organization, *, since: datetime | None = None) -> list[SkuSpend]:
+    """Return what was delivered of each sku and what it cost, by sku."""
     entries = LedgerEntry.objects.filter(organization=organization, kind=EntryKind.CONSUMPTION)
     if since is not None:
         entries = entries.filter(created_at__gte=since)
-    rows = entries.values("model").annotate(images=Sum("quantity"), cost=-Sum("amount_micro"))
-    return [ModelSpend(row["model"], row["images"], row["cost"]) for row in rows.order_by("model")]
+    rows = entries.values("sku").annotate(units=Sum("quantity"), cost=-Sum("amount_micro"))
+    return [SkuSpend(row["sku"], row["units"], row["cost"]) for row in rows.order_by("sku")]
 
 
 def spend_by_key(organization: Organization, *, since: datetime) -> dict[uuid.UUID, int]:

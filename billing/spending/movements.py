@@ -93,7 +93,7 @@ def _cells(row: Movement) -> tuple[str | int, ...]:
         money.to_usd(entry.amount_micro),
         money.to_usd(row.balance_micro),
         entry.request_id,
-        entry.model,
+        entry.sku,
         entry.quantity or "",
         entry.api_key.prefix if entry.api_key else "",
         safe(", ".join(filter(None, (entry.note, entry.payment_id)))),

@@ -22,7 +22,7 @@ class LedgerAdmin(StaffAdmin):
         "kind",
         "amount",
         "quantity",
-        "model",
+        "sku",
         "request_id",
         "note",
         "payment_id",
@@ -38,7 +38,7 @@ class LedgerAdmin(StaffAdmin):
     )
     fields = (
         ("created_at", "organization", "kind"),
-        ("amount", "quantity", "first_unit", "model", "price_version"),
+        ("amount", "quantity", "first_unit", "sku", "price_version"),
         ("request_id", "hold", "api_key"),
         ("entry_key", "payment_id", "invoice", "note"),
     )
@@ -135,20 +135,20 @@ class HoldAdmin(StaffAdmin):
 class PriceAdmin(StaffAdmin):
     """What a picture costs, from a moment on."""
 
-    list_display = ("model", "version", "price", "effective_from", "state", "stripe_price")
+    list_display = ("sku", "version", "price", "effective_from", "state", "stripe_price")
     list_filter = ("state",)
-    ordering = ("model", "-version")
-    search_fields = ("model",)
+    ordering = ("sku", "-version")
+    search_fields = ("sku",)
     fields = (
-        ("model", "version", "price"),
+        ("sku", "version", "price"),
         ("effective_from", "state", "livemode"),
         ("stripe_product", "stripe_meter", "stripe_price"),
     )
     readonly_fields = ("price",)
 
     def found(self, queryset: QuerySet[PriceVersion], term: str) -> QuerySet[PriceVersion]:
-        """Return versions of models."""
-        return queryset.filter(model__icontains=term)
+        """Return versions of skus."""
+        return queryset.filter(sku__icontains=term)
 
     @display(description=_("USD per picture"), ordering="unit_micro")
     def price(self, row: PriceVersion) -> str:

@@ -1,4 +1,4 @@
-"""The catalogue in Stripe: a product per model; a meter and a price per price version.
+"""The catalogue in Stripe: a product per sku; a meter and a price per price version.
 
     draft -> product, meter, price -> items on all running subscriptions -> active -> retired
 
@@ -31,6 +31,7 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
+from billing.models.prices import UNIT
 from billing.spending import prices as published
 from billing.stripe import operations, subscriptions
 from billing.stripe.client import Stripe, StripeFailure, StripeRefused, is_connected, plain
@@ -43,13 +44,15 @@ from geekhub.lib.money import MICRO_PER_CENT
 LAST_INVOICE = timedelta(days=4)
 # Requests and Checkout pages that began with a version may go on for so long.
 QUIET = timedelta(days=2)
+# Under which name Stripe's products and prices have their sku: those that exist keep it.
+METADATA = "model"
 UNSETTLED = (MeterState.PENDING, MeterState.SENDING, MeterState.UNCERTAIN)
 
 
 class Product(TypedDict):
-    """The parameters of a product in Stripe, one for each model."""
+    """The parameters of a product in Stripe, one for each SKU."""
 
-    model: str
+    sku: str
     name: str
 
 
@@ -69,19 +72,19 @@ def check_mode() -> None:
 def sync(
     stripe: Stripe, prices: Mapping[str, int], *, now: datetime, names: Mapping[str, str]
 ) -> list[str]:
-    """Publish the prices (micro-USD by model) and bring them to Stripe; return what was done.
+    """Publish the prices (micro-USD by sku) and bring them to Stripe; return what was done.
 
     What Stripe does not answer is said and left to `resume`; until then the old price counts.
-    `names` are the models' names for invoices. Raises ImproperlyConfigured as check_mode().
+    `names` are the skus' names for invoices. Raises ImproperlyConfigured as check_mode().
     """
     check_mode()
     done = price_changes(prices)
     # The products are planned with the versions: whoever comes later knows what is to be made.
     with transaction.atomic():
         published.publish(prices, PriceState.DRAFT)
-        for model in prices:
-            product = Product(model=model, name=names.get(model, model))
-            operations.plan("product", f"product:{model}", **product)
+        for sku in prices:
+            product = Product(sku=sku, name=names.get(sku, sku))
+            operations.plan("product", f"product:{sku}", **product)
     return done + resume(stripe, now) + retire(stripe, now)
 
 
@@ -131,9 +134,9 @@ def retire(stripe: Stripe, now: datetime) -> list[str]:
 def price_changes(prices: Mapping[str, int]) -> list[str]:
     """Return how the prices differ from the published ones, a line each."""
     return [
-        f"{model}: {'new' if before is None else money.to_usd(before)} -> "
-        f"{money.to_usd(after)} USD per image"
-        for model, (before, after) in sorted(published.pending(prices).items())
+        f"{sku}: {'new' if before is None else money.to_usd(before)} -> "
+        f"{money.to_usd(after)} USD per {UNIT}"
+        for sku, (before, after) in sorted(published.pending(prices).items())
     ]
 
 
@@ -148,25 +151,25 @@ def pending(prices: Mapping[str, int]) -> list[str]:
 # --- What is to be made -------------------------------------------------------------------------
 
 
-def _unfinished(models: Collection[str] | None = None) -> list[PriceVersion]:
+def _unfinished(skus: Collection[str] | None = None) -> list[PriceVersion]:
     """Return what is quoted and not in Stripe, and the newest drafts, each after what it follows.
 
-    Of all models that `sync` was told of, or of the ones that it would be.
+    Of all skus that `sync` was told of, or of the ones that it would be.
     """
-    if models is None:
-        models = _products()
-    known = PriceVersion.objects.filter(model__in=models).order_by("version")
-    quoted = {v.model: v for v in known.filter(state=PriceState.ACTIVE)}
-    newest = {v.model: v for v in known}
+    if skus is None:
+        skus = _products()
+    known = PriceVersion.objects.filter(sku__in=skus).order_by("version")
+    quoted = {v.sku: v for v in known.filter(state=PriceState.ACTIVE)}
+    newest = {v.sku: v for v in known}
     drafts = [v for v in newest.values() if v.state == PriceState.DRAFT]
     return sorted([v for v in quoted.values() if not v.stripe_price] + drafts, key=lambda v: v.pk)
 
 
 def _products() -> set[str]:
-    """Return the models that have a product in Stripe, or are to have one."""
+    """Return the SKUs that have a product in Stripe, or are to have one."""
     planned = StripeOperation.objects.filter(kind="product")
     rows: Iterable[Product] = planned.values_list("parameters", flat=True)
-    return {product["model"] for product in rows}
+    return {product["sku"] for product in rows}
 
 
 def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
@@ -175,7 +178,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
     )
     if not same_mode.update(livemode=stripe.livemode):
         raise ImproperlyConfigured(f"{version} has its objects in Stripe's other mode")
-    product = StripeOperation.objects.get(key=f"product:{version.model}")
+    product = StripeOperation.objects.get(key=f"product:{version.sku}")
     version.stripe_product = operations.run(stripe, product, now=now)
     meter = operations.plan(
         "meter", f"meter:{version.pk}", event_name=version.event_name, display_name=str(version)
@@ -188,7 +191,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
         meter=version.stripe_meter,
         lookup_key=f"geekhub_{version.event_name}",
         unit_cents=f"{Decimal(version.unit_micro) / MICRO_PER_CENT:f}",
-        model=version.model,
+        sku=version.sku,
         version=version.version,
     )
     version.stripe_price = operations.run(stripe, price, now=now)
@@ -200,7 +203,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
 
 def _is_over(version: PriceVersion, now: datetime) -> bool:
     """Whether nobody can be quoted the version any more, and every invoice of it is final."""
-    newer = PriceVersion.objects.filter(model=version.model, version__gt=version.version)
+    newer = PriceVersion.objects.filter(sku=version.sku, version__gt=version.version)
     if version.state == PriceState.DRAFT:
         # Nobody was ever quoted it; and from here on nobody will be, since it is not the newest.
         with transaction.atomic():
@@ -284,27 +287,27 @@ def _or_found(make: Make, find: Find) -> Make:
     return make_or_find
 
 
-def _product_id(model: str) -> str:
-    return "geekhub_" + re.sub(r"[^A-Za-z0-9]", "-", model)
+def _product_id(sku: str) -> str:
+    return "geekhub_" + re.sub(r"[^A-Za-z0-9]", "-", sku)
 
 
 def _find_product(stripe: Stripe, operation: StripeOperation) -> str | None:
-    model = operation.parameters["model"]
+    sku = operation.parameters["sku"]
     try:
-        found = stripe.call(stripe.v1.products.retrieve, _product_id(model))
+        found = stripe.call(stripe.v1.products.retrieve, _product_id(sku))
     except StripeRefused as error:
         if error.missing:
             return None
         raise
-    return found.id if plain(found.metadata).get("model") == model else None
+    return found.id if plain(found.metadata).get(METADATA) == sku else None
 
 
 def _make_product(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    model = operation.parameters["model"]
+    sku = operation.parameters["sku"]
     wanted = {
-        "id": _product_id(model),
+        "id": _product_id(sku),
         "name": operation.parameters["name"],
-        "metadata": {"model": model},
+        "metadata": {METADATA: sku},
     }
     return stripe.call(stripe.v1.products.create, wanted, key=key).id
 
@@ -312,7 +315,7 @@ def _make_product(stripe: Stripe, operation: StripeOperation, key: str) -> str:
 def _find_meter(stripe: Stripe, operation: StripeOperation) -> str | None:
     wanted = operation.parameters
     for meter in stripe.each(stripe.v1.billing.meters.list):
-        # The display name has the whole id of the model.
+        # The display name has the whole sku.
         if (meter.event_name, meter.display_name) == (wanted["event_name"], wanted["display_name"]):
             return str(meter.id)
     return None
@@ -346,7 +349,7 @@ def _make_price(stripe: Stripe, operation: StripeOperation, key: str) -> str:
             "lookup_key": wanted["lookup_key"],
             # Our prices are without tax; it can be said only once.
             "tax_behavior": "exclusive",
-            "metadata": {"model": wanted["model"], "version": str(wanted["version"])},
+            "metadata": {METADATA: wanted["sku"], "version": str(wanted["version"])},
         },
         key=key,
     )

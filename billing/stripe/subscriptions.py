@@ -1,6 +1,6 @@
 """Our copies of subscriptions, their items, and from when on usage is metered.
 
-A subscription has an item for each model's price. Where one is missing the organization has a
+A subscription has an item for each sku's price. Where one is missing the organization has a
 PriceException, made in the transaction that would otherwise have shown it the price; `repair` adds
 the item, and the exception goes.
 
@@ -60,7 +60,7 @@ def live(organization: Organization) -> Subscription | None:
 
 
 def sold() -> list[PriceVersion]:
-    """Return what a new subscription has items for: the newest active version of each model."""
+    """Return what a new subscription has items for: the newest active version of each sku."""
     return [version for version in _quoted().values() if version.stripe_price]
 
 
@@ -120,7 +120,7 @@ def activate(version: PriceVersion, *, now: datetime) -> bool:
     """
     with transaction.atomic():
         lock_prices()
-        newer = PriceVersion.objects.filter(model=version.model, version__gt=version.version)
+        newer = PriceVersion.objects.filter(sku=version.sku, version__gt=version.version)
         draft = PriceVersion.objects.filter(pk=version.pk, state=PriceState.DRAFT)
         if newer.exists() or not draft.update(state=PriceState.ACTIVE, effective_from=now):
             return False
@@ -252,7 +252,7 @@ def _cancel(stripe: Stripe, stripe_id: str, organization: Organization, *, now: 
 
 def _quoted() -> dict[str, PriceVersion]:
     active = PriceVersion.objects.filter(state=PriceState.ACTIVE).order_by("version", "pk")
-    return {version.model: version for version in active}
+    return {version.sku: version for version in active}
 
 
 def _settle_exceptions(organization: Organization) -> None:
@@ -261,16 +261,16 @@ def _settle_exceptions(organization: Organization) -> None:
     kept: dict[str, PriceVersion | None] = {}
     if copy is not None:
         active = PriceVersion.objects.filter(state=PriceState.ACTIVE).order_by("version", "pk")
-        billable = {v.model: v for v in active if v.stripe_price and v.stripe_price in copy.items}
-        for model, version in _quoted().items():
-            if billable.get(model) != version:
-                kept[model] = billable.get(model)
+        billable = {v.sku: v for v in active if v.stripe_price and v.stripe_price in copy.items}
+        for sku, version in _quoted().items():
+            if billable.get(sku) != version:
+                kept[sku] = billable.get(sku)
     exceptions = PriceException.objects.filter(organization=organization)
-    exceptions.exclude(model__in=kept).delete()
-    for model, older in kept.items():
+    exceptions.exclude(sku__in=kept).delete()
+    for sku, older in kept.items():
         PriceException.objects.update_or_create(
             organization=organization,
-            model=model,
+            sku=sku,
             defaults={"price_version": older, "reason": "The subscription has no item for it yet"},
         )
 

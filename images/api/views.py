@@ -19,7 +19,9 @@ from images.api import answers, authentication, serializers, streaming, throttli
 from images.api.errors import AN_ID, ApiError, answer_to, images_deleted, wrong_method
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
+from images.api.shapes import Model
 from images.catalog.model import ImageModel
+from images.catalog.skus import sku_of
 from images.drawing import admit, repeats, routing, story
 from images.drawing.admit import Priced
 from images.drawing.gateway import Gateway
@@ -266,10 +268,10 @@ class ModelView(AsyncAPIView):
         return Response(model)
 
 
-def models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[dict[str, Any]]:
+def models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
     """Return rows of the catalogue with what they cost the key's organization now."""
-    quotes = gateway.prices.offered([row.id for row in rows], key.organization_id)
-    return [answers.model(row, gateway, key, quotes.get(row.id)) for row in rows]
+    quotes = gateway.prices.offered(map(sku_of, rows), key.organization_id)
+    return [answers.model(row, gateway, key, quotes.get(sku_of(row))) for row in rows]
 
 
 class CreditsView(AsyncAPIView):

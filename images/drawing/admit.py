@@ -61,9 +61,8 @@ def begin(
         earlier = repeats.earlier(key, request, sent)
         if earlier is not None:
             return earlier
-    quotes = gateway.prices.current(
-        [model.id for _, model in routing.named(request)], key.organization_id
-    )
+    skus = routing.skus(request)
+    quotes = gateway.prices.current(skus.values(), key.organization_id)
     timed = request.strategy != "cheapest"
     candidates, skipped = routing.candidates(
         request,
@@ -71,13 +70,13 @@ def begin(
         off=lambda model: gateway.why_off(
             model, sandbox=key.sandbox, caller=str(key.organization_id)
         ),
-        prices={model: quote.unit_micro for model, quote in quotes.items()},
+        prices={model: quotes[sku].unit_micro for model, sku in skus.items()},
         latencies=gateway.latencies.current() if timed else {},
     )
     if request.dry_run:
-        dearest = max(quotes[one.model.id].unit_micro for one in candidates)
+        dearest = max(quotes[one.sku].unit_micro for one in candidates)
         first = candidates[0]
-        return Priced(first, quotes[first.model.id].unit_micro, dearest * request.n, skipped)
+        return Priced(first, quotes[first.sku].unit_micro, dearest * request.n, skipped)
     generation = Generation(
         request_id=request_id,
         organization_id=key.organization_id,
@@ -100,8 +99,9 @@ def begin(
         holds.authorize,
         key=key,
         request_id=request_id,
-        quotes=[quotes[one.model.id] for one in candidates],
+        quotes=[quotes[one.sku] for one in candidates],
         quantity=request.n,
+        tags=request.tags,
         owner=gateway.presence.owner,
         lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
     )

@@ -68,7 +68,7 @@ def export(request: MemberRequest, invoice_id: str, line_id: str) -> HttpRespons
     """Return the line's charges as CSV."""
     invoice = find(request.access.organization, invoice_id)
     row = find_line(invoice, line_id)
-    name = f"{file_name(invoice)}-{row.model.rpartition('/')[2]}"
+    name = f"{file_name(invoice)}-{row.sku.rpartition('/')[2]}"
     return csv_file(request, name, invoices.all_csv(invoices.entries_of_line(invoice, row.line)))
 
 

@@ -32,7 +32,7 @@ def sell(shop: Shop, models: Iterable[str] = tuple(PRICES)) -> dict[str, Sold]:
     """Give each of our prices, or those of the models, its meter and price in Stripe."""
     made = {}
     for model in models:
-        version = PriceVersion.objects.filter(model=model).latest("version")
+        version = PriceVersion.objects.filter(sku=model).latest("version")
         thing = shop.sell(version.event_name, str(Decimal(version.unit_micro) / 10_000))
         PriceVersion.objects.filter(pk=version.pk).update(
             stripe_product=thing.product,

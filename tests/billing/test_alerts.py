@@ -26,7 +26,9 @@ from billing.models import (
     EntryKind,
     Notification,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
@@ -208,7 +210,7 @@ def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> N
 def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> None:
     member = User.objects.get(email="developer@a.test")
     mine = KeyFactory(organization=acme, actor=member).row
-    budgets.set_member_budget(acme, member, None, Period.DAY, limit_images=2)
+    budgets.set_for(acme.pk, Holder(scopes.MEMBER, member.pk), None, Period.DAY, limit_images=2)
     draw(mine, 2)
     raising.scan(now=timezone.now())
     delivery.deliver_due(now=timezone.now() + MINUTE)
@@ -221,6 +223,52 @@ def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> No
     assert raising.raise_alert(acme, "resumed", "again", member=member.email)
     delivery.deliver_due(now=timezone.now() + MINUTE)
     assert mail.outbox[1].to == ["admin@a.test", "billing@a.test", "owner@a.test"]
+
+
+@pytest.mark.parametrize(
+    ("holder", "words", "more"),
+    [
+        (
+            Holder(scopes.ORGANIZATION),
+            "The whole organization has a budget for each week.",
+            {"scope": "organization"},
+        ),
+        (
+            Holder(scopes.TAG, "a 100 %(x)s"),
+            "Requests with the tag a 100 %(x)s have a budget for each week.",
+            {"scope": "tag", "tag": "a 100 %(x)s"},
+        ),
+    ],
+    ids=["organization", "tag"],
+)
+def test_the_budget_of_an_organization_or_a_tag_is_told_at_each_threshold(
+    acme: Organization, key: ApiKey, holder: Holder, words: str, more: dict[str, str]
+) -> None:
+    mine = KeyFactory(organization=acme, tags=["a 100 %(x)s"]).row
+    budgets.set_for(acme.pk, holder, 400_000, Period.WEEK)
+    draw(key, 9)  # another organization's
+    seen = []
+    for _ in range(10):
+        draw(mine)
+        seen.append(raising.scan(now=timezone.now()))
+    assert [number for number, new in enumerate(seen, 1) if new] == [5, 8, 10]
+    period = BudgetPeriod.objects.get(budget__organization=acme)
+    assert Notification.objects.get(key=f"budget:{period.pk}:usd:80").details == {
+        "percent": 80,
+        "unit": "usd",
+        "limit_usd": "0.40",
+        "spent_usd": "0.32",
+        "period": "week",
+        "since": period.starts_at.isoformat(),
+        "budget": period.budget_id,
+        "member": None,
+        **more,
+    }
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 3
+    for sent in mail.outbox:
+        assert sent.to == ["admin@a.test", "billing@a.test", "owner@a.test"]
+        assert words in sent.body
+    assert sorted(sent.subject.split(" %")[0] for sent in mail.outbox) == ["100", "50", "80"]
 
 
 DETAILS = {

@@ -320,7 +320,7 @@ def test_only_what_stripe_counted_is_in_a_line(stripe: Stripe, buyer: Buyer) -> 
     rejected = MeterEvent.objects.create(
         identifier="gh1:refused",
         organization=buyer.organization,
-        price_version=PriceVersion.objects.get(model="a/cheap"),
+        price_version=PriceVersion.objects.get(sku="a/cheap"),
         hour=buyer.now,
         quantity=4,
         timestamp=buyer.now,
@@ -398,7 +398,7 @@ def test_month_to_date(key: ApiKey) -> None:
     drawn(key, "b/middle")
     organization = key.organization
     spent = invoices.month_to_date(organization, now=timezone.now())
-    assert [(row.model, row.images, row.cost_micro) for row in spent] == [
+    assert [(row.sku, row.units, row.cost_micro) for row in spent] == [
         ("a/cheap", 2, 80_000),
         ("b/middle", 1, 65_000),
     ]
@@ -433,7 +433,7 @@ def test_csv(key: ApiKey) -> None:
 
 def test_csv_of_many_rows_needs_little_memory_and_one_query(key: ApiKey) -> None:
     hold = authorize(key)
-    price = PriceVersion.objects.get(model="a/cheap")
+    price = PriceVersion.objects.get(sku="a/cheap")
     count = 12_345
     LedgerEntry.objects.bulk_create(
         (
@@ -443,7 +443,7 @@ def test_csv_of_many_rows_needs_little_memory_and_one_query(key: ApiKey) -> None
                 kind=EntryKind.CONSUMPTION,
                 amount_micro=-40_000,
                 price_version=price,
-                model="a/cheap",
+                sku="a/cheap",
                 quantity=1,
                 hold=hold,
                 api_key=key,

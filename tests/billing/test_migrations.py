@@ -12,8 +12,8 @@ from django.db.migrations.executor import MigrationExecutor
 
 from billing.models import LedgerEntry
 
-BEFORE = [("billing", "0010_names_for_staff")]
-AFTER = [("billing", "0011_facts_have_columns")]
+BEFORE = [("billing", "0012_budget_scopes")]
+AFTER = [("billing", "0013_facts_have_columns")]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -38,7 +38,7 @@ class Past:
     def __init__(self, apps: Apps) -> None:
         self.models = {model.__name__: model for model in apps.get_models()}
         self.organization = self.add("Organization", name="Acme", slug="acme")
-        self.price = self.add("PriceVersion", model="a/cheap", version=1, unit_micro=40_000)
+        self.price = self.add("PriceVersion", sku="a/cheap", version=1, unit_micro=40_000)
 
     def add(self, model: str, /, **values: Any) -> Any:
         return self.models[model].objects.create(**values)
@@ -68,7 +68,7 @@ class Past:
             entry_key=key.format(hold.pk),
             hold=hold,
             price_version=self.price,
-            model="a/cheap",
+            sku="a/cheap",
         )
 
     def recharge(self, key: str, note: str, kind: str = "recharge") -> Any:

@@ -38,7 +38,7 @@ from billing.models import (
 )
 from billing.stripe import catalog, customers, invoices
 from billing.stripe.client import connect
-from geekhub.work import billing_jobs
+from geekhub.work import due, jobs
 from images.catalog.rows import CATALOG
 from tests.billing import authorize, capture, timetravel
 from tests.billing.buyer import deliver
@@ -106,7 +106,7 @@ class World:
         """Let the worker do all that is due, and a minute later what that brought about."""
         for wait in (61, 0):
             self._deliver()
-            billing_jobs.run_due(billing_jobs.current(), now=self.now)
+            due.run_due(jobs.current(jobs.BILLING), now=self.now)
             self.emulator.clock.advance(wait)
 
     def _deliver(self) -> None:
@@ -173,7 +173,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     world.until(at(1, 10, 12, 30))
     catalog.sync(world.stripe, PRICES | {RAISED: AFTER}, now=world.now, names=NAMES)
     assert list(
-        PriceVersion.objects.filter(model=RAISED, state="active")
+        PriceVersion.objects.filter(sku=RAISED, state="active")
         .order_by("version")
         .values_list("unit_micro", flat=True)
     ) == [BEFORE, AFTER]
@@ -222,7 +222,7 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
     world.use(gamma, at(2, 10, 8), every)
     world.use(alpha, at(2, 10, 8), {UNUSED: 1})
     world.until(at(2, 10, 9, 5), at(2, 10, 12))
-    assert PriceVersion.objects.get(model=RAISED, version=1).state == "retired"
+    assert PriceVersion.objects.get(sku=RAISED, version=1).state == "retired"
 
     # Away again, from the 28th, 20:00, for 40 hours: beyond the grace, and beyond any identifier.
     world.until(at(2, 28, 20))

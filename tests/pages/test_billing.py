@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import csv
+import html
 import logging
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from django.db import connection, connections
 from django.test import AsyncClient, Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from pytest_django.fixtures import Settings
 
 from accounts import audit, keys
 from accounts.models import ApiKey, AuditEvent, Organization, Role
@@ -36,10 +38,12 @@ from billing.models import (
     PriceState,
     PriceVersion,
     Subscription,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.pages.urls import urlpatterns
 from billing.spending import budgets, ledger, limits, movements
-from billing.spending.limits import Holder, Use
+from billing.spending.limits import Use
 from billing.stripe import invoices, standing
 from billing.stripe.client import Stripe
 from geekhub.lib.moments import from_epoch
@@ -1009,6 +1013,133 @@ def test_budgets_are_set_changed_and_removed(
     assert LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION).count() == 1
 
 
+def test_the_organization_and_its_tags_get_budgets(
+    acme: Organization, key: ApiKey, globex: Organization, owner: Client
+) -> None:
+    key.tags = ["web", "café"]
+    key.save()
+    KeyFactory(organization=globex, tags=["theirs"])
+    page = f"{PATH}/budgets"
+    text = owner.get(page).text
+    for offered in (">Whole organization<", ">web<", ">café<", ">written below<"):
+        assert text.count(offered) == 1, offered
+    assert "theirs" not in text
+
+    for data in (
+        {"holder": "organization:", "period": "week", "usd": "9"},
+        {"holder": "tag:café", "period": "day", "images": "3"},
+        {"holder": "tag", "tag": " team-a ", "period": "month", "usd": "5"},
+        # The same again is a change.
+        {"holder": "tag:café", "period": "day", "images": "4"},
+        {"holder": "organization:", "period": "week", "usd": "10", "tag": ""},
+    ):
+        answer = owner.post(page, data)
+        assert (answer.status_code, answer["location"]) == (302, page)
+    whole, cafe, team = Budget.objects.order_by("pk")
+    assert [one.holder for one in (whole, cafe, team)] == [
+        Holder(scopes.ORGANIZATION),
+        Holder(scopes.TAG, "café"),
+        Holder(scopes.TAG, "team-a"),
+    ]
+    assert {one.organization for one in (whole, cafe, team)} == {acme}
+    assert (whole.limit_micro, cafe.limit_images, team.limit_micro) == (10 * USD, 4, 5 * USD)
+
+    make_request(key, timezone.now(), delivered=2, tags=["web", "café"])
+    shown = text_of(owner.get(page).text)
+    # What is nearest to a request comes first, and of one kind by name.
+    for words in (
+        r"Tag café all requests with the tag each day .*? 2 of 4 pictures 50 % .*?"
+        r"Tag team-a all requests with the tag each month .*? \$0\.00 of \$5\.00 0 % .*?"
+        r"Whole organization all keys, playgrounds too each week .*? \$0\.08 of \$10\.00 0 %",
+        r"Remove the budget of the whole organization for each week\?",
+        r"Remove the budget of the tag team-a for each month\?",
+    ):
+        assert re.search(words, shown), words
+    assert "Whole organization, each week" in text_of(owner.get(f"{page}/{whole.pk}").text)
+    owner.post(f"{page}/{whole.pk}", {"usd": "4", "images": "8"})
+    whole.refresh_from_db()
+    assert (whole.limit_micro, whole.limit_images) == (4 * USD, 8)
+    for budget in (whole, team):
+        assert owner.post(f"{page}/{budget.pk}/remove").status_code == 302
+    assert list(Budget.objects.all()) == [cafe]
+    assert actions(acme) == ["budget.set"] * 6 + ["budget.removed"] * 2
+    told = AuditEvent.objects.filter(organization=acme).order_by("pk")
+    assert [(event.subject, event.details) for event in told][-3:] == [
+        ("Whole organization", {"period": "week", "usd": "4.00", "images": 8}),
+        ("Whole organization", {"period": "week", "usd": "4.00", "images": 8}),
+        ("Tag team-a", {"period": "month", "usd": "5.00"}),
+    ]
+
+
+def test_a_budget_in_spanish_is_audited_in_one_language(
+    acme: Organization, owner: Client, settings: Settings
+) -> None:
+    owner.cookies[settings.LANGUAGE_COOKIE_NAME] = "es"
+    page = f"{PATH}/budgets"
+    owner.post(page, {"holder": "organization:", "period": "day", "usd": "9"})
+    owner.post(page, {"holder": "tag", "tag": "web", "period": "day", "usd": "9"})
+    text = owner.get(page).text
+    assert "Toda la organización" in text
+    assert "Etiqueta web" in text
+    subjects = AuditEvent.objects.filter(action="budget.set").order_by("pk")
+    assert [event.subject for event in subjects] == ["Whole organization", "Tag web"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"holder": "tag", "tag": ""}, "Write it here."),
+        ({"holder": "tag", "tag": "  "}, "Write it here."),
+        ({"holder": "tag", "tag": "x" * 41}, "at most 40 characters"),
+        ({"holder": "tag", "tag": "a\0b"}, "Null characters are not allowed."),
+        ({"holder": "organization:", "tag": "web"}, "Choose “written below”, or leave this empty."),
+        ({"tag": "web"}, "Choose “written below”, or leave this empty."),
+        ({"holder": "tag:unknown"}, "Select a valid choice"),
+        ({"holder": "organization:x"}, "Select a valid choice"),
+        ({"holder": "organization"}, "Select a valid choice"),
+    ],
+)
+def test_a_budget_of_a_tag_that_cannot_be_is_told(
+    data: dict[str, str], words: str, key: ApiKey, owner: Client
+) -> None:
+    whole = {"holder": f"key:{key.family}", "period": "day", "usd": "1", **data}
+    answer = owner.post(f"{PATH}/budgets", whole)
+    assert answer.status_code == 400
+    assert words in html.unescape(answer.text)
+    assert not Budget.objects.exists()
+
+
+def test_a_budget_of_the_organization_or_a_tag_is_for_those_who_manage_the_billing(
+    acme: Organization, globex: Organization, client: Client
+) -> None:
+    holders = (Holder(scopes.ORGANIZATION), Holder(scopes.TAG, "web"))
+    here = [budgets.set_for(acme.pk, holder, USD, Period.DAY) for holder in holders]
+    there = [budgets.set_for(globex.pk, holder, USD, Period.DAY) for holder in holders]
+    page = f"{PATH}/budgets"
+    new = {"period": "week", "usd": "1", "holder": "tag", "tag": "web"}
+    # An admin has the form, for keys, in which these are no choice.
+    for role, made, changed in (
+        (Role.ADMIN, 400, 403),
+        (Role.DEVELOPER, 403, 403),
+        (Role.VIEWER, 403, 403),
+        (Role.BILLING, 302, 302),
+    ):
+        log_in(client, member_of(acme, role))
+        assert client.post(page, new).status_code == made, role
+        for budget in here:
+            answer = client.post(f"{page}/{budget.pk}", {"usd": "9"})
+            assert answer.status_code == changed, role
+            if changed == 403:
+                assert client.post(f"{page}/{budget.pk}/remove").status_code == 403
+        for budget in there:
+            assert client.post(f"{page}/{budget.pk}", {"usd": "9"}).status_code in (403, 404)
+            assert client.post(f"{page}/{budget.pk}/remove").status_code in (403, 404)
+    limits_here = Budget.objects.filter(organization=acme).order_by("pk")
+    assert [budget.limit_micro for budget in limits_here] == [9 * USD, 9 * USD, USD]
+    assert {budget.limit_micro for budget in Budget.objects.filter(organization=globex)} == {USD}
+    assert Budget.objects.filter(organization=globex).count() == 2
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -1042,7 +1173,7 @@ def test_nobody_elses_key_or_person_gets_a_budget(
     with pytest.raises(limits.NoSuchHolder):
         limits.set_budget(
             acme,
-            Holder(family=theirs.family),
+            Holder(scopes.KEY, theirs.family),
             Period.DAY,
             limit_micro=1,
             limit_images=None,
@@ -1055,7 +1186,7 @@ def test_an_admin_sets_budgets_of_keys_and_of_nobody(
     acme: Organization, key: ApiKey, client: Client
 ) -> None:
     person = member_of(acme, Role.DEVELOPER)
-    members_budget = budgets.set_member_budget(acme, person, USD, Period.DAY)
+    members_budget = budgets.set_for(acme.pk, Holder(scopes.MEMBER, person.pk), USD, Period.DAY)
     log_in(client, member_of(acme, Role.ADMIN))
     page = f"{PATH}/budgets"
     assert person.email not in re.findall(r"<select.*?</select>", client.get(page).text, re.S)[0]
@@ -1078,7 +1209,7 @@ def test_who_has_left_leaves_a_budget_that_can_only_be_removed(
     acme: Organization, owner: Client
 ) -> None:
     person = member_of(acme, Role.DEVELOPER)
-    budget = budgets.set_member_budget(acme, person, USD, Period.DAY)
+    budget = budgets.set_for(acme.pk, Holder(scopes.MEMBER, person.pk), USD, Period.DAY)
     acme.memberships.filter(user=person).delete()
     owner.post(f"{PATH}/budgets/{budget.pk}", {"usd": "5"})
     assert "It can only be removed." in owner.get(f"{PATH}/budgets").text
@@ -1210,6 +1341,22 @@ def test_who_is_told(acme: Organization, owner: Client) -> None:
     for role, email in people.items():
         assert (email in text) is (role in READERS), role
     assert gone.email not in text
+
+
+def test_an_alert_names_the_budget_also_after_it_was_removed(
+    acme: Organization, key: ApiKey, owner: Client
+) -> None:
+    for holder in (Holder(scopes.ORGANIZATION), Holder(scopes.TAG, "web")):
+        budgets.set_for(acme.pk, holder, None, Period.DAY, limit_images=2)
+    make_request(key, timezone.now(), tags=["web"])
+    assert raising.scan(now=timezone.now()) == 2
+    for removed in (False, True):
+        if removed:
+            for budget in Budget.objects.all():
+                assert budgets.remove(budget)
+        text = text_of(owner.get(f"{PATH}/alerts").text)
+        for whose in ("the whole organization", "the tag web"):
+            assert text.count(f"50 % of the budget of {whose} for the day is used.") == 1
 
 
 def test_what_was_told_is_shown_with_what_became_of_it(

@@ -42,8 +42,8 @@ from billing.models import (
 from billing.spending import ledger
 from billing.stripe import standing
 from geekhub.staff.site import PAGES, site
-from geekhub.work import billing_jobs
-from geekhub.work.image_jobs import current
+from geekhub.work.due import run_due
+from geekhub.work.jobs import current
 from images.catalog.rows import CATALOG
 from images.models import Generation
 from images.usage import platform
@@ -102,7 +102,7 @@ def difference(acme: Organization) -> Difference:
 def rows(acme: Organization, key: ApiKey, difference: Difference) -> dict[str, Any]:
     """One of everything that has a page, by the name of its model."""
     request = make_request(key, timezone.now(), prompt="a secret recipe", pictures=True)
-    version = PriceVersion.objects.filter(model=FLUX).get()
+    version = PriceVersion.objects.filter(sku=FLUX).get()
     invoice = Invoice.objects.create(
         stripe_id="in_1", organization=acme, number="ACME-1", status="open", currency="usd",
         period_start=NOW, period_end=NOW, subtotal_cents=500, tax_cents=0, total_cents=500,
@@ -655,7 +655,7 @@ def test_a_kind_of_comparison_that_no_page_knows_cannot_be_written(db: None) -> 
 def test_the_worker_s_health_is_told(client: Client, acme: Organization) -> None:
     log_in(client, staff())
     assert "late" in client.get("/staff/").text
-    billing_jobs.run_due(current(), now=timezone.now())
+    run_due(current(), now=timezone.now())
     assert ">late<" not in client.get("/staff/").text
     JobRun.objects.filter(name="accounts moved").update(
         started_at=timezone.now() - timedelta(minutes=13)

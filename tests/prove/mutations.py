@@ -144,12 +144,7 @@ MUTATIONS = (
         "h",
         "a member's budget counts the member's keys in other organizations",
         "billing/spending/budgets.py",
-        (
-            (
-                "scope |= Q(organization_id=organization_id, member_id=member_id)",
-                "scope |= Q(member_id=member_id)",
-            ),
-        ),
+        (("filter(arms, organization_id=key.organization_id)", "filter(arms)"),),
         "tests/billing/test_holds.py"
         "::test_a_members_budget_counts_the_keys_of_its_organization_only",
     ),

@@ -6,6 +6,7 @@ from django.utils import timezone
 from billing.spending import prices
 from billing.stripe import catalog, client
 from images.catalog.rows import CATALOG
+from images.catalog.skus import price_list, sku_of
 
 
 class Command(BaseCommand):
@@ -19,14 +20,14 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="print, change nothing")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        wanted = {model.id: model.price_micro for model in CATALOG.values()}
+        wanted = price_list()
         catalog.check_mode()
         if options["dry_run"]:
             connected = client.is_connected()
             plan = catalog.pending if connected else catalog.price_changes
             changes = plan(wanted)
         elif client.is_connected():
-            names = {model.id: model.name for model in CATALOG.values()}
+            names = {sku_of(model): model.name for model in CATALOG.values()}
             stripe = client.connect()
             changes = catalog.sync(stripe, wanted, now=timezone.now(), names=names)
         else:

@@ -77,7 +77,7 @@ def join_errors(apps, editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0010_names_for_staff")]
+    dependencies = [("billing", "0012_budget_scopes")]
     operations = [
         # Off while rows are filled. On SQLite it would be lost anyway: each new column makes a
         # new table there.
