@@ -5,8 +5,6 @@ its idempotency key; an answered 5xx gets a new one, since Stripe replays what i
 """
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +14,7 @@ from django.utils import timezone
 from accounts.models import Organization
 from billing.models import OperationState, StripeOperation
 from billing.stripe.client import Stripe, StripeBusy, StripeFailure, StripeRefused, StripeUnknown
+from billing.stripe.writes import KINDS
 from geekhub.lib.outbox import Outbox
 
 OUTBOX = Outbox(
@@ -25,17 +24,6 @@ OUTBOX = Outbox(
     first_pause=timedelta(seconds=30),
     longest_pause=timedelta(hours=1),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How one kind of write is found again, and how it is made; both return the Stripe id."""
-
-    find: Callable[[Stripe, StripeOperation], str | None]
-    make: Callable[[Stripe, StripeOperation, str], str]
-
-
-KINDS: dict[str, Kind] = {}
 
 
 def plan(

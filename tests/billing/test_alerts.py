@@ -29,6 +29,7 @@ from billing.models import (
     scopes,
 )
 from billing.models.scopes import Holder
+from billing.pages.words import ALERTS
 from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
@@ -189,6 +190,15 @@ def acme(db: None) -> Organization:
 def send(organization: Organization, kind: str = "resumed", **details: Any) -> None:
     assert raising.raise_alert(organization, kind, f"{kind}:{organization.pk}", **details)
     assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
+
+
+def test_every_kind_that_is_raised_has_its_words_and_no_other() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "billing").rglob("*.py"))
+    raised = re.findall(r"(?:raise_alert|_Alert)\(\s*[\w.]+,\s*\"([a-z_]+)\"", code)
+    assert sorted(set(raised)) == sorted(ALERTS)
+    # The mail of each; the others are of keys and invitations.
+    mails = {path.stem for path in (ROOT / "templates" / "emails").glob("*.txt")}
+    assert set(ALERTS) == mails - {"footer", "invitation", "key_paused"}
 
 
 def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> None:
