@@ -39,11 +39,10 @@ from billing.models import (
 from billing.models.prices import SHARED_SKU
 from billing.stripe import cards, credits, operations
 from billing.stripe.client import Stripe, StripeFailure, StripeRefused, StripeUnknown, plain
-from billing.stripe.operations import KINDS, Kind
+from billing.stripe.writes import ENDED
 from geekhub.lib.moments import from_epoch
 
 RUNNING = ("active", "trialing", "past_due")
-ENDED = ("canceled", "incomplete_expired")
 # What can still change the credit or the debt that Stripe knows of.
 MONEY_KINDS = ("credit_grant", "invoice_item", "credit_note")
 
@@ -322,32 +321,6 @@ def _reopen(operation: StripeOperation) -> None:
     refused = StripeOperation.objects.filter(pk=operation.pk, state=OperationState.FAILED)
     if refused.update(state=OperationState.PENDING, idempotency_key=uuid.uuid4()):
         operation.refresh_from_db()
-
-
-def _find_item(stripe: Stripe, operation: StripeOperation) -> str | None:
-    wanted = operation.parameters
-    rows = stripe.each(stripe.v1.subscription_items.list, subscription=wanted["subscription"])
-    return next((str(row.id) for row in rows if row.price.id == wanted["price"]), None)
-
-
-def _make_item(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    made = stripe.call(stripe.v1.subscription_items.create, operation.parameters, key=key)
-    return made.id
-
-
-def _find_cancelled(stripe: Stripe, operation: StripeOperation) -> str | None:
-    name = operation.parameters["subscription"]
-    found = stripe.call(stripe.v1.subscriptions.retrieve, name)
-    return name if found.status in ENDED else None
-
-
-def _make_cancelled(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    name = operation.parameters["subscription"]
-    return stripe.call(stripe.v1.subscriptions.cancel, name, key=key).id
-
-
-KINDS["item"] = Kind(find=_find_item, make=_make_item)
-KINDS["cancel"] = Kind(find=_find_cancelled, make=_make_cancelled)
 
 
 # --- From when on usage is metered ------------------------------------------------------------
