@@ -123,8 +123,8 @@ class EndpointView(APIView):
             answer = await call.hop(function, *self.args, **self.kwargs)
         return answer
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
+    def check_permissions(self, request: Request) -> None:
+        super().check_permissions(request)
         call = cast(Call, request)
         authentication.note_good(call.raw)
         call.raw.log |= {"organization": str(call.key.organization_id), "key": call.key.prefix}

@@ -20,8 +20,8 @@ class PlaceForUpload(BaseThrottle):
 
     def allow_request(self, request: Request, view: APIView) -> bool:
         call = cast(Call, request)
-        deadlines = 2 if call.sent.retry else 1
-        call.place.take(call.key, lease(seconds_before=uploads.BODY_SECONDS, deadlines=deadlines))
+        longest = lease(seconds_before=uploads.BODY_SECONDS, deadlines=call.sent.deadlines)
+        call.place.take(call.key, longest)
         return True
 
 

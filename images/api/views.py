@@ -97,18 +97,18 @@ async def _delivered(call: Call, finished: Finished, headers: dict[str, str]) ->
 @endpoint("GET")
 def models(call: Call) -> Response:
     """GET /v1/models"""
-    rows = _models(call.gateway, call.key, routing.listing())
+    rows = described(call.gateway, call.key, routing.listing())
     return Response({"object": "list", "data": rows})
 
 
 @endpoint("GET")
 def model(call: Call, model_id: str) -> Response:
     """GET /v1/models/{id}"""
-    (row,) = _models(call.gateway, call.key, [routing.find(model_id)])
+    (row,) = described(call.gateway, call.key, [routing.find(model_id)])
     return Response(row)
 
 
-def _models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
+def described(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
     """Return rows of the catalogue with what they cost the key's organization now."""
     quotes = gateway.prices.offered(map(sku_of, rows), key.organization_id)
     return [answers.model(row, gateway, key, quotes.get(sku_of(row))) for row in rows]

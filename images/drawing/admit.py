@@ -61,8 +61,7 @@ def admit(
     The place is the caller's to give back, whatever comes of it.
     """
     guardrails.check_paused(key)
-    # A retry may wait for the deadline of another request before its own begins.
-    place.take(key, lease(deadlines=2 if sent.retry else 1))
+    place.take(key, lease(deadlines=sent.deadlines))
     # Waiting for the database is part of the request's time.
     clock = Clock()
     if same := repeats.earlier(key, request, sent):

@@ -88,6 +88,11 @@ class Sent:
         return self.idempotency_key is not None or bool(self.retry)
 
     @property
+    def deadlines(self) -> int:
+        """Return how many may pass: a retry may wait for that of another request before its own."""
+        return 2 if self.retry else 1
+
+    @property
     def unnamed_retry(self) -> bool:
         """Return whether nothing but its body tells what it repeats."""
         return self.idempotency_key is None and bool(self.retry)
