@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.contenttypes.management import create_contenttypes
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -20,6 +21,7 @@ from billing.stripe.client import Stripe
 from geekhub.server import Door
 from images.catalog.rows import CATALOG
 from images.catalog.skus import sku_of
+from tests import services
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -169,6 +171,19 @@ def stripe_account(_stripe_account: StripeEmulator, settings: Settings) -> Itera
 def stripe(stripe_account: StripeEmulator) -> Stripe:
     """Our connection to that account."""
     return stripe_client.connect()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The Redis of this run, or one of our own."""
+    if django_settings.REDIS_URL:
+        yield django_settings.REDIS_URL
+        return
+    try:
+        with services.redis() as url:
+            yield url
+    except services.Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture(autouse=True)

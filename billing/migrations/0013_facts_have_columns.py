@@ -5,7 +5,7 @@ from importlib import import_module
 import django.db.models.deletion
 from django.db import migrations, models
 from django.db.models import F, IntegerField, OuterRef, Q, Subquery
-from django.db.models.functions import Cast, Concat, Left, Length, Substr
+from django.db.models.functions import Cast, Concat, Left, Length, Now, Substr
 
 trigger = import_module("billing.migrations.0002_ledger_is_append_only")
 # "use:", the UUID of the hold, ":", and from here on the number of the first unit.
@@ -162,4 +162,14 @@ class Migration(migrations.Migration):
         ),
         migrations.RunPython(part_errors, join_errors),
         migrations.RemoveField(model_name="notification", name="last_error"),
+        migrations.AlterField(
+            model_name="notification",
+            name="attempts",
+            field=models.PositiveIntegerField(default=0, verbose_name="attempts"),
+        ),
+        migrations.AlterField(
+            model_name="notification",
+            name="next_at",
+            field=models.DateTimeField(db_default=Now(), verbose_name="next attempt"),
+        ),
     ]

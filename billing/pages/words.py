@@ -1,6 +1,6 @@
 """What stands in an account, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -144,31 +144,62 @@ class MovementRow:
 # --- Alerts ---------------------------------------------------------------------------------------
 
 
+type Told = dict[str, Any]
+
+
+def _budget(told: Told, budget: Called | None) -> str:
+    period = PERIODS.get(told["period"], told["period"])
+    whose = told.get("member") or (budget or scopes.called_in(told)).phrase
+    text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
+    return text % {"percent": told["percent"], "whose": whose, "period": period}
+
+
+def _low_balance(told: Told, budget: Called | None) -> str:
+    text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
+    return text % {"left": told["available_usd"], "below": told["below_usd"]}
+
+
+def _recharge_failed(told: Told, budget: Called | None) -> str:
+    text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
+    return text % {"usd": told["amount_usd"], "why": told["reason"]}
+
+
+def _payment_failed(told: Told, budget: Called | None) -> str:
+    return _now("Invoice %(number)s could not be collected.") % {"number": told["invoice"]}
+
+
+def _suspended(told: Told, budget: Called | None) -> str:
+    return _now("The organization was suspended.")
+
+
+def _resumed(told: Told, budget: Called | None) -> str:
+    return _now("The organization was resumed.")
+
+
+def _test(told: Told, budget: Called | None) -> str:
+    return _now("A test that %(by)s asked for.") % {"by": told["by"]}
+
+
+# Every kind of alert, and what it says on the page; what it says by e-mail is the template of that
+# name in `templates/emails`.
+ALERTS: Mapping[str, Callable[[Told, Called | None], str]] = {
+    "budget": _budget,
+    "low_balance": _low_balance,
+    "recharge_failed": _recharge_failed,
+    "payment_failed": _payment_failed,
+    "suspended": _suspended,
+    "resumed": _resumed,
+    "test": _test,
+}
+
+
 def alert(row: Notification, budget: Called | None) -> str:
-    """Return what an alert says, in a sentence; `budget` is the one it is about, unless removed."""
-    told: dict[str, Any] = row.details
-    match row.kind:
-        case "budget":
-            period = PERIODS.get(told["period"], told["period"])
-            whose = told.get("member") or (budget or scopes.called_in(told)).phrase
-            text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
-            return text % {"percent": told["percent"], "whose": whose, "period": period}
-        case "low_balance":
-            text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
-            return text % {"left": told["available_usd"], "below": told["below_usd"]}
-        case "recharge_failed":
-            text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
-            return text % {"usd": told["amount_usd"], "why": told["reason"]}
-        case "payment_failed":
-            text = _now("Invoice %(number)s could not be collected.")
-            return text % {"number": told["invoice"]}
-        case "suspended":
-            return _now("The organization was suspended.")
-        case "resumed":
-            return _now("The organization was resumed.")
-        case "test":
-            return _now("A test that %(by)s asked for.") % {"by": told["by"]}
-    return row.kind
+    """Return what an alert says, in a sentence; `budget` is the one it is about, unless removed.
+
+    One that a newer version raised is called by its kind.
+    """
+    words = ALERTS.get(row.kind)
+    return row.kind if words is None else words(row.details, budget)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ planned in its transaction; where it is not yet, the opening grant of the subscr
 """
 
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Exists, F, OuterRef, Q, QuerySet
@@ -25,16 +25,14 @@ from billing.models import (
 )
 from billing.spending import ledger
 from billing.stripe import cards, credits, customers, operations
-from billing.stripe.client import Stripe, StripeFailure, StripeRefused, plain
-from billing.stripe.operations import KINDS, Kind
+from billing.stripe.client import Stripe, StripeFailure, plain
+from billing.stripe.writes import AUTOMATIC, BY_OWNER, Recharge
 from geekhub.lib import money
 from geekhub.lib.money import MICRO_PER_CENT
 
 MINIMUM_MICRO = 5_000_000
 MAXIMUM_MICRO = 10_000_000_000
 
-# What our PaymentIntents and sessions say they are for.
-BY_OWNER, AUTOMATIC = "recharge", "automatic_recharge"
 # A payment that will come to nothing any more without a person.
 ENDED = frozenset({"requires_payment_method", "requires_action", "canceled"})
 
@@ -43,15 +41,6 @@ ENDED = frozenset({"requires_payment_method", "requires_action", "canceled"})
 CREDITED = Exists(LedgerEntry.objects.filter(~Q(payment_id=""), payment_id=OuterRef("result")))
 TOLD = Exists(Notification.objects.filter(operation=OuterRef("pk")))
 UNDER_WAY = ~CREDITED & ~TOLD & ~Q(state=OperationState.DONE, result="")
-
-
-class Recharge(TypedDict):
-    """The parameters of an automatic recharge; `day` is the UTC day whose cap it counts against."""
-
-    customer: str
-    card: str
-    micro: int
-    day: str
 
 
 class RechargeRefused(ValueError):
@@ -369,54 +358,3 @@ def _check_amount(micro: int) -> None:
         raise RechargeRefused(f"A recharge is between ${least} and ${most}.")
     if micro % MICRO_PER_CENT:
         raise RechargeRefused("A recharge is a whole number of cents.")
-
-
-def _find(stripe: Stripe, operation: StripeOperation) -> str | None:
-    customer = {"customer": operation.parameters["customer"]}
-    for intent in stripe.each(stripe.v1.payment_intents.list, **customer):
-        if plain(intent)["metadata"].get("operation") == operation.key:
-            return str(intent.id)
-    return None
-
-
-def _make(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    """Return the PaymentIntent, paid or declined: its status tells which, when it is settled.
-
-    Nothing is made, and nothing returned, when the owner has ended automatic recharges since.
-    """
-    wanted = operation.parameters
-    asked = BillingAccount.objects.filter(
-        ~Q(status=AccountStatus.SUSPENDED), ~Q(recharge_below_micro=None)
-    )
-    if not asked.filter(pk=operation.organization_id).exists():
-        return ""
-    try:
-        made = stripe.call(
-            stripe.v1.payment_intents.create,
-            {
-                "amount": wanted["micro"] // MICRO_PER_CENT,
-                "currency": "usd",
-                "customer": wanted["customer"],
-                "payment_method": wanted["card"],
-                "off_session": True,
-                "confirm": True,
-                "description": "Geek Hub balance, automatic recharge",
-                "metadata": {
-                    "organization": str(operation.organization_id),
-                    "operation": operation.key,
-                    "micro": str(wanted["micro"]),
-                    "kind": AUTOMATIC,
-                },
-            },
-            key=key,
-        )
-    except StripeRefused as refusal:
-        # 402: the bank said no, and the PaymentIntent stands there unpaid.
-        found = _find(stripe, operation) if refusal.status == 402 else None
-        if found is None:
-            raise
-        return found
-    return str(made.id)
-
-
-KINDS["recharge"] = Kind(find=_find, make=_make)

@@ -17,7 +17,7 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, Role, User
 from billing.alerts import delivery, endpoints, raising
-from billing.alerts.delivery import LEASE
+from billing.alerts.delivery import OUTBOX
 from billing.alerts.endpoints import EndpointRefused
 from billing.models import (
     AlertEndpoint,
@@ -29,6 +29,7 @@ from billing.models import (
     scopes,
 )
 from billing.models.scopes import Holder
+from billing.pages.words import ALERTS
 from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
@@ -189,6 +190,15 @@ def acme(db: None) -> Organization:
 def send(organization: Organization, kind: str = "resumed", **details: Any) -> None:
     assert raising.raise_alert(organization, kind, f"{kind}:{organization.pk}", **details)
     assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
+
+
+def test_every_kind_that_is_raised_has_its_words_and_no_other() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "billing").rglob("*.py"))
+    raised = re.findall(r"(?:raise_alert|_Alert)\(\s*[\w.]+,\s*\"([a-z_]+)\"", code)
+    assert sorted(set(raised)) == sorted(ALERTS)
+    # The mail of each; the others are of keys and invitations.
+    mails = {path.stem for path in (ROOT / "templates" / "emails").glob("*.txt")}
+    assert set(ALERTS) == mails - {"footer", "invitation", "key_paused"}
 
 
 def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> None:
@@ -456,9 +466,9 @@ def test_what_a_dead_worker_had_claimed_is_done_by_another(
     raising.raise_alert(acme, "resumed", "r")
     now = timezone.now() + MINUTE
     # It was killed after the e-mail's mark and before the POST.
-    Notification.objects.update(attempts=1, next_at=now + LEASE, emailed_at=now)
-    assert delivery.deliver_due(now=now + LEASE - timedelta(seconds=1)) == 0
-    assert delivery.deliver_due(now=now + LEASE) == 1
+    Notification.objects.update(attempts=1, next_at=now + OUTBOX.lease, emailed_at=now)
+    assert delivery.deliver_due(now=now + OUTBOX.lease - timedelta(seconds=1)) == 0
+    assert delivery.deliver_due(now=now + OUTBOX.lease) == 1
     assert (len(mail.outbox), len(receiver.got)) == (0, 1)
 
 
