@@ -63,9 +63,11 @@ def live(organization: Organization) -> Subscription | None:
 def sold() -> list[PriceVersion]:
     """Return what a new subscription has items for: the newest active version of each sku.
 
-    The shared one too, and none that is counted in its units.
+    None that is counted in the shared one's units, and that one first: if not all have room, it
+    bills the most skus.
     """
-    return [version for version in _quoted().values() if version.stripe_price]
+    billed = [version for version in _quoted().values() if version.stripe_price]
+    return sorted(billed, key=lambda version: version.sku != SHARED_SKU)
 
 
 def mirror(stripe: Stripe, stripe_id: str, *, now: datetime) -> Subscription | None:

@@ -335,8 +335,11 @@ def test_the_twenty_first_item_waits_for_room(
     stripe.v1.subscription_items.delete(copy.items[newest("m/model0").stripe_price][0])
     subscriptions.mirror(stripe, copy.stripe_id, now=now_of(stripe_account))
     subscriptions.repair(stripe, now_of(stripe_account) + LATER)
-    # The oldest that is missing comes first: here it is what a person took away.
-    assert PriceException.objects.get().sku == "m/one-more"
+    # The shared item comes first, before what a person took away.
+    assert PriceException.objects.get().sku == "m/model0"
+    newcomer = subscribe(stripe, stripe_account, KeyFactory().row)
+    assert len(newcomer.items) == 20
+    assert newest("shared").stripe_price in newcomer.items
 
 
 def test_a_subscription_that_begins_while_a_price_is_made_gets_its_item_later(

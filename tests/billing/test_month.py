@@ -359,7 +359,7 @@ def test_sixty_skus_and_three_price_changes_are_billed_exactly(world: World) -> 
     give_requests()
     call_command("reconcile")  # exits 1 if there were any
     assert lines["shared v1"] == 3
-    print(f"sixty skus: {LedgerEntry.objects.count()} ledger rows, {lines.total()} lines")
+    print(f"month of sixty skus: {LedgerEntry.objects.count()} ledger rows, {lines.total()} lines")
 
 
 def _lines_are_the_ledger_by_sku(world: World) -> Counter[str]:

@@ -21,6 +21,7 @@ LEFT_OUT = shutil.ignore_patterns(
 FREEZE, SEND, SINK = (f"billing/metering/{name}.py" for name in ("freeze", "send", "sink"))
 CHARGE, STORY = "images/drawing/charge.py", "images/drawing/story.py"
 HOLDS, BROKEN = "billing/spending/holds.py", "tests/api/test_broken_database.py"
+SHARING = "tests/billing/test_sharing.py"
 RESENT = "test_an_unknown_outcome_keeps_its_lane_and_is_resent_as_it_was"
 COUNTS = re.compile(r"^(?:sqlite|postgresql) +(?P<counts>.* in \d+ s)$", re.MULTILINE)
 
@@ -237,6 +238,27 @@ MUTATIONS = (
         "tests/billing/test_races.py"
         "::test_a_request_that_comes_again_while_its_hold_is_settled_waits_in_no_circle",
         "postgresql",
+    ),
+    Mutation(
+        "p",
+        "the shared item counts units of what is sold, and not their money",
+        FREEZE,
+        (("-entry.amount_micro // SHARED_UNIT_MICRO\n", "entry.quantity\n"),),
+        f"{SHARING}::test_one_event_has_the_money_of_all_that_share",
+    ),
+    Mutation(
+        "q",
+        "no place is kept for the shared item",
+        "billing/stripe/sharing.py",
+        (("settings.STRIPE_SUBSCRIPTION_ITEMS - 1:", "settings.STRIPE_SUBSCRIPTION_ITEMS:"),),
+        f"{SHARING}::test_a_price_has_an_item_of_its_own_while_there_is_room",
+    ),
+    Mutation(
+        "r",
+        "a price is quoted before the shared item that counts it is on the subscriptions",
+        "billing/stripe/catalog.py",
+        (("if counter != version and counter.state == PriceState.DRAFT:", "if False:"),),
+        f"{SHARING}::test_a_lost_call_for_the_shared_item_is_made_up_for",
     ),
 )
 
