@@ -58,6 +58,7 @@ def main(rows: int) -> int:
     from billing.models import LedgerEntry
     from billing.spending import prices
     from images.catalog.rows import CATALOG
+    from images.catalog.skus import price_list
     from tests.billing.metered import sell
     from tests.emulators.stripe import StripeEmulator
 
@@ -67,7 +68,7 @@ def main(rows: int) -> int:
         return 2
     now = timezone.now()
     with StripeEmulator(now=now - timedelta(hours=HOURS + 1)) as emulator:
-        prices.publish({model.id: model.price_micro for model in CATALOG.values()})
+        prices.publish(price_list())
         metered = sell(emulator)
         keys = [metered.customer() for _ in range(ORGANIZATIONS)]
         _use(rows, keys, now)
@@ -129,7 +130,7 @@ def _use(rows: int, keys: list["ApiKey"], now: datetime) -> None:
                 kind=EntryKind.CONSUMPTION,
                 amount_micro=-version.unit_micro,
                 price_version=version,
-                model=version.model,
+                sku=version.sku,
                 quantity=1,
                 hold=hold,
                 api_key=key,

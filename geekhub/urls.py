@@ -7,7 +7,7 @@ from django.views.generic import RedirectView
 from django.views.i18n import set_language
 
 from billing.stripe import webhook
-from geekhub import errors, health, metrics
+from geekhub import errors, health, metrics, openapi
 from geekhub.staff import site
 from images.pages import local_pictures as images
 
@@ -16,6 +16,7 @@ urlpatterns = [
     path("health", health.health),
     path("ready", health.ready),
     path("metrics", metrics.metrics),
+    path("openapi.json", openapi.document),
     path("login", account.login, name="login"),
     path("logout", account.logout, name="logout"),
     path(

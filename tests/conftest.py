@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.contenttypes.management import create_contenttypes
 from django.contrib.contenttypes.models import ContentType
 from django.core.cache import cache
@@ -19,6 +20,8 @@ from billing.stripe import client as stripe_client
 from billing.stripe.client import Stripe
 from geekhub.server import Door
 from images.catalog.rows import CATALOG
+from images.catalog.skus import sku_of
+from tests import services
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
 from tests.emulators.google import GoogleEmulator
@@ -37,8 +40,8 @@ ONCE = {
     "tests/test_emulators/": "sqlite",
     "tests/test_clients/": "sqlite",
 }
-# Walks over all pages, and requests whose providers fail. They do use the database, but no query
-# that other tests do not try on both.
+# Walks over all pages, stores, and requests whose providers fail. They do use the database, but
+# with no query that other tests do not try on both.
 EITHER = {
     "tests/pages/test_walk.py": "postgresql",
     "tests/pages/test_addresses.py": "postgresql",
@@ -47,6 +50,10 @@ EITHER = {
     "tests/pages/test_translations.py": "postgresql",
     "tests/pages/test_audit.py": "postgresql",
     "tests/pages/test_people.py": "postgresql",
+    "tests/images/test_storage": "postgresql",
+    "tests/api/test_dalle.py": "postgresql",
+    "tests/pages/test_playground.py": "sqlite",
+    "tests/api/test_pixels.py": "sqlite",
     "tests/gateway/": "sqlite",
     "tests/api/test_bodies.py": "sqlite",
     "tests/api/test_edits.py": "sqlite",
@@ -166,6 +173,19 @@ def stripe(stripe_account: StripeEmulator) -> Stripe:
     return stripe_client.connect()
 
 
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The Redis of this run, or one of our own."""
+    if django_settings.REDIS_URL:
+        yield django_settings.REDIS_URL
+        return
+    try:
+        with services.redis() as url:
+            yield url
+    except services.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture(autouse=True)
 def _cheap_passwords(settings: Settings) -> None:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
@@ -196,7 +216,7 @@ def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""
     PriceVersion.objects.bulk_create(
         PriceVersion(
-            model=model.id, version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
+            sku=sku_of(model), version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
         )
         for model in CATALOG.values()
     )

@@ -232,7 +232,7 @@ def test_the_catalogues_prices_are_published_once(db: None) -> None:
     assert len(lines) == len(CATALOG)
     assert "openai/gpt-image-1: new -> 0.19 USD per image" in lines
     assert "fal/sd-3.5-large: new -> 0.065 USD per image" in lines
-    published = {version.model: version.unit_micro for version in PriceVersion.objects.all()}
+    published = {version.sku: version.unit_micro for version in PriceVersion.objects.all()}
     assert published == {model.id: model.price_micro for model in CATALOG.values()}
     assert run("sync_catalog") == run("sync_catalog", "--dry-run") == ""
 
@@ -242,7 +242,7 @@ def test_only_a_changed_price_is_published_and_told(db: None) -> None:
     prices.publish({"openai/dall-e-3": 50_000})
     line = "openai/dall-e-3: 0.05 -> 0.04 USD per image\n"
     assert run("sync_catalog", "--dry-run") == run("sync_catalog") == line
-    assert PriceVersion.objects.filter(model="openai/dall-e-3").count() == 3
+    assert PriceVersion.objects.filter(sku="openai/dall-e-3").count() == 3
     assert PriceVersion.objects.count() == len(CATALOG) + 2
 
 
@@ -293,9 +293,9 @@ def test_usage_since_a_day_includes_that_day_in_utc(acme: Organization) -> None:
             entry_key=f"use:{number}",
             amount_micro=-40_000 * (number + 1),
             quantity=number + 1,
-            model="a/cheap",
+            sku="a/cheap",
             hold=authorize(key),
-            price_version=PriceVersion.objects.get(model="a/cheap"),
+            price_version=PriceVersion.objects.get(sku="a/cheap"),
             created_at=moment,
         )
 

@@ -14,14 +14,22 @@ from django.utils import translation
 
 from accounts.models import Role
 from billing.alerts.endpoints import POST_SECONDS, SIGNATURE, client_for, sign
-from billing.models import AlertEndpoint, Notification
+from billing.models import AlertEndpoint, Notification, scopes
+from geekhub.lib.outbox import Outbox
 
 log = logging.getLogger("geekhub.billing")
 READERS = (Role.OWNER, Role.ADMIN, Role.BILLING)
-# A round is done long before its rows could be taken for a dead process's.
-BATCH, LEASE = 20, timedelta(minutes=10)
-# 1, 2, 4 … minutes, then every four hours: fourteen tries take a day.
-FIRST_PAUSE, LONGEST_PAUSE, TRIES = timedelta(minutes=1), timedelta(hours=4), 14
+BATCH = 20
+OUTBOX = Outbox(
+    Notification,
+    waiting=Q(settled_at=None),
+    # A round is done long before its rows could be taken for a dead process's.
+    lease=timedelta(minutes=10),
+    # 1, 2, 4 … minutes, then every four hours: fourteen tries take a day.
+    first_pause=timedelta(minutes=1),
+    longest_pause=timedelta(hours=4),
+    tries=14,
+)
 
 
 def deliver_due(*, now: datetime) -> int:
@@ -30,28 +38,20 @@ def deliver_due(*, now: datetime) -> int:
     What could not be sent is tried again for about a day, with longer and longer pauses, and
     then given up with its error written down.
     """
-    due = Notification.objects.filter(settled_at=None, next_at__lte=now)
-    due = due.select_related("organization__alert_endpoint").order_by("next_at", "pk")
-    mine = [row for row in due[:BATCH] if _claim(row, now)]
-    problems = {row.pk: [_mail(row, now)] for row in mine}
-    for row, problem in _post(mine, now):
-        problems[row.pk].append(problem)
-    return sum(_settle(row, "; ".join(filter(None, problems[row.pk])), now) for row in mine)
+    due = OUTBOX.due(now).select_related("organization__alert_endpoint")
+    mine = [row for row in due[:BATCH] if OUTBOX.claim(row, now)]
+    not_mailed = {row.pk: _mail(row, now) for row in mine}
+    not_posted = {row.pk: problem for row, problem in _post(mine, now)}
+    return sum(_settle(row, not_mailed[row.pk], not_posted.get(row.pk, ""), now) for row in mine)
 
 
-def _claim(row: Notification, now: datetime) -> bool:
-    mine = Notification.objects.filter(pk=row.pk, settled_at=None, attempts=row.attempts)
-    row.attempts += 1
-    return bool(mine.update(attempts=row.attempts, next_at=now + LEASE))
-
-
-def _settle(row: Notification, problem: str, now: datetime) -> bool:
-    over = not problem or row.attempts >= TRIES
-    pause = min(FIRST_PAUSE * 2 ** (row.attempts - 1), LONGEST_PAUSE)
-    Notification.objects.filter(pk=row.pk, attempts=row.attempts).update(
-        last_error=problem[:500], next_at=now + pause, settled_at=now if over else None
-    )
-    return over
+def _settle(row: Notification, email_error: str, post_error: str, now: datetime) -> bool:
+    errors = {"email_error": email_error[:500], "post_error": post_error[:500]}
+    if any(errors.values()) and not OUTBOX.is_last(row):
+        OUTBOX.put_off(row, now, **errors)
+        return False
+    OUTBOX.mine(row).update(settled_at=now, **errors)
+    return True
 
 
 def _mail(row: Notification, now: datetime) -> str:
@@ -65,7 +65,7 @@ def _mail(row: Notification, now: datetime) -> str:
     except Exception as error:
         # Whatever it is about this one, the others must not wait for it.
         log.exception("the e-mail of %s was not sent", row.key)
-        return f"e-mail: {type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"
     Notification.objects.filter(pk=row.pk).update(emailed_at=now)
     return ""
 
@@ -82,6 +82,7 @@ def _words(row: Notification) -> tuple[str, str]:
     context = {
         "organization": row.organization,
         "details": row.details,
+        "budget": scopes.mailed(row.details) if row.kind == "budget" else "",
         "public_url": settings.PUBLIC_URL,
     }
     with translation.override(settings.LANGUAGE_CODE):
@@ -126,7 +127,7 @@ async def _send(row: Notification, now: datetime) -> str:
             client_for(endpoint.url)() as client,
             client.stream("POST", endpoint.url, content=body, headers=headers) as answer,
         ):
-            return "" if answer.is_success else f"endpoint: HTTP {answer.status_code}"
+            return "" if answer.is_success else f"HTTP {answer.status_code}"
     except Exception as error:
         # An address is input from outside; no error of one may stop the others.
-        return f"endpoint: {type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}"

@@ -16,6 +16,7 @@ from billing.models import (
     LedgerEntry,
     Notification,
     Period,
+    StripeOperation,
 )
 from billing.spending import prices
 from billing.spending.budgets import period_start
@@ -24,17 +25,25 @@ from geekhub.lib import money
 PERCENTS = (100, 80, 50)
 
 
-def raise_alert(organization: Organization, kind: str, key: str, **details: Any) -> bool:
+def raise_alert(
+    organization: Organization,
+    kind: str,
+    key: str,
+    *,
+    operation: StripeOperation | None = None,
+    **details: Any,
+) -> bool:
     """Write down what the organization is to be told; False when the `key` was told before.
 
-    The details are what JSON can hold. Call it in the transaction that decides; it is delivered
-    by whichever worker comes next.
+    The details are what JSON can hold; `operation` is what failed at Stripe. Call it in the
+    transaction that decides; it is delivered by whichever worker comes next.
     """
     _, new = Notification.objects.get_or_create(
         key=key,
         defaults={
             "organization": organization,
             "kind": kind,
+            "operation": operation,
             "details": details,
             "next_at": timezone.now(),
         },
@@ -130,9 +139,10 @@ def _crossed(
             **told,
             "period": budget.period,
             "since": row.starts_at.isoformat(),
-            "scope": "member" if budget.member else "key",
+            "scope": budget.scope,
             "budget": budget.pk,
             "member": budget.member.email if budget.member else None,
+            **budget.holder.words,
         }
         key = f"budget:{row.pk}:{unit}:{percent}"
         yield _Alert(budget.organization, "budget", key, details, silent=place > 0)

@@ -6,6 +6,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from accounts.models import Organization
+from geekhub.lib.outbox import Attempted
 
 
 class AlertEndpoint(models.Model):
@@ -21,7 +22,7 @@ class AlertEndpoint(models.Model):
         return self.url
 
 
-class Notification(models.Model):
+class Notification(Attempted):
     """One thing an organization is told, once per `key`: by e-mail, and to its endpoint."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -30,14 +31,20 @@ class Notification(models.Model):
     )
     key = models.CharField(max_length=150, unique=True)
     kind = models.CharField(max_length=40)
+    operation = models.ForeignKey(
+        "billing.StripeOperation",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="The write to Stripe whose failure it tells of.",
+    )
     details = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=Now())
     emailed_at = models.DateTimeField(null=True)
     posted_at = models.DateTimeField(null=True)
     settled_at = models.DateTimeField(null=True, help_text="Nothing more will be tried.")
-    attempts = models.PositiveIntegerField(default=0)
-    next_at = models.DateTimeField(db_default=Now())
-    last_error = models.CharField(max_length=500, blank=True)
+    email_error = models.CharField(max_length=500, blank=True)
+    post_error = models.CharField(max_length=500, blank=True)
 
     class Meta:
         indexes = [

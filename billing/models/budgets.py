@@ -1,10 +1,15 @@
 """Budgets, and what was spent in each of their periods."""
 
+from functools import reduce
+from operator import or_
+
 from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from accounts.models import Organization, User
+from accounts.models import MAX_TAG, Organization, User
+from billing.models import scopes
+from billing.models.scopes import Holder, Scope
 
 
 class Period(models.TextChoices):
@@ -16,11 +21,17 @@ class Period(models.TextChoices):
 
 
 class Budget(models.Model):
-    """The most a family of keys, or the keys of a member, may use in a period: USD or images."""
+    """The most that its holder may use in a period: USD, images, or both.
+
+    `scopes` says which holders there are; each budget has the one column that its scope needs.
+    """
 
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="budgets")
+    scope = models.CharField(max_length=12)
     key_family = models.UUIDField(null=True)
     member = models.ForeignKey(User, null=True, on_delete=models.CASCADE, related_name="+")
+    # For scopes that go by a word of the customer's own, such as a tag.
+    word = models.CharField(null=True, max_length=MAX_TAG)
     period = models.CharField(max_length=5, choices=Period)
     limit_micro = models.BigIntegerField(null=True)
     limit_images = models.BigIntegerField(null=True)
@@ -31,11 +42,19 @@ class Budget(models.Model):
             models.UniqueConstraint(
                 fields=["organization", "member", "period"], name="one_budget_per_member"
             ),
-            models.CheckConstraint(
-                condition=Q(key_family=None, member__isnull=False)
-                | Q(key_family__isnull=False, member=None),
-                name="budget_has_one_scope",
+            models.UniqueConstraint(
+                fields=["organization", "scope", "word", "period"], name="one_budget_per_word"
             ),
+            models.UniqueConstraint(
+                fields=["organization", "scope", "period"],
+                condition=Q(key_family=None, member=None, word=None),
+                name="one_budget_per_scope",
+            ),
+            models.CheckConstraint(
+                condition=reduce(or_, (scope.shape for scope in scopes.SCOPES.values())),
+                name="budget_has_its_subject",
+            ),
+            models.CheckConstraint(condition=~Q(word=""), name="budget_word_is_not_empty"),
             models.CheckConstraint(
                 condition=Q(limit_micro__isnull=False) | Q(limit_images__isnull=False),
                 name="budget_has_a_limit",
@@ -48,6 +67,12 @@ class Budget(models.Model):
                 condition=Q(period__in=Period.values), name="budget_period_is_known"
             ),
         ]
+
+    @property
+    def holder(self) -> Holder:
+        """Return whose budget it is."""
+        scope: Scope = scopes.SCOPES[self.scope]
+        return Holder(scope, getattr(self, scope.column) if scope.column else None)
 
     def __str__(self) -> str:
         limits = [

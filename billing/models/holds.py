@@ -45,7 +45,7 @@ class Hold(models.Model):
     amount_micro = models.PositiveBigIntegerField(_("amount, micro-USD"))
     quotes = models.JSONField(
         _("prices quoted"),
-        help_text=_("What each candidate model costs: {model: [price version id, micro-USD]}."),
+        help_text=_("What a unit of each candidate costs: {SKU: [price version id, micro-USD]}."),
     )
     budget_periods = models.JSONField(
         _("budget periods"),
@@ -53,7 +53,7 @@ class Hold(models.Model):
         help_text=_("The budget periods it is held in, by id, in order."),
     )
     captured = models.PositiveIntegerField(
-        _("captured"), default=0, help_text=_("Images charged so far.")
+        _("captured"), default=0, help_text=_("Units charged so far.")
     )
     state = models.CharField(_("state"), max_length=8, choices=HoldState, default=HoldState.HELD)
     owner = models.UUIDField(

@@ -44,8 +44,13 @@ class LedgerEntry(models.Model):
         on_delete=models.PROTECT,
         related_name="+",
     )
-    model = models.CharField(_("model"), max_length=100, blank=True)
+    sku = models.CharField(_("SKU"), max_length=100, blank=True)
     quantity = models.PositiveIntegerField(_("quantity"), default=0)
+    first_unit = models.PositiveIntegerField(
+        _("first unit"),
+        default=0,
+        help_text=_("The number, within its request, of the first of the units it charges."),
+    )
     hold = models.ForeignKey(
         Hold,
         verbose_name=_("hold"),
@@ -62,6 +67,21 @@ class LedgerEntry(models.Model):
         db_index=False,
     )
     request_id = models.CharField(_("request id"), max_length=28, blank=True)
+    payment_id = models.CharField(
+        _("payment id"),
+        max_length=100,
+        blank=True,
+        help_text=_("The PaymentIntent, or the Checkout session without one, that brought it."),
+    )
+    invoice = models.ForeignKey(
+        "billing.Invoice",
+        verbose_name=_("invoice"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        db_index=False,
+        help_text=_("The invoice whose payment it is."),
+    )
     note = models.CharField(_("note"), max_length=200, blank=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now())
 
@@ -84,6 +104,16 @@ class LedgerEntry(models.Model):
                 & Q(amount_micro__gt=0)
                 | Q(kind=EntryKind.ADJUSTMENT) & ~Q(amount_micro=0),
                 name="ledger_sign_follows_kind",
+            ),
+            models.UniqueConstraint(
+                fields=["payment_id"],
+                condition=~Q(payment_id=""),
+                name="one_ledger_entry_per_payment",
+            ),
+            models.UniqueConstraint(
+                fields=["invoice"],
+                condition=Q(invoice__isnull=False),
+                name="one_ledger_entry_per_invoice",
             ),
         ]
         indexes = [

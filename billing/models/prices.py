@@ -1,11 +1,16 @@
 """Prices, each version for ever."""
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import Organization
+
+# What is counted, unless a price says otherwise.
+UNIT = "image"
+# The price that counts money, for those that Stripe does not count in their own units.
+SHARED_SKU, SHARED_UNIT, SHARED_UNIT_MICRO = "shared", "0.0001 USD", 100
 
 
 class PriceState(models.TextChoices):
@@ -17,12 +22,16 @@ class PriceState(models.TextChoices):
 
 
 class PriceVersion(models.Model):
-    """What one delivered image of a model costs, from a moment on; never re-rated.
+    """What one delivered unit of a sku costs, from a moment on; never re-rated.
 
-    With Stripe connected each version has a product, a meter and a price of its own there.
+    What a sku is, and which order is of which, the seller decides: here it is a name.
+
+    With Stripe connected each version has a product, a meter and a price of its own there, unless
+    it is counted in the units of the one shared price, which are money.
     """
 
-    model = models.CharField(_("model"), max_length=100)
+    sku = models.CharField(_("SKU"), max_length=100)
+    unit = models.CharField(_("unit"), max_length=30, default=UNIT)
     version = models.PositiveIntegerField(_("version"))
     unit_micro = models.PositiveBigIntegerField(_("unit price, micro-USD"))
     effective_from = models.DateTimeField(_("effective from"), db_default=Now())
@@ -32,6 +41,17 @@ class PriceVersion(models.Model):
     stripe_product = models.CharField(_("product at Stripe"), max_length=100, blank=True)
     stripe_meter = models.CharField(_("meter at Stripe"), max_length=100, blank=True)
     stripe_price = models.CharField(_("price at Stripe"), max_length=100, blank=True)
+    counted_in = models.ForeignKey(
+        "self",
+        verbose_name=_("counted in"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text=_(
+            "The price in whose units Stripe counts it; empty: in its own. Decided when it is "
+            "published, and never changed."
+        ),
+    )
     livemode = models.BooleanField(
         _("live mode"),
         null=True,
@@ -42,7 +62,7 @@ class PriceVersion(models.Model):
         verbose_name = _("price")
         verbose_name_plural = _("prices")
         constraints = [
-            models.UniqueConstraint(fields=["model", "version"], name="one_price_per_version"),
+            models.UniqueConstraint(fields=["sku", "version"], name="one_price_per_version"),
             models.UniqueConstraint(
                 fields=["stripe_price"],
                 condition=~Q(stripe_price=""),
@@ -56,15 +76,29 @@ class PriceVersion(models.Model):
                 condition=Q(stripe_price="") | Q(livemode__isnull=False),
                 name="stripe_price_has_a_mode",
             ),
+            models.CheckConstraint(
+                condition=Q(counted_in=None) | Q(stripe_price=""),
+                name="stripe_price_counts_itself",
+            ),
+            models.CheckConstraint(
+                condition=Q(counted_in=None)
+                | Q(unit_micro=F("unit_micro") / SHARED_UNIT_MICRO * SHARED_UNIT_MICRO),
+                name="shared_price_counts_whole_units",
+            ),
         ]
 
     def __str__(self) -> str:
-        return f"{self.model} v{self.version}"
+        return f"{self.sku} v{self.version}"
+
+    @property
+    def counter(self) -> "PriceVersion":
+        """The version that Stripe has a meter, a price and items of, for this one's usage."""
+        return self.counted_in or self
 
     @property
     def event_name(self) -> str:
         """The name of its meter's events: `img_flux-1.1-pro_v2`, at most 100 characters."""
-        return f"img_{self.model.rpartition('/')[2]}_v{self.version}"[-100:]
+        return f"img_{self.sku.rpartition('/')[2]}_v{self.version}"[-100:]
 
 
 class PriceException(models.Model):
@@ -74,7 +108,7 @@ class PriceException(models.Model):
     """
 
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="+")
-    model = models.CharField(max_length=100)
+    sku = models.CharField(max_length=100)
     price_version = models.ForeignKey(
         PriceVersion, null=True, on_delete=models.PROTECT, related_name="+"
     )
@@ -82,7 +116,7 @@ class PriceException(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["organization", "model"], name="one_exception_each")
+            models.UniqueConstraint(fields=["organization", "sku"], name="one_exception_each")
         ]
 
     def __str__(self) -> str:

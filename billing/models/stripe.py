@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy as _
 from accounts.models import Organization
 from billing.models.ledger import LedgerEntry
 from billing.models.prices import PriceVersion
+from geekhub.lib.outbox import Attempted
 
 
 class MeterState(models.TextChoices):
@@ -33,7 +34,9 @@ class MeterState(models.TextChoices):
 
 
 class MeterEvent(models.Model):
-    """Delivered images of one organization, price version and UTC hour, frozen for Stripe.
+    """Delivered units of one organization, price version and UTC hour, frozen for Stripe.
+
+    Of the shared price version it has the money of all that are counted in its units.
 
     `identifier`, `quantity` and `timestamp` never change once it may have been sent.
     """
@@ -121,7 +124,7 @@ class OperationState(models.TextChoices):
     FAILED = "failed", _("Failed")
 
 
-class StripeOperation(models.Model):
+class StripeOperation(Attempted):
     """One write to Stripe other than a meter event, done once per `key`."""
 
     key = models.CharField(_("key"), max_length=200, unique=True)
@@ -141,8 +144,6 @@ class StripeOperation(models.Model):
     result = models.CharField(
         _("result"), max_length=100, blank=True, help_text=_("The Stripe id it made.")
     )
-    attempts = models.PositiveIntegerField(_("attempts"), default=0)
-    next_at = models.DateTimeField(_("next attempt"), db_default=Now())
     last_error = models.CharField(_("last error"), max_length=500, blank=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     done_at = models.DateTimeField(_("done at"), null=True)
@@ -167,7 +168,7 @@ class StripeOperation(models.Model):
         return f"{self.key} {self.state}"
 
 
-class StripeEvent(models.Model):
+class StripeEvent(Attempted):
     """An event Stripe delivered: a hint to fetch its object again, never itself the truth."""
 
     id = models.CharField(primary_key=True, max_length=100)
@@ -179,8 +180,6 @@ class StripeEvent(models.Model):
     payload = models.JSONField(_("payload"))
     received_at = models.DateTimeField(_("received at"), db_default=Now())
     processed_at = models.DateTimeField(_("processed at"), null=True)
-    attempts = models.PositiveIntegerField(_("attempts"), default=0)
-    next_at = models.DateTimeField(_("next attempt"), db_default=Now())
     error = models.CharField(_("error"), max_length=500, blank=True)
 
     class Meta:

@@ -58,11 +58,11 @@ def _rows(organization: Organization) -> list[dict[str, Any]]:
     told = Notification.objects.filter(organization=organization).order_by("-created_at", "pk")
     rows = list(told[:LATEST])
     numbers = {row.details.get("budget") for row in rows if row.kind == "budget"}
-    whose = limits.names(Budget.objects.filter(organization=organization, pk__in=numbers))
+    whose = limits.all_called(Budget.objects.filter(organization=organization, pk__in=numbers))
     return [
         {
             "row": row,
-            "text": words.alert(row, whose.get(row.details.get("budget", 0), "")),
+            "text": words.alert(row, whose.get(row.details.get("budget", 0))),
             "delivery": words.delivery(row),
         }
         for row in rows

@@ -1,9 +1,11 @@
-"""The budgets of keys and members: how much of each is used, and what may be changed by whom.
+"""The budgets: how much of each is used, and what may be changed by whom.
 
-Whoever sees the bills sees the budgets. A member's is set by those who manage the billing; a key's
-also by those who manage the keys, who could make one without a budget anyway.
+Whoever sees the bills sees the budgets. They are set by those who manage the billing; a key's also
+by those who manage the keys, who could make one without a budget anyway.
 """
 
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -16,9 +18,10 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from accounts.access import Access, MemberRequest, Permission, denied, member
 from billing.models import Budget, Period
+from billing.models.scopes import SCOPES, Called, Holder, Scope
 from billing.pages.forms import PERIODS, BudgetForm, LimitsForm
 from billing.spending import budgets, limits
-from billing.spending.limits import Holder, NoSuchHolder, Use
+from billing.spending.limits import NoSuchHolder, Use
 
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
@@ -29,7 +32,7 @@ class Row:
     """A budget with what is used of it."""
 
     budget: Budget
-    name: str
+    called: Called
     uses: list[Use]
     ends_at: datetime
     may_change: bool
@@ -40,46 +43,43 @@ class Row:
         return PERIODS[Period(self.budget.period)]
 
 
-def _may(access: Access, *, member: bool) -> bool:
-    """Tell whether the person may change a budget of a member, or of a key."""
-    return access.may(Permission.MANAGE_BILLING) or (
-        not member and access.may(Permission.MANAGE_KEYS)
-    )
+def _settable(access: Access) -> list[Scope]:
+    """Return the scopes of which the person may change budgets."""
+    return [
+        scope
+        for scope in SCOPES.values()
+        if access.may(Permission.MANAGE_BILLING)
+        or (scope.by_key_managers and access.may(Permission.MANAGE_KEYS))
+    ]
 
 
-def _rows(access: Access) -> list[Row]:
-    found = Budget.objects.filter(organization=access.organization).select_related("member")
-    rows, names = list(found), limits.names(found)
-    made = []
-    for budget in rows:
-        _budget, running = budgets.running(budget)
-        made.append(
-            Row(
-                budget=budget,
-                name=names[budget.pk],
-                uses=limits.uses(budget, running),
-                ends_at=limits.ends_at(Period(budget.period), running.starts_at),
-                may_change=_may(access, member=budget.member_id is not None),
-            )
+def rows_of(organization_id: uuid.UUID, settable: Sequence[Scope] = ()) -> list[Row]:
+    """Return an organization's budgets by scope, name and period; those `settable` may change."""
+    found = budgets.running(Budget.objects.filter(organization=organization_id))
+    names = limits.all_called(budget for budget, _running in found)
+    made = [
+        Row(
+            budget=budget,
+            called=names[budget.pk],
+            uses=limits.uses(budget, running),
+            ends_at=limits.ends_at(Period(budget.period), running.starts_at),
+            may_change=names[budget.pk].scope in settable,
         )
-    order = list(Period)
+        for budget, running in found
+    ]
+    kinds, periods = list(SCOPES), list(Period)
     return sorted(
         made,
         key=lambda row: (
-            row.budget.member_id is not None,
-            row.name.lower(),
-            order.index(Period(row.budget.period)),
+            kinds.index(row.budget.scope),
+            row.called.label.lower(),
+            periods.index(Period(row.budget.period)),
         ),
     )
 
 
 def _form(access: Access, data: object = None) -> BudgetForm:
-    return BudgetForm(
-        data,
-        organization=access.organization,
-        keys=_may(access, member=False),
-        members=_may(access, member=True),
-    )
+    return BudgetForm(data, organization=access.organization, settable=_settable(access))
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -89,12 +89,13 @@ def index(request: MemberRequest) -> HttpResponse:
     access = request.access
     form = _form(access, request.POST or None)
     if request.method == "POST":
-        if not _may(access, member=False):
+        if not _settable(access):
             return denied(request, Permission.MANAGE_BILLING)
         if form.is_valid():
             holder, period = form.chosen, Period(form.cleaned_data["period"])
             return _set(request, holder, period, form)
-    context = {"rows": _rows(access), "form": form, "may_add": _may(access, member=False)}
+    rows = rows_of(access.organization.pk, _settable(access))
+    context = {"rows": rows, "form": form, "may_add": bool(_settable(access))}
     status = 400 if form.is_bound else 200
     return render(request, "billing/budgets.html", context, status=status)
 
@@ -122,16 +123,15 @@ def _set(request: MemberRequest, holder: Holder, period: Period, form: LimitsFor
 def change(request: MemberRequest, budget_id: int) -> HttpResponse:
     """Change the limits of a budget."""
     budget = get_object_or_404(Budget, organization=request.access.organization, pk=budget_id)
-    if not _may(request.access, member=budget.member_id is not None):
+    if budget.holder.scope not in _settable(request.access):
         return denied(request, Permission.MANAGE_BILLING)
     initial = {"usd": budget.limit_micro, "images": budget.limit_images}
     form = LimitsForm(request.POST or None, initial=initial)
     if request.method == "POST" and form.is_valid():
-        holder = Holder(budget.key_family, budget.member)
-        return _set(request, holder, Period(budget.period), form)
+        return _set(request, budget.holder, Period(budget.period), form)
     context = {
         "budget": budget,
-        "name": limits.name_of(budget),
+        "name": limits.called(budget).label,
         "period": PERIODS[Period(budget.period)],
         "form": form,
     }
@@ -144,7 +144,7 @@ def change(request: MemberRequest, budget_id: int) -> HttpResponse:
 def remove(request: MemberRequest, budget_id: int) -> HttpResponse:
     """End a budget."""
     budget = get_object_or_404(Budget, organization=request.access.organization, pk=budget_id)
-    if not _may(request.access, member=budget.member_id is not None):
+    if budget.holder.scope not in _settable(request.access):
         return denied(request, Permission.MANAGE_BILLING)
     limits.remove_budget(budget, actor=request.access.user)
     messages.success(request, _("The budget is removed."))

@@ -1,15 +1,15 @@
 """The forms of the billing pages. Amounts are written in USD and read as micro-USD."""
 
-import uuid
+from collections.abc import Sequence
 from typing import Any, cast
 
 from django import forms
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from accounts.models import ApiKey, Organization
+from accounts.models import MAX_TAG, Organization
 from billing.models import BillingAccount, EntryKind, Period
-from billing.spending.limits import Holder
+from billing.models.scopes import SCOPES, Holder, Scope
 from billing.stripe import recharges
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
@@ -150,52 +150,60 @@ class LimitsForm(forms.Form):
 
 
 class BudgetForm(LimitsForm):
-    """The most that somebody's keys may use in a period."""
+    """The most that a holder may use in a period.
 
-    field_order = ("holder", "period", "usd", "images")
+    A scope whose subject can be typed has a field of its own, and a choice that points to it.
+    """
+
     holder = forms.ChoiceField(label=_("For"))
     period = forms.ChoiceField(
         label=_("Each"), choices=list(PERIODS.items()), initial=Period.MONTH.value
     )
 
     def __init__(
-        self, *args: Any, organization: Organization, keys: bool, members: bool, **kwargs: Any
+        self, *args: Any, organization: Organization, settable: Sequence[Scope], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._typed = [scope for scope in settable if scope.typed]
+        self._holders: dict[str, Holder] = {}
         choices: list[Any] = [("", _("choose"))]
-        if keys and (families := _families(organization)):
-            self._families = {f"key:{key.family}": key.family for key in families}
-            names = [(f"key:{key.family}", _called(key)) for key in families]
-            choices.append((_("Keys"), names))
-        if members:
-            people = organization.memberships.select_related("user").order_by("user__email")
-            self._members = {f"member:{one.user_id}": one.user for one in people}
-            choices.append(
-                (_("Members"), [(name, user.email) for name, user in self._members.items()])
-            )
+        for scope in settable:
+            group: list[Any] = []
+            for subject, label in scope.offered(organization):
+                name = f"{scope.name}:{subject or ''}"
+                self._holders[name] = Holder(scope, subject)
+                group.append((name, label))
+            if scope.typed:
+                group.append((scope.name, _("written below")))
+                self.fields[scope.name] = forms.CharField(
+                    label=scope.typed,
+                    required=False,
+                    max_length=MAX_TAG,
+                    help_text=_("If it is not in the list."),
+                )
+            if group:
+                choices.append((scope.heading, group))
         cast(forms.ChoiceField, self.fields["holder"]).choices = choices
+        self.order_fields(["holder", *(scope.name for scope in self._typed), "period"])
+
+    def clean(self) -> dict[str, Any]:
+        """Check that a subject is typed where it is asked for, and only there."""
+        data = super().clean()
+        for scope in self._typed:
+            asked = data.get("holder") == scope.name
+            if asked and not data.get(scope.name) and scope.name not in self.errors:
+                self.add_error(scope.name, gettext("Write it here."))
+            if data.get(scope.name) and not asked:
+                self.add_error(scope.name, gettext("Choose “written below”, or leave this empty."))
+        return data
 
     @property
     def chosen(self) -> Holder:
         """Return whose budget it is to be."""
         name = self.cleaned_data["holder"]
-        if name.startswith("member:"):
-            return Holder(member=self._members[name])
-        return Holder(family=self._families[name])
-
-
-def _called(key: ApiKey) -> str:
-    # The playground's has one for each person, and a prefix that nobody has seen.
-    return key.name if key.playground else f"{key.name} ({key.prefix}…)"
-
-
-def _families(organization: Organization) -> list[ApiKey]:
-    """Return the newest key of each family that can spend, by name."""
-    living = organization.api_keys.filter(sandbox=False, revoked_at=None)
-    newest: dict[uuid.UUID, ApiKey] = {}
-    for key in living.order_by("created_at", "pk"):
-        newest[key.family] = key
-    return sorted(newest.values(), key=lambda key: key.name.lower())
+        if name in self._holders:
+            return self._holders[name]
+        return Holder(SCOPES[name], self.cleaned_data[name])
 
 
 class WarningForm(forms.Form):

@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
 from billing.models import Invoice, LedgerEntry, PriceVersion
+from billing.models.prices import SHARED_SKU
 from billing.pages.words import InvoiceState
 from billing.stripe import invoices
 from billing.stripe.client import NotConnected, StripeFailure, connect, is_connected
@@ -39,7 +40,17 @@ class Row:
     """A line of an invoice as the page shows it."""
 
     line: Line
-    model: str
+    sku: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether it bills money of several skus, in units of 0.0001 USD."""
+        return self.sku == SHARED_SKU
+
+    @property
+    def title(self) -> str:
+        """Return what it is for."""
+        return _("Other models") if self.is_shared else self.sku
 
     @property
     def unit_micro(self) -> int | None:
@@ -59,11 +70,11 @@ class Row:
 
 
 def rows(invoice: Invoice) -> list[Row]:
-    """Return the lines, each with the model it bills, if it bills one."""
+    """Return the lines, each with the sku it bills, if it bills one."""
     prices = {line["price"] for line in invoice.lines} - {""}
     versions = PriceVersion.objects.filter(stripe_price__in=prices)
-    models = {version.stripe_price: version.model for version in versions}
-    return [Row(line, models.get(line["price"], "")) for line in invoice.lines]
+    skus = {version.stripe_price: version.sku for version in versions}
+    return [Row(line, skus.get(line["price"], "")) for line in invoice.lines]
 
 
 def find(organization: Organization, invoice_id: str) -> Invoice:
@@ -74,7 +85,7 @@ def find(organization: Organization, invoice_id: str) -> Invoice:
 def find_line(invoice: Invoice, line_id: str) -> Row:
     """Return a line that bills pictures; 404 when the invoice has none of this id."""
     for row in rows(invoice):
-        if row.line["id"] == line_id and row.model:
+        if row.line["id"] == line_id and row.sku:
             return row
     raise Http404
 
@@ -108,7 +119,7 @@ def one(request: MemberRequest, invoice_id: str) -> HttpResponse:
     context = {
         "invoice": invoice,
         "state": InvoiceState(invoice),
-        # Stripe has a line for each model, also for those that drew nothing.
+        # Stripe has a line for each sku, also for those that drew nothing.
         "rows": [row for row in rows(invoice) if row.line["quantity"] or row.line["amount_cents"]],
         # What was paid or given in advance is in the total, and in no line.
         "credit_cents": max(0, invoice.subtotal_cents + invoice.tax_cents - invoice.total_cents),

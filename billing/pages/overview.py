@@ -21,7 +21,7 @@ from billing.models import BillingAccount, Subscription
 from billing.pages.forms import AutomaticForm, RechargeForm
 from billing.pages.words import MovementRow, card
 from billing.spending import ledger, movements
-from billing.spending.ledger import ModelSpend
+from billing.spending.ledger import SkuSpend
 from billing.stripe import invoices, recharges, subscriptions, visits
 from billing.stripe.client import NotConnected, Stripe, StripeFailure, connect, is_connected
 from billing.stripe.customers import NothingToSell
@@ -36,9 +36,9 @@ LATEST = 8
 
 @dataclass(frozen=True, slots=True)
 class Month:
-    """What was spent since the month began, UTC: by model, dearest first, and in all."""
+    """What was spent since the month began, UTC: by SKU, dearest first, and in all."""
 
-    rows: list[ModelSpend]
+    rows: list[SkuSpend]
     images: int
     micro: int
 
@@ -91,8 +91,8 @@ def _page(
 
 def _month(organization: Organization) -> Month:
     rows = invoices.month_to_date(organization, now=timezone.now())
-    rows = sorted(rows, key=lambda row: (-row.cost_micro, row.model))
-    return Month(rows, sum(row.images for row in rows), sum(row.cost_micro for row in rows))
+    rows = sorted(rows, key=lambda row: (-row.cost_micro, row.sku))
+    return Month(rows, sum(row.units for row in rows), sum(row.cost_micro for row in rows))
 
 
 # --- To Stripe ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What stands in an account, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from billing.models import (
     Invoice,
     LedgerEntry,
     Notification,
+    scopes,
 )
+from billing.models.scopes import Called
 from billing.pages.forms import KINDS, PERIODS
 from billing.spending.movements import Movement
 from billing.stripe.client import is_connected
@@ -31,7 +33,8 @@ INVOICE_STATES: Mapping[str, tuple["StrPromise", str]] = {
     "void": (_("Void"), ""),
     "uncollectible": (_("Uncollectible"), "wrong"),
 }
-# What our own movements say of themselves, in the ledger's English; of others staff say why.
+# What our own movements say of themselves, in the ledger's English; of others staff say why. The
+# payment of an invoice is told by the invoice.
 NOTES = frozenset(
     {
         gettext_noop("Sign-up bonus"),
@@ -40,7 +43,6 @@ NOTES = frozenset(
         gettext_noop("Automatic recharge"),
     }
 )
-OF_INVOICE = "Payment of invoice "
 BRANDS = {
     "visa": "Visa",
     "mastercard": "Mastercard",
@@ -132,43 +134,72 @@ class MovementRow:
 
     @property
     def note(self) -> str:
-        """Return why, without the ids of Stripe's that staff look for."""
-        note, _comma, name = self.entry.note.rpartition(", ")
-        if not name.startswith(("pi_", "cs_")):
-            note = self.entry.note
-        if note.startswith(OF_INVOICE):
-            return _now("Payment of invoice %s") % note.removeprefix(OF_INVOICE)
+        """Return why."""
+        if (invoice := self.entry.invoice) is not None:
+            return _now("Payment of invoice %s") % (invoice.number or invoice.stripe_id)
+        note = self.entry.note
         return _now(note) if note in NOTES else note
 
 
 # --- Alerts ---------------------------------------------------------------------------------------
 
 
-def alert(row: Notification, budget: str) -> str:
-    """Return what an alert says, in a sentence; `budget` is whose budget it is about, if known."""
-    told: dict[str, Any] = row.details
-    match row.kind:
-        case "budget":
-            period = PERIODS.get(told["period"], told["period"])
-            whose = told.get("member") or budget or _now("a key")
-            text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
-            return text % {"percent": told["percent"], "whose": whose, "period": period}
-        case "low_balance":
-            text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
-            return text % {"left": told["available_usd"], "below": told["below_usd"]}
-        case "recharge_failed":
-            text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
-            return text % {"usd": told["amount_usd"], "why": told["reason"]}
-        case "payment_failed":
-            text = _now("Invoice %(number)s could not be collected.")
-            return text % {"number": told["invoice"]}
-        case "suspended":
-            return _now("The organization was suspended.")
-        case "resumed":
-            return _now("The organization was resumed.")
-        case "test":
-            return _now("A test that %(by)s asked for.") % {"by": told["by"]}
-    return row.kind
+type Told = dict[str, Any]
+
+
+def _budget(told: Told, budget: Called | None) -> str:
+    period = PERIODS.get(told["period"], told["period"])
+    whose = told.get("member") or (budget or scopes.called_in(told)).phrase
+    text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
+    return text % {"percent": told["percent"], "whose": whose, "period": period}
+
+
+def _low_balance(told: Told, budget: Called | None) -> str:
+    text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
+    return text % {"left": told["available_usd"], "below": told["below_usd"]}
+
+
+def _recharge_failed(told: Told, budget: Called | None) -> str:
+    text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
+    return text % {"usd": told["amount_usd"], "why": told["reason"]}
+
+
+def _payment_failed(told: Told, budget: Called | None) -> str:
+    return _now("Invoice %(number)s could not be collected.") % {"number": told["invoice"]}
+
+
+def _suspended(told: Told, budget: Called | None) -> str:
+    return _now("The organization was suspended.")
+
+
+def _resumed(told: Told, budget: Called | None) -> str:
+    return _now("The organization was resumed.")
+
+
+def _test(told: Told, budget: Called | None) -> str:
+    return _now("A test that %(by)s asked for.") % {"by": told["by"]}
+
+
+# Every kind of alert, and what it says on the page; what it says by e-mail is the template of that
+# name in `templates/emails`.
+ALERTS: Mapping[str, Callable[[Told, Called | None], str]] = {
+    "budget": _budget,
+    "low_balance": _low_balance,
+    "recharge_failed": _recharge_failed,
+    "payment_failed": _payment_failed,
+    "suspended": _suspended,
+    "resumed": _resumed,
+    "test": _test,
+}
+
+
+def alert(row: Notification, budget: Called | None) -> str:
+    """Return what an alert says, in a sentence; `budget` is the one it is about, unless removed.
+
+    One that a newer version raised is called by its kind.
+    """
+    words = ALERTS.get(row.kind)
+    return row.kind if words is None else words(row.details, budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +217,7 @@ def delivery(row: Notification) -> Delivery:
         # A lower threshold that was passed in the same moment.
         return Delivery(_now("Told with a higher one"), "")
     # What our mail server says is of no use to anybody outside.
-    parts = [one for one in row.last_error.split("; ") if one.startswith("endpoint: ")]
-    problem = parts[0].removeprefix("endpoint: ") if parts else ""
+    problem = row.post_error
     if row.settled_at is None:
         if row.attempts:
             return Delivery(_now("Trying again"), "warning", problem)
@@ -195,7 +225,7 @@ def delivery(row: Notification) -> Delivery:
     if not row.emailed_at and not row.posted_at:
         return Delivery(_now("Given up"), "wrong", problem)
     if not row.posted_at:
-        return Delivery(_now("E-mail"), "warning" if row.last_error else "good", problem)
+        return Delivery(_now("E-mail"), "warning" if problem else "good", problem)
     if not row.emailed_at:
         return Delivery(_now("Endpoint"), "warning")
     return Delivery(_now("E-mail and endpoint"), "good")

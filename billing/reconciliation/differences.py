@@ -62,10 +62,10 @@ def resolve(difference: Difference, note: str, actor: User | None) -> None:
 
 
 def open_differences() -> QuerySet[Difference]:
-    """Return what needs a person, by organization, model and hour."""
+    """Return what needs a person, by organization, sku and hour."""
     found = Difference.objects.filter(state=DifferenceState.OPEN)
     return found.select_related("organization", "price_version").order_by(
-        "organization__name", "price_version__model", "hour", "key"
+        "organization__name", "price_version__sku", "hour", "key"
     )
 
 

@@ -108,13 +108,14 @@ def _compare_invoice(kind: Comparison, invoice: Invoice, now: datetime) -> Recon
 def _line(
     kind: str, invoice: Invoice, line: invoices.Line, version: PriceVersion
 ) -> Finding | None:
-    """Find what a line has too much or too little: images, or else more than a cent."""
+    """Find what a line has too much or too little: units, or else more than a cent."""
     ours = invoices.line_total(invoice, line)
     if ours.agrees(line):
         return None
     quantity = round(Decimal(line["quantity"]))
-    pair, unit = (ours.images, quantity), "images"
-    if ours.images == quantity:
+    counted = ours.micro // version.unit_micro
+    pair, unit = (counted, quantity), "units"
+    if counted == quantity:
         pair, unit = (ours.micro, line["amount_cents"] * MICRO_PER_CENT), "micro-USD"
     return Finding(
         kind,
@@ -136,12 +137,12 @@ def _without_line(kind: str, invoice: Invoice, billed: set[int]) -> Iterator[Fin
         timestamp__lt=invoice.period_end,
         state__in=COUNTED,
     ).exclude(price_version_id__in=billed)
-    rows = used.values("price_version_id").annotate(images=Sum("quantity")).exclude(images=0)
+    rows = used.values("price_version_id").annotate(units=Sum("quantity")).exclude(units=0)
     for row in rows.order_by("price_version_id"):
         yield Finding(
             kind,
             f"{invoice.stripe_id}:v{row['price_version_id']}",
-            row["images"],
+            row["units"],
             0,
             invoice.organization_id,
             row["price_version_id"],

@@ -46,9 +46,9 @@ class Lane:
 
 @dataclass(slots=True)
 class Expected:
-    """Images by hour that Stripe should have counted, and what cannot be said yet."""
+    """Units by hour that Stripe should have counted, and what cannot be said yet."""
 
-    images: Counter[datetime]
+    units: Counter[datetime]
     accepted: dict[datetime, list[str]]
     in_flight: set[datetime]
 
@@ -72,7 +72,7 @@ def usage(stripe: Stripe, *, now: datetime, since: datetime | None = None) -> Re
             continue
         except StripeFailure:
             continue
-        hours = sorted({*expected.images, *found} - expected.in_flight)
+        hours = sorted({*expected.units, *found} - expected.in_flight)
         checked += len(hours)
         opened += _compare_usage(lane, hours, expected, found, now)
     return finish(run, checked, opened, now)
@@ -109,12 +109,12 @@ def _expected(lane: Lane, first: datetime, end: datetime) -> Expected:
         if event.state in IN_FLIGHT:
             expected.in_flight |= hours
         elif event.state in COUNTED:
-            expected.images[hour_of(event.timestamp)] += event.quantity
+            expected.units[hour_of(event.timestamp)] += event.quantity
             expected.accepted[hour_of(event.timestamp)].append(event.pk)
             if original is not None and original.state in COUNTED:
-                expected.images[hour_of(original.timestamp)] -= event.quantity
-    for hour in [one for one in expected.images if not first <= one < end]:
-        del expected.images[hour]
+                expected.units[hour_of(original.timestamp)] -= event.quantity
+    for hour in [one for one in expected.units if not first <= one < end]:
+        del expected.units[hour]
     return expected
 
 
@@ -139,7 +139,7 @@ def _compare_usage(
     found: Mapping[datetime, int],
     now: datetime,
 ) -> int:
-    alike = [hour for hour in hours if expected.images[hour] == found.get(hour, 0)]
+    alike = [hour for hour in hours if expected.units[hour] == found.get(hour, 0)]
     MeterEvent.objects.filter(
         pk__in=list(chain.from_iterable(expected.accepted[hour] for hour in alike)),
         state=MeterState.ACCEPTED,
@@ -148,7 +148,7 @@ def _compare_usage(
         Finding(
             "usage",
             lane_hour(lane.organization_id, lane.price_version_id, hour),
-            expected.images[hour],
+            expected.units[hour],
             found.get(hour, 0),
             lane.organization_id,
             lane.price_version_id,
@@ -167,7 +167,7 @@ def _unreadable(lane: Lane, expected: Expected, why: str, now: datetime) -> list
     finding = Finding(
         "usage_unread",
         f"{lane.organization_id}:{lane.price_version_id}",
-        expected.images.total(),
+        expected.units.total(),
         0,
         lane.organization_id,
         lane.price_version_id,
@@ -201,8 +201,8 @@ def _put_right(difference: Difference, lane: Lane, now: datetime) -> bool:
     return True
 
 
-def _is_little(event: MeterEvent, images: int, hour: datetime) -> bool:
-    micro = abs(images) * event.price_version.unit_micro
+def _is_little(event: MeterEvent, units: int, hour: datetime) -> bool:
+    micro = abs(units) * event.price_version.unit_micro
     month = budgets.period_start(Period.MONTH, hour)
     spent = ledger.spent_since(event.organization, since=month)
     return micro <= MOST_MICRO and micro * MONTH_PART <= spent

@@ -34,17 +34,12 @@ __all__ = [
 ]
 
 
-# No user has this id: the keys an operator made belong to no member.
-NOBODY = 0
 # One statement decides; two requests at once cannot both take the last of a balance.
 HOLD = """
     UPDATE billing_billingaccount SET held_micro = held_micro + %s
     WHERE organization_id = %s AND balance_micro + credit_limit_micro - held_micro >= %s
         AND status <> 'suspended'
-    RETURNING EXISTS (
-        SELECT 1 FROM billing_budget
-        WHERE key_family = %s OR (organization_id = %s AND member_id = %s)
-    )
+    RETURNING EXISTS (SELECT 1 FROM billing_budget WHERE {covering})
 """
 # `captured` guards against a part that was charged in between.
 END = """
@@ -78,22 +73,21 @@ def authorize(
     request_id: str,
     quotes: Sequence[Quote],
     quantity: int,
+    tags: Sequence[str],
     owner: uuid.UUID,
     lease: timedelta,
 ) -> Hold:
-    """Set aside the price of `quantity` images of the dearest quoted model.
+    """Set aside the price of `quantity` units of the dearest quoted sku.
 
+    `tags` are the request's, beside the key's own; they decide which budgets cover it.
     Raises InsufficientBalance, AccountSuspended or BudgetExceeded, and then nothing is held. A
     second hold for the same request violates its constraint. Runs in the caller's transaction if
     there is one.
     """
     amount = quantity * max(quote.unit_micro for quote in quotes)
     with transaction.atomic(savepoint=False):
-        held = db.fetch(
-            HOLD,
-            *(amount, key.organization_id, amount),
-            *(key.family, key.organization_id, key.created_by_id or NOBODY),
-        )
+        covering, whose = budgets.covering_sql(key, tags)
+        held = db.fetch(HOLD.format(covering=covering), amount, key.organization_id, amount, *whose)
         if held is None:
             raise _refusal(key)
         (has_budget,) = held
@@ -103,9 +97,9 @@ def authorize(
             request_id=request_id,
             quantity=quantity,
             amount_micro=amount,
-            quotes={quote.model: [quote.price_version_id, quote.unit_micro] for quote in quotes},
+            quotes={quote.sku: [quote.price_version_id, quote.unit_micro] for quote in quotes},
             budget_periods=(
-                budgets.hold(key, amount_micro=amount, images=quantity) if has_budget else []
+                budgets.hold(key, tags, amount_micro=amount, images=quantity) if has_budget else []
             ),
             owner=owner,
             lease_until=timezone.now() + lease,
@@ -114,7 +108,7 @@ def authorize(
     return hold
 
 
-def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
+def capture(hold: Hold, *, sku: str, delivered: int) -> LedgerEntry:
     """Spend the price of what was delivered, give the rest back, and write the ledger.
 
     The price is the one quoted at authorization. Raises HoldLost when the hold is no longer held:
@@ -124,7 +118,7 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
         raise HoldLost(hold.request_id)
     if not 0 < delivered <= hold.quantity - hold.captured:
         raise ValueError(f"cannot capture {delivered} of {hold.quantity}")
-    _, unit_micro = hold.quotes[model]
+    _, unit_micro = hold.quotes[sku]
     with transaction.atomic(savepoint=False):
         _move(
             hold,
@@ -134,16 +128,16 @@ def capture(hold: Hold, *, model: str, delivered: int) -> LedgerEntry:
             spent_images=delivered,
         )
         _end(hold, HoldState.CAPTURED, captured=hold.captured + delivered)
-        return _charge(hold, model, delivered)
+        return _charge(hold, sku, delivered)
 
 
-def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
-    """Spend the price of one image and keep the rest held, for images delivered one by one.
+def capture_one(hold: Hold, *, sku: str) -> LedgerEntry:
+    """Spend the price of one unit and keep the rest held, for units delivered one by one.
 
     Raises HoldLost as capture() does. Afterwards, once it is committed, `hold.captured` must be
     counted up by the caller, who alone knows; release() then gives back what is left.
     """
-    _, unit_micro = hold.quotes[model]
+    _, unit_micro = hold.quotes[sku]
     with transaction.atomic(savepoint=False):
         _move(
             hold,
@@ -155,7 +149,7 @@ def capture_one(hold: Hold, *, model: str) -> LedgerEntry:
         held = Hold.objects.filter(pk=hold.pk, state=HoldState.HELD, captured=hold.captured)
         if hold.captured >= hold.quantity or not held.update(captured=F("captured") + 1):
             raise HoldLost(hold.request_id)
-        return _charge(hold, model, 1)
+        return _charge(hold, sku, 1)
 
 
 def release(hold: Hold) -> None:
@@ -201,18 +195,18 @@ def _end(hold: Hold, state: HoldState, *, captured: int) -> None:
         raise HoldLost(hold.request_id)
 
 
-def _charge(hold: Hold, model: str, delivered: int) -> LedgerEntry:
-    """Write the ledger's entry for pictures that were moved from held to spent."""
-    price_version_id, unit_micro = hold.quotes[model]
+def _charge(hold: Hold, sku: str, delivered: int) -> LedgerEntry:
+    """Write the ledger's entry for units that were moved from held to spent."""
+    price_version_id, unit_micro = hold.quotes[sku]
     entry = LedgerEntry(
         organization_id=hold.organization_id,
-        # A part of a hold is named by the first image it charges.
         entry_key=f"use:{hold.pk}:{hold.captured}",
         kind=EntryKind.CONSUMPTION,
         amount_micro=-delivered * unit_micro,
         price_version_id=price_version_id,
-        model=model,
+        sku=sku,
         quantity=delivered,
+        first_unit=hold.captured,
         hold=hold,
         api_key_id=hold.api_key_id,
         request_id=hold.request_id,

@@ -8,15 +8,15 @@ from django.db import transaction
 from django.db.models import F, QuerySet, Sum, Window
 
 from accounts.models import Organization
-from billing.models import BillingAccount, EntryKind, LedgerEntry
+from billing.models import BillingAccount, EntryKind, Invoice, LedgerEntry
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSpend:
-    """Images delivered by a model and what they cost, in micro-USD."""
+class SkuSpend:
+    """Delivered units of a sku and what they cost, in micro-USD."""
 
-    model: str
-    images: int
+    sku: str
+    units: int
     cost_micro: int
 
 
@@ -40,11 +40,19 @@ def open_account(
 
 
 def record(
-    organization: Organization, kind: EntryKind, amount_micro: int, *, entry_key: str, note: str
+    organization: Organization,
+    kind: EntryKind,
+    amount_micro: int,
+    *,
+    entry_key: str,
+    note: str,
+    payment_id: str = "",
+    invoice: Invoice | None = None,
 ) -> LedgerEntry | None:
     """Move a balance once per `entry_key`; return the entry, or None if it was there already.
 
-    Consumption is not for here: it follows from a hold (`billing.spending.holds.capture`).
+    A recharge names the payment that brought it, or the invoice that was paid. Consumption is not
+    for here: it follows from a hold (`billing.spending.holds.capture`).
     """
     with transaction.atomic():
         # The account's row is locked first, so that a key sent twice at once is seen.
@@ -56,6 +64,8 @@ def record(
             kind=kind,
             amount_micro=amount_micro,
             entry_key=entry_key,
+            payment_id=payment_id,
+            invoice=invoice,
             note=note,
         )
         BillingAccount.objects.filter(pk=account.pk).update(
@@ -81,15 +91,18 @@ def spent_since(
     return -(entries.aggregate(total=Sum("amount_micro"))["total"] or 0)
 
 
-def spend_by_model(
-    organization: Organization, *, since: datetime | None = None
-) -> list[ModelSpend]:
-    """Return what each model delivered and cost, by model id."""
+def spend_by_sku(organization: Organization, *, since: datetime | None = None) -> list[SkuSpend]:
+    """Return what was delivered of each sku and what it cost, by sku."""
     entries = LedgerEntry.objects.filter(organization=organization, kind=EntryKind.CONSUMPTION)
     if since is not None:
         entries = entries.filter(created_at__gte=since)
-    rows = entries.values("model").annotate(images=Sum("quantity"), cost=-Sum("amount_micro"))
-    return [ModelSpend(row["model"], row["images"], row["cost"]) for row in rows.order_by("model")]
+    return by_sku(entries)
+
+
+def by_sku(entries: QuerySet[LedgerEntry]) -> list[SkuSpend]:
+    """Return what consumption comes to, by sku."""
+    rows = entries.values("sku").annotate(units=Sum("quantity"), cost=-Sum("amount_micro"))
+    return [SkuSpend(row["sku"], row["units"], row["cost"]) for row in rows.order_by("sku")]
 
 
 def spend_by_key(organization: Organization, *, since: datetime) -> dict[uuid.UUID, int]:

@@ -1,32 +1,26 @@
-"""What an organization sets for itself: budgets of keys and members, and when it is warned.
+"""What an organization sets for itself: its budgets, and when it is warned.
 
 Every change is in the audit log with who made it.
 """
 
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.db import transaction
+from django.utils import translation
 
 from accounts import audit
-from accounts.models import ApiKey, Organization, User
-from billing.models import BillingAccount, Budget, BudgetPeriod, Period
+from accounts.models import Organization, User
+from billing.models import BillingAccount, Budget, BudgetPeriod, Period, scopes
+from billing.models.scopes import Called, Holder
 from billing.spending import budgets
 from geekhub.lib import money
 
 
 class NoSuchHolder(ValueError):
-    """The organization has no such member, nor a key of that family."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Whose budget it is: a family of keys, or a member. Exactly one is set."""
-
-    family: uuid.UUID | None = None
-    member: User | None = None
+    """The organization has no such holder, or has it no longer."""
 
 
 def set_budget(
@@ -40,67 +34,45 @@ def set_budget(
 ) -> Budget:
     """Give a holder a budget for such a period, or change the one there is. Raises NoSuchHolder."""
     with transaction.atomic():
-        if holder.member is not None:
-            if not organization.memberships.filter(user=holder.member).exists():
-                raise NoSuchHolder
-            budget = budgets.set_member_budget(
-                organization, holder.member, limit_micro, period, limit_images=limit_images
-            )
-        else:
-            key = _newest(organization, holder.family)
-            budget = budgets.set_budget(key, limit_micro, period, limit_images=limit_images)
-        _record("budget.set", budget, actor)
+        if not holder.scope.exists(organization, holder.subject):
+            raise NoSuchHolder
+        budget = budgets.set_for(
+            organization.pk, holder, limit_micro, period, limit_images=limit_images
+        )
+        _record("budget.set", budget, actor, called(budget))
     return budget
 
 
 def remove_budget(budget: Budget, *, actor: User | None) -> None:
     """End a budget; what was spent stays in the ledger. Twice is once."""
-    subject = name_of(budget)
+    subject = called(budget)
     with transaction.atomic():
         if budgets.remove(budget):
             _record("budget.removed", budget, actor, subject)
 
 
-def _record(action: str, budget: Budget, actor: User | None, subject: str = "") -> None:
+def _record(action: str, budget: Budget, actor: User | None, subject: Called) -> None:
     limits: dict[str, str | int] = {"period": budget.period}
     if budget.limit_micro is not None:
         limits["usd"] = money.to_usd(budget.limit_micro)
     if budget.limit_images is not None:
         limits["images"] = budget.limit_images
-    audit.record(
-        action,
-        organization=budget.organization,
-        actor=actor,
-        subject=subject or name_of(budget),
-        **limits,
-    )
+    # What is written down does not depend on the language of whoever did it.
+    with translation.override(settings.LANGUAGE_CODE):
+        label = subject.label
+    audit.record(action, organization=budget.organization, actor=actor, subject=label, **limits)
 
 
-def name_of(budget: Budget) -> str:
-    """Return the member's address, or the name of the key."""
-    return names([budget])[budget.pk]
+def called(budget: Budget) -> Called:
+    """Return what people call a budget by."""
+    return all_called([budget])[budget.pk]
 
 
-def names(rows: Iterable[Budget]) -> dict[int, str]:
-    """Return whose each budget is, by its id: a member's address, or the family's newest key."""
-    rows = list(rows)
-    families = {budget.key_family for budget in rows if budget.key_family}
-    keys = ApiKey.objects.filter(family__in=families).order_by("created_at", "pk")
-    newest = {key.family: key.name for key in keys}
-    return {
-        budget.pk: budget.member.email
-        if budget.member
-        else newest.get(budget.key_family or uuid.UUID(int=0), "")
-        for budget in rows
-    }
-
-
-def _newest(organization: Organization, family: uuid.UUID | None) -> ApiKey:
-    if family is not None:
-        keys = organization.api_keys.filter(family=family).order_by("created_at", "pk")
-        if (key := keys.last()) is not None:
-            return key
-    raise NoSuchHolder
+def all_called(rows: Iterable[Budget]) -> dict[int, Called]:
+    """Return what people call each budget by, by its id."""
+    holders = {budget.pk: budget.holder for budget in rows}
+    names = scopes.called(set(holders.values()))
+    return {pk: names[holder] for pk, holder in holders.items()}
 
 
 @dataclass(frozen=True, slots=True)

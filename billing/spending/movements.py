@@ -39,7 +39,7 @@ def page(
         entries = entries.filter(kind=kind)
     if before is not None:
         entries = entries.filter(pk__lt=before)
-    rows = list(entries.select_related("api_key").order_by("-pk")[:size])
+    rows = list(entries.select_related("api_key", "invoice").order_by("-pk")[:size])
     found: list[Movement] = []
     if not rows:
         return found
@@ -93,9 +93,9 @@ def _cells(row: Movement) -> tuple[str | int, ...]:
         money.to_usd(entry.amount_micro),
         money.to_usd(row.balance_micro),
         entry.request_id,
-        entry.model,
+        entry.sku,
         entry.quantity or "",
         entry.api_key.prefix if entry.api_key else "",
-        safe(entry.note),
+        safe(", ".join(filter(None, (entry.note, entry.payment_id)))),
         entry.pk,
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.admin import SimpleListFilter, display
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
@@ -22,31 +22,34 @@ class LedgerAdmin(StaffAdmin):
         "kind",
         "amount",
         "quantity",
-        "model",
+        "sku",
         "request_id",
         "note",
+        "payment_id",
     )
     list_filter = ("kind",)
     list_select_related = ("organization",)
     ordering = ("-pk",)
     newest = 200_000
-    search_fields = ("entry_key",)
+    search_fields = ("entry_key", "payment_id")
     search_help_text = _(
-        "An organization's name, slug or UUID, a member's address, the key of an entry. Without "
-        "words: the newest 200,000 entries"
+        "An organization's name, slug or UUID, a member's address, the key of an entry, Stripe's "
+        "id of a payment. Without words: the newest 200,000 entries"
     )
     fields = (
         ("created_at", "organization", "kind"),
-        ("amount", "quantity", "model", "price_version"),
+        ("amount", "quantity", "first_unit", "sku", "price_version"),
         ("request_id", "hold", "api_key"),
-        ("entry_key", "note"),
+        ("entry_key", "payment_id", "invoice", "note"),
     )
     readonly_fields = ("amount",)
 
     def found(self, queryset: QuerySet[LedgerEntry], term: str) -> QuerySet[LedgerEntry]:
-        """Return an entry by its key, or those of organizations."""
-        if queryset.filter(entry_key=term).exists():
-            return queryset.filter(entry_key=term)
+        """Return an entry by its key or Stripe's id of its payment, or those of organizations."""
+        of_payment = queryset.filter(~Q(payment_id=""), payment_id=term)
+        for named in (queryset.filter(entry_key=term), of_payment):
+            if named.exists():
+                return named
         return super().found(queryset, term)
 
     @display(description=_("Amount"))
@@ -132,20 +135,21 @@ class HoldAdmin(StaffAdmin):
 class PriceAdmin(StaffAdmin):
     """What a picture costs, from a moment on."""
 
-    list_display = ("model", "version", "price", "effective_from", "state", "stripe_price")
+    list_display = ("sku", "version", "price", "effective_from", "state", "stripe_price")
     list_filter = ("state",)
-    ordering = ("model", "-version")
-    search_fields = ("model",)
+    ordering = ("sku", "-version")
+    search_fields = ("sku",)
     fields = (
-        ("model", "version", "price"),
+        ("sku", "version", "price"),
         ("effective_from", "state", "livemode"),
         ("stripe_product", "stripe_meter", "stripe_price"),
+        ("unit", "counted_in"),
     )
     readonly_fields = ("price",)
 
     def found(self, queryset: QuerySet[PriceVersion], term: str) -> QuerySet[PriceVersion]:
-        """Return versions of models."""
-        return queryset.filter(model__icontains=term)
+        """Return versions of skus."""
+        return queryset.filter(sku__icontains=term)
 
     @display(description=_("USD per picture"), ordering="unit_micro")
     def price(self, row: PriceVersion) -> str:

@@ -7,10 +7,9 @@ customer's default card, so the first one is made that as well.
 from datetime import datetime
 
 from accounts.models import Organization
-from billing.models import BillingAccount, StripeOperation
+from billing.models import BillingAccount
 from billing.stripe import operations
 from billing.stripe.client import Stripe, plain
-from billing.stripe.operations import KINDS, Kind
 
 
 def mirror(stripe: Stripe, customer: str, *, now: datetime, offered: str | None = None) -> None:
@@ -52,17 +51,3 @@ def _in_words(stripe: Stripe, card: str) -> str:
     if found["type"] != "card":
         return str(found["type"])
     return f"{found['card']['brand']} {found['card']['last4']}"
-
-
-def _find(stripe: Stripe, operation: StripeOperation) -> str | None:
-    return None  # to set it again changes nothing
-
-
-def _make(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    settings = {"invoice_settings": {"default_payment_method": wanted["card"]}}
-    stripe.call(stripe.v1.customers.update, wanted["customer"], settings, key=key)
-    return str(wanted["card"])
-
-
-KINDS["default_card"] = Kind(find=_find, make=_make)

@@ -1,17 +1,16 @@
-"""The catalogue in Stripe: a product per model; a meter and a price per price version.
+"""The catalogue in Stripe: a product per sku; a meter and a price per price version.
 
     draft -> product, meter, price -> items on all running subscriptions -> active -> retired
 
+A version that has no item of its own (`billing.stripe.sharing`) waits for the shared one's instead.
 A version is quoted when Stripe can bill it, not before. Each object is an operation with a key of
 its own, so this may stop anywhere, run again, and run on two hosts at once. Nothing that exists is
 changed: another price is another version with objects of its own.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -31,10 +30,12 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
+from billing.models.prices import SHARED_SKU, UNIT
 from billing.spending import prices as published
 from billing.stripe import operations, subscriptions
-from billing.stripe.client import Stripe, StripeFailure, StripeRefused, is_connected, plain
-from billing.stripe.operations import KINDS, Kind
+from billing.stripe.client import Stripe, StripeFailure, is_connected
+from billing.stripe.sharing import counting
+from billing.stripe.writes import Product
 from geekhub.lib import money
 from geekhub.lib.moments import from_epoch
 from geekhub.lib.money import MICRO_PER_CENT
@@ -62,20 +63,20 @@ def check_mode() -> None:
 def sync(
     stripe: Stripe, prices: Mapping[str, int], *, now: datetime, names: Mapping[str, str]
 ) -> list[str]:
-    """Publish the prices (micro-USD by model) and bring them to Stripe; return what was done.
+    """Publish the prices (micro-USD by sku) and bring them to Stripe; return what was done.
 
     What Stripe does not answer is said and left to `resume`; until then the old price counts.
-    `names` are the models' names for invoices. Raises ImproperlyConfigured as check_mode().
+    `names` are the skus' names for invoices. Raises ImproperlyConfigured as check_mode(), and
+    PriceTooFine; then nothing was published.
     """
     check_mode()
     done = price_changes(prices)
     # The products are planned with the versions: whoever comes later knows what is to be made.
     with transaction.atomic():
-        published.publish(prices, PriceState.DRAFT)
-        for model in prices:
-            operations.plan(
-                "product", f"product:{model}", model=model, name=names.get(model, model)
-            )
+        published.publish(prices, PriceState.DRAFT, counting=counting)
+        for sku in [*prices, *_shared()]:
+            product = Product(sku=sku, name=names.get(sku, sku))
+            operations.plan("product", f"product:{sku}", **product)
     return done + resume(stripe, now) + retire(stripe, now)
 
 
@@ -86,12 +87,17 @@ def resume(stripe: Stripe, now: datetime) -> list[str]:
     """
     done = []
     for version in _unfinished():
+        version.refresh_from_db()
+        counter = version.counter
+        if counter != version and counter.state == PriceState.DRAFT:
+            done.append(f"{version}: waits for {counter}")
+            continue
         try:
-            if not version.stripe_price:
+            if not counter.stripe_price:
                 _make_objects(stripe, version, now)
                 done.append(f"{version}: made in Stripe")
             if version.state == PriceState.DRAFT:
-                lacking = subscriptions.add_items(stripe, version, now)
+                lacking = subscriptions.add_items(stripe, counter, now)
                 if subscriptions.activate(version, now=now):
                     without = f", {lacking} subscriptions without it" if lacking else ""
                     done.append(f"{version}: active{without}")
@@ -125,36 +131,49 @@ def retire(stripe: Stripe, now: datetime) -> list[str]:
 def price_changes(prices: Mapping[str, int]) -> list[str]:
     """Return how the prices differ from the published ones, a line each."""
     return [
-        f"{model}: {'new' if before is None else money.to_usd(before)} -> "
-        f"{money.to_usd(after)} USD per image"
-        for model, (before, after) in sorted(published.pending(prices).items())
+        f"{sku}: {'new' if before is None else money.to_usd(before)} -> "
+        f"{money.to_usd(after)} USD per {UNIT}"
+        for sku, (before, after) in sorted(published.pending(prices).items())
     ]
 
 
 def pending(prices: Mapping[str, int]) -> list[str]:
     """Return what sync() would do, a line each, without asking Stripe."""
     return price_changes(prices) + [
-        f"{version}: to be {'activated' if version.stripe_price else 'made in Stripe'}"
-        for version in _unfinished(prices)
+        f"{version}: to be {'activated' if version.counter.stripe_price else 'made in Stripe'}"
+        for version in _unfinished([*prices, *_shared()])
     ]
 
 
 # --- What is to be made -------------------------------------------------------------------------
 
 
-def _unfinished(models: Mapping[str, int] | None = None) -> list[PriceVersion]:
+def _shared() -> list[str]:
+    """Return the shared price's sku, once there is one."""
+    return list(PriceVersion.objects.filter(sku=SHARED_SKU).values_list("sku", flat=True))
+
+
+def _unfinished(skus: Collection[str] | None = None) -> list[PriceVersion]:
     """Return what is quoted and not in Stripe, and the newest drafts, each after what it follows.
 
-    Of all models that `sync` was told of, or of the ones that it would be.
+    Of all skus that `sync` was told of, or of the ones that it would be.
     """
-    if models is None:
-        keys = StripeOperation.objects.filter(kind="product").values_list("key", flat=True)
-        models = {key.removeprefix("product:"): 0 for key in keys}
-    known = PriceVersion.objects.filter(model__in=list(models)).order_by("version")
-    quoted = {v.model: v for v in known.filter(state=PriceState.ACTIVE)}
-    newest = {v.model: v for v in known}
+    if skus is None:
+        skus = _products()
+    versions = PriceVersion.objects.select_related("counted_in")
+    known = versions.filter(sku__in=skus).order_by("version")
+    quoted = {v.sku: v for v in known.filter(state=PriceState.ACTIVE)}
+    newest = {v.sku: v for v in known}
     drafts = [v for v in newest.values() if v.state == PriceState.DRAFT]
-    return sorted([v for v in quoted.values() if not v.stripe_price] + drafts, key=lambda v: v.pk)
+    unmade = [v for v in quoted.values() if not v.counter.stripe_price]
+    return sorted(unmade + drafts, key=lambda v: v.pk)
+
+
+def _products() -> set[str]:
+    """Return the SKUs that have a product in Stripe, or are to have one."""
+    planned = StripeOperation.objects.filter(kind="product")
+    rows: Iterable[Product] = planned.values_list("parameters", flat=True)
+    return {product["sku"] for product in rows}
 
 
 def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
@@ -163,7 +182,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
     )
     if not same_mode.update(livemode=stripe.livemode):
         raise ImproperlyConfigured(f"{version} has its objects in Stripe's other mode")
-    product = StripeOperation.objects.get(key=f"product:{version.model}")
+    product = StripeOperation.objects.get(key=f"product:{version.sku}")
     version.stripe_product = operations.run(stripe, product, now=now)
     meter = operations.plan(
         "meter", f"meter:{version.pk}", event_name=version.event_name, display_name=str(version)
@@ -176,7 +195,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
         meter=version.stripe_meter,
         lookup_key=f"geekhub_{version.event_name}",
         unit_cents=f"{Decimal(version.unit_micro) / MICRO_PER_CENT:f}",
-        model=version.model,
+        sku=version.sku,
         version=version.version,
     )
     version.stripe_price = operations.run(stripe, price, now=now)
@@ -188,7 +207,7 @@ def _make_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> None:
 
 def _is_over(version: PriceVersion, now: datetime) -> bool:
     """Whether nobody can be quoted the version any more, and every invoice of it is final."""
-    newer = PriceVersion.objects.filter(model=version.model, version__gt=version.version)
+    newer = PriceVersion.objects.filter(sku=version.sku, version__gt=version.version)
     if version.state == PriceState.DRAFT:
         # Nobody was ever quoted it; and from here on nobody will be, since it is not the newest.
         with transaction.atomic():
@@ -203,15 +222,18 @@ def _is_over(version: PriceVersion, now: datetime) -> bool:
         organization__billing_account__metered_from__isnull=False,
         pk__gt=F("organization__billing_account__frozen_through"),
     )
-    events = MeterEvent.objects.filter(price_version=version)
+    events = MeterEvent.objects.filter(price_version=version.counter)
+    if version.counted_in_id:
+        of_version = Q(entries__ledger_entry__price_version=version)
+        events = events.filter(of_version | Q(reissue_of__in=events.filter(of_version)))
     if _is_held(version) or unfrozen.exists() or events.filter(state__in=UNSETTLED).exists():
         return False
     last_event = events.aggregate(last=Max("timestamp"))["last"]
     last = max(follower.effective_from, last_event or follower.effective_from)
     if now < last + QUIET:
         return False
-    carriers = Subscription.objects.filter(items__has_key=version.stripe_price)
-    return all(_has_billed(subscription, version, last, now) for subscription in carriers)
+    carriers = Subscription.objects.filter(items__has_key=version.counter.stripe_price)
+    return all(_has_billed(subscription, version.counter, last, now) for subscription in carriers)
 
 
 def _is_held(version: PriceVersion) -> bool:
@@ -247,131 +269,3 @@ def _remove_objects(stripe: Stripe, version: PriceVersion, now: datetime) -> Non
         subscriptions.mirror(stripe, subscription.stripe_id, now=now)
     for kind, name in (("price_end", version.stripe_price), ("meter_end", version.stripe_meter)):
         operations.run(stripe, operations.plan(kind, f"{kind}:{version.pk}", object=name), now=now)
-
-
-# --- How each is made, and found again ----------------------------------------------------------
-
-Make = Callable[[Stripe, StripeOperation, str], str]
-Find = Callable[[Stripe, StripeOperation], str | None]
-
-
-def _or_found(make: Make, find: Find) -> Make:
-    """Take what is there already and is exactly what would be made.
-
-    It was made from another database, or by a call that came too late for its idempotency key.
-    """
-
-    def make_or_find(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-        try:
-            return make(stripe, operation, key)
-        except StripeRefused:
-            if found := find(stripe, operation):
-                return found
-            raise
-
-    return make_or_find
-
-
-def _product_id(model: str) -> str:
-    return "geekhub_" + re.sub(r"[^A-Za-z0-9]", "-", model)
-
-
-def _find_product(stripe: Stripe, operation: StripeOperation) -> str | None:
-    model = operation.parameters["model"]
-    try:
-        found = stripe.call(stripe.v1.products.retrieve, _product_id(model))
-    except StripeRefused as error:
-        if error.missing:
-            return None
-        raise
-    return found.id if plain(found.metadata).get("model") == model else None
-
-
-def _make_product(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    model = operation.parameters["model"]
-    wanted = {
-        "id": _product_id(model),
-        "name": operation.parameters["name"],
-        "metadata": {"model": model},
-    }
-    return stripe.call(stripe.v1.products.create, wanted, key=key).id
-
-
-def _find_meter(stripe: Stripe, operation: StripeOperation) -> str | None:
-    wanted = operation.parameters
-    for meter in stripe.each(stripe.v1.billing.meters.list):
-        # The display name has the whole id of the model.
-        if (meter.event_name, meter.display_name) == (wanted["event_name"], wanted["display_name"]):
-            return str(meter.id)
-    return None
-
-
-def _make_meter(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters | {"default_aggregation": {"formula": "sum"}}
-    return stripe.call(stripe.v1.billing.meters.create, wanted, key=key).id
-
-
-def _find_price(stripe: Stripe, operation: StripeOperation) -> str | None:
-    wanted = operation.parameters
-    for price in stripe.each(stripe.v1.prices.list, lookup_keys=[wanted["lookup_key"]]):
-        row: dict[str, Any] = plain(price)
-        same_meter = (row["recurring"] or {}).get("meter") == wanted["meter"]
-        if same_meter and Decimal(row["unit_amount_decimal"]) == Decimal(wanted["unit_cents"]):
-            return str(row["id"])
-    return None
-
-
-def _make_price(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    recurring = {"interval": "month", "usage_type": "metered", "meter": wanted["meter"]}
-    made = stripe.call(
-        stripe.v1.prices.create,
-        {
-            "currency": "usd",
-            "product": wanted["product"],
-            "unit_amount_decimal": wanted["unit_cents"],
-            "recurring": recurring,
-            "lookup_key": wanted["lookup_key"],
-            # Our prices are without tax; it can be said only once.
-            "tax_behavior": "exclusive",
-            "metadata": {"model": wanted["model"], "version": str(wanted["version"])},
-        },
-        key=key,
-    )
-    return made.id
-
-
-def _look_again(stripe: Stripe, operation: StripeOperation) -> str | None:
-    return None  # making it looks first whether it is made
-
-
-def _make_item_end(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    item = str(operation.parameters["item"])
-    try:
-        # Without more said, Stripe bills what was used and not invoiced yet.
-        stripe.call(stripe.v1.subscription_items.delete, item, key=key)
-    except StripeRefused as error:
-        if not error.missing:
-            raise
-    return item
-
-
-def _make_price_end(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    price = str(operation.parameters["object"])
-    stripe.call(stripe.v1.prices.update, price, {"active": False}, key=key)
-    return price
-
-
-def _make_meter_end(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    meter = str(operation.parameters["object"])
-    if stripe.call(stripe.v1.billing.meters.retrieve, meter).status == "active":
-        stripe.call(stripe.v1.billing.meters.deactivate, meter, key=key)
-    return meter
-
-
-KINDS["product"] = Kind(find=_find_product, make=_or_found(_make_product, _find_product))
-KINDS["meter"] = Kind(find=_find_meter, make=_or_found(_make_meter, _find_meter))
-KINDS["price"] = Kind(find=_find_price, make=_or_found(_make_price, _find_price))
-KINDS["item_end"] = Kind(find=_look_again, make=_make_item_end)
-KINDS["price_end"] = Kind(find=_look_again, make=_make_price_end)
-KINDS["meter_end"] = Kind(find=_look_again, make=_make_meter_end)

@@ -9,15 +9,11 @@ Stripe's amounts are whole cents. Half a cent and more is a cent; what is lost o
 at most half a cent for each movement, and stays on our balance.
 """
 
-from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
 
 from accounts.models import Organization
 from billing.models import BillingAccount, OperationState, StripeOperation
 from billing.stripe import operations
-from billing.stripe.client import Stripe, StripeRefused, plain
-from billing.stripe.operations import KINDS, Kind
 from geekhub.lib.money import MICRO_PER_CENT
 
 # How what Stripe was told is taken back.
@@ -106,115 +102,3 @@ def withdraw(organization: Organization) -> None:
             organization=organization,
             object=operation.result,
         )
-
-
-def _metadata(operation: StripeOperation) -> dict[str, str]:
-    return {"operation": operation.key, "organization": str(operation.organization_id)}
-
-
-def _ours(rows: Iterable[Any], operation: StripeOperation) -> str | None:
-    for row in rows:
-        if plain(row.metadata).get("operation") == operation.key:
-            return str(row.id)
-    return None
-
-
-def _find_grant(stripe: Stripe, operation: StripeOperation) -> str | None:
-    customer = operation.parameters["customer"]
-    rows = stripe.each(stripe.v1.billing.credit_grants.list, customer=customer)
-    return _ours(rows, operation)
-
-
-def _make_grant(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    amount = {"currency": "usd", "value": wanted["cents"]}
-    made = stripe.call(
-        stripe.v1.billing.credit_grants.create,
-        {
-            "customer": wanted["customer"],
-            "amount": {"type": "monetary", "monetary": amount},
-            "applicability_config": {"scope": {"price_type": "metered"}},
-            "category": wanted["category"],
-            "name": wanted["name"],
-            "metadata": _metadata(operation),
-        },
-        key=key,
-    )
-    return made.id
-
-
-def _find_item(stripe: Stripe, operation: StripeOperation) -> str | None:
-    customer = operation.parameters["customer"]
-    return _ours(stripe.each(stripe.v1.invoice_items.list, customer=customer), operation)
-
-
-def _make_item(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    made = stripe.call(
-        stripe.v1.invoice_items.create,
-        {
-            "customer": wanted["customer"],
-            "subscription": wanted["subscription"],
-            "amount": wanted["cents"],
-            "currency": "usd",
-            "description": wanted["description"],
-            "metadata": _metadata(operation),
-        },
-        key=key,
-    )
-    return made.id
-
-
-def _find_note(stripe: Stripe, operation: StripeOperation) -> str | None:
-    invoice = operation.parameters["invoice"]
-    return _ours(stripe.each(stripe.v1.credit_notes.list, invoice=invoice), operation)
-
-
-def _make_note(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    # Whether it is paid is asked now, since it may have been paid after the note was planned.
-    invoice = plain(stripe.call(stripe.v1.invoices.retrieve, wanted["invoice"]))
-    to_customer = {"credit_amount": wanted["cents"]} if invoice["status"] == "paid" else {}
-    made = stripe.call(
-        stripe.v1.credit_notes.create,
-        {
-            "invoice": wanted["invoice"],
-            "amount": wanted["cents"],
-            "memo": wanted["memo"],
-            "metadata": _metadata(operation),
-            **to_customer,
-        },
-        key=key,
-    )
-    return made.id
-
-
-def _make_grant_end(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    name = str(operation.parameters["object"])
-    credit = stripe.call(stripe.v1.billing.credit_grants.retrieve, name)
-    if credit.voided_at is None and credit.expires_at is None:
-        stripe.call(stripe.v1.billing.credit_grants.expire, name, key=key)
-    return name
-
-
-def _make_item_end(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    name = str(operation.parameters["object"])
-    try:
-        item = stripe.call(stripe.v1.invoice_items.retrieve, name)
-        if item.invoice is None:
-            stripe.call(stripe.v1.invoice_items.delete, name, key=key)
-    except StripeRefused as error:
-        if not error.missing:
-            raise
-    return name
-
-
-def _look_again(stripe: Stripe, operation: StripeOperation) -> str | None:
-    return None  # making it looks first whether it is made
-
-
-KINDS["credit_grant"] = Kind(find=_find_grant, make=_make_grant)
-KINDS["invoice_item"] = Kind(find=_find_item, make=_make_item)
-KINDS["credit_note"] = Kind(find=_find_note, make=_make_note)
-KINDS["credit_grant_end"] = Kind(find=_look_again, make=_make_grant_end)
-KINDS["invoice_item_end"] = Kind(find=_look_again, make=_make_item_end)

@@ -2,11 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+from django.conf import settings
+
 from accounts.models import Membership, Organization, Role
-from billing.models import BillingAccount, StripeOperation
+from billing.models import BillingAccount
 from billing.stripe import operations, subscriptions
-from billing.stripe.client import Stripe, StripeRefused, plain
-from billing.stripe.operations import KINDS, Kind
+from billing.stripe.client import Stripe, StripeRefused
 
 # Stripe keeps a Checkout session between 30 minutes and a day; a minute for the way there.
 SHORTEST_CHECKOUT, LONGEST_CHECKOUT = timedelta(minutes=31), timedelta(hours=23)
@@ -53,7 +54,7 @@ def card_checkout(
     """
     if subscriptions.live(organization):
         raise AlreadySubscribed
-    versions = subscriptions.sold()[: subscriptions.MAX_ITEMS]
+    versions = subscriptions.sold()[: settings.STRIPE_SUBSCRIPTION_ITEMS]
     if not versions:
         raise NothingToSell
     customer = ensure(stripe, organization, now=now)
@@ -127,29 +128,3 @@ def _owners_email(organization: Organization) -> str:
     owners = Membership.objects.filter(organization=organization, role=Role.OWNER)
     first = owners.select_related("user").order_by("pk").first()
     return first.user.email if first else ""
-
-
-def _find(stripe: Stripe, operation: StripeOperation) -> str | None:
-    email = operation.parameters["email"]
-    of_email = {"email": email} if email else {}
-    for customer in stripe.each(stripe.v1.customers.list, **of_email):
-        if plain(customer.metadata).get("organization") == str(operation.organization_id):
-            return str(customer.id)
-    return None
-
-
-def _make(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    wanted = operation.parameters
-    made = stripe.call(
-        stripe.v1.customers.create,
-        {
-            **({"email": wanted["email"]} if wanted["email"] else {}),
-            "name": wanted["name"],
-            "metadata": {"organization": str(operation.organization_id)},
-        },
-        key=key,
-    )
-    return made.id
-
-
-KINDS["customer"] = Kind(find=_find, make=_make)

@@ -10,19 +10,26 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db.models import F
+from django.db.models import Q
 
 from billing.models import StripeEvent
 from billing.stripe.client import Stripe, StripeBusy, StripeRefused, StripeUnknown
 from billing.stripe.differences import open_difference
 from billing.stripe.handlers import handler_of
 from billing.stripe.invoices import UnknownCustomer
+from geekhub.lib.outbox import Outbox
 
 log = logging.getLogger("geekhub.billing")
-LEASE = timedelta(minutes=5)
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(minutes=1), timedelta(hours=6)
-# With those pauses it is three days until nobody expects any more that we come to know it.
-MOST_ATTEMPTS = 20
+INBOX = Outbox(
+    StripeEvent,
+    waiting=Q(processed_at=None),
+    lease=timedelta(minutes=5),
+    first_pause=timedelta(minutes=1),
+    longest_pause=timedelta(hours=6),
+    # With those pauses it is three days until nobody expects any more that we come to know it.
+    tries=20,
+    order=("next_at", "created", "pk"),
+)
 # So many lost calls in a row mean that Stripe is away; each costs the worker seconds.
 MOST_LOST = 3
 
@@ -34,14 +41,9 @@ def process_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
     """
     done = lost = 0
     clock = running_clock(now)
-    due = StripeEvent.objects.filter(processed_at=None, next_at__lte=now)
-    for event in due.order_by("next_at", "created", "pk")[:limit]:
-        mine = StripeEvent.objects.filter(
-            pk=event.pk, processed_at=None, attempts=event.attempts, next_at=event.next_at
-        )
-        if not mine.update(attempts=F("attempts") + 1, next_at=clock() + LEASE):
+    for event in INBOX.due(now)[:limit]:
+        if not INBOX.claim(event, clock()):
             continue
-        event.attempts += 1
         try:
             done += _process(stripe, event, clock)
         except StripeUnknown:
@@ -82,13 +84,11 @@ def _done(event: StripeEvent, now: datetime, error: str = "") -> bool:
 
 def _put_off(event: StripeEvent, error: Exception, now: datetime, *, give_up: bool) -> bool:
     text = f"{type(error).__name__}: {error}"[:500]
-    if give_up and event.attempts >= MOST_ATTEMPTS:
+    if give_up and INBOX.is_last(event):
         log.error("the Stripe event %s is given up: %s", event, text)
         open_difference("stripe_event", f"stripe_event:{event.pk}", event.type, 1, now, note=text)
         return _done(event, now, error=text)
-    pause = min(FIRST_PAUSE * 2 ** min(event.attempts - 1, 10), LONGEST_PAUSE)
-    still_open = StripeEvent.objects.filter(pk=event.pk, processed_at=None)
-    still_open.update(next_at=now + pause, error=text)
+    INBOX.put_off(event, now, error=text)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Our copies of Stripe's invoices, what their payment means, and each line back to its images.
+"""Our copies of Stripe's invoices, what a payment means, and each line back to its ledger entries.
 
 A copy is always made of the invoice as it is fetched now, never of what an event says; so events
 may come twice, late, or in any order. What is final (paid, void) stays so.
@@ -27,7 +27,7 @@ from billing.models import (
 )
 from billing.spending import ledger
 from billing.spending.budgets import period_start
-from billing.spending.ledger import ModelSpend
+from billing.spending.ledger import SkuSpend
 from billing.stripe import standing
 from billing.stripe.client import Stripe, StripeRefused, plain
 from geekhub.lib import money
@@ -76,15 +76,19 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class LineTotal:
-    """What the ledger has for a line: images, and their price in micro-USD."""
+    """What the ledger has for a line: units, and their price in micro-USD."""
 
-    images: int
+    units: int
     micro: int
 
     def agrees(self, line: Line) -> bool:
-        """Whether the line bills these images at this price; Stripe rounds a line to a cent."""
+        """Whether the line bills just this, counted in units or, on the shared item, in money.
+
+        Stripe rounds a line to a cent.
+        """
         off = line["amount_cents"] * MICRO_PER_CENT - self.micro
-        return Decimal(line["quantity"]) == self.images and abs(off) <= MICRO_PER_CENT
+        counted = Decimal(line["quantity"]) * Decimal(line["unit_cents"] or 0) * MICRO_PER_CENT
+        return counted == self.micro and abs(off) <= MICRO_PER_CENT
 
 
 def owner(customer: str) -> Organization:
@@ -130,13 +134,13 @@ def links(stripe: Stripe, invoice: Invoice) -> Links:
     return Links(fetched.get("hosted_invoice_url") or "", fetched.get("invoice_pdf") or "")
 
 
-def month_to_date(organization: Organization, *, now: datetime) -> list[ModelSpend]:
-    """Return what each model delivered and cost since the month began, in UTC, by our ledger."""
-    return ledger.spend_by_model(organization, since=period_start(Period.MONTH, now))
+def month_to_date(organization: Organization, *, now: datetime) -> list[SkuSpend]:
+    """Return what each sku came to since the month began, in UTC, by our ledger."""
+    return ledger.spend_by_sku(organization, since=period_start(Period.MONTH, now))
 
 
 def entries_of_line(invoice: Invoice, line: Line) -> QuerySet[LedgerEntry]:
-    """Return the ledger entries whose images a line bills, in order; none if it bills no images.
+    """Return the ledger entries whose units a line bills, in order; none if it bills no units.
 
     They are found through the meter events that Stripe counted in the line's period. Of an event
     that Stripe refused, the one that was sent in its place tells when it counts.
@@ -165,6 +169,11 @@ def line_total(invoice: Invoice, line: Line) -> LineTotal:
     return LineTotal(sums["quantity__sum"] or 0, -(sums["amount_micro__sum"] or 0))
 
 
+def line_spend(invoice: Invoice, line: Line) -> list[SkuSpend]:
+    """Return what the entries of a line come to by sku: the shared item's line has many."""
+    return ledger.by_sku(entries_of_line(invoice, line))
+
+
 def all_csv(entries: QuerySet[LedgerEntry]) -> Iterator[str]:
     """Return consumption as CSV in chunks of some thousand rows, CSV_COLUMNS first.
 
@@ -179,7 +188,7 @@ def _cells(entry: LedgerEntry) -> tuple[str | int, ...]:
     return (
         entry.created_at.astimezone(UTC).isoformat(timespec="seconds"),
         entry.request_id,
-        entry.model,
+        entry.sku,
         entry.quantity,
         money.to_usd(amount // entry.quantity) if entry.quantity else "",
         money.to_usd(amount),
@@ -251,9 +260,9 @@ def _keep(row: Invoice) -> None:
     allowed = older | open_ if row.status in FINAL else older & open_
     fixed = {"id", "stripe_id", "organization"}
     fields = {field.name for field in Invoice._meta.concrete_fields} - fixed
-    Invoice.objects.filter(allowed, stripe_id=row.stripe_id).update(
-        **{name: getattr(row, name) for name in fields}
-    )
+    kept = Invoice.objects.filter(stripe_id=row.stripe_id)
+    kept.filter(allowed).update(**{name: getattr(row, name) for name in fields})
+    row.pk = kept.get().pk  # another process may have inserted it
 
 
 def _credit(row: Invoice) -> None:
@@ -268,5 +277,6 @@ def _credit(row: Invoice) -> None:
             EntryKind.RECHARGE,
             micro,
             entry_key=f"topup:{row.stripe_id}",
+            invoice=row,
             note=f"Payment of invoice {row.number or row.stripe_id}",
         )

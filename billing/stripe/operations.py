@@ -5,30 +5,25 @@ its idempotency key; an answered 5xx gets a new one, since Stripe replays what i
 """
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import Organization
 from billing.models import OperationState, StripeOperation
 from billing.stripe.client import Stripe, StripeBusy, StripeFailure, StripeRefused, StripeUnknown
+from billing.stripe.writes import KINDS
+from geekhub.lib.outbox import Outbox
 
-LEASE = timedelta(minutes=2)
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How one kind of write is found again, and how it is made; both return the Stripe id."""
-
-    find: Callable[[Stripe, StripeOperation], str | None]
-    make: Callable[[Stripe, StripeOperation, str], str]
-
-
-KINDS: dict[str, Kind] = {}
+OUTBOX = Outbox(
+    StripeOperation,
+    waiting=Q(state=OperationState.PENDING),
+    lease=timedelta(minutes=2),
+    first_pause=timedelta(seconds=30),
+    longest_pause=timedelta(hours=1),
+)
 
 
 def plan(
@@ -58,15 +53,12 @@ def run(stripe: Stripe, operation: StripeOperation, *, now: datetime) -> str:
     """
     if operation.state == OperationState.DONE:
         return operation.result
-    mine = StripeOperation.objects.filter(
-        pk=operation.pk, state=OperationState.PENDING, attempts=operation.attempts
-    )
-    if not mine.update(attempts=operation.attempts + 1, next_at=now + LEASE):
-        operation.refresh_from_db()
+    claimed = OUTBOX.claim(operation, now)
+    operation.refresh_from_db()
+    if not claimed:
         if operation.state == OperationState.DONE:
             return operation.result
         raise StripeBusy(f"{operation.key} is being made")
-    operation.refresh_from_db()
     kind = KINDS[operation.kind]
     try:
         found = kind.find(stripe, operation) if operation.attempts > 1 else None
@@ -83,9 +75,8 @@ def run(stripe: Stripe, operation: StripeOperation, *, now: datetime) -> str:
 
 def run_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
     """Make what is due, the oldest first; return how many were made."""
-    due = StripeOperation.objects.filter(state=OperationState.PENDING, next_at__lte=now)
     made = 0
-    for operation in due.order_by("next_at", "pk")[:limit]:
+    for operation in OUTBOX.due(now)[:limit]:
         try:
             run(stripe, operation, now=now)
         except StripeFailure:
@@ -95,15 +86,11 @@ def run_due(stripe: Stripe, *, now: datetime, limit: int = 100) -> int:
 
 
 def _put_off(operation: StripeOperation, error: StripeFailure, now: datetime) -> None:
-    pause = min(FIRST_PAUSE * 2 ** min(operation.attempts - 1, 10), LONGEST_PAUSE)
-    changes: dict[str, Any] = {"last_error": str(error)[:500], "next_at": now + pause}
+    changes: dict[str, Any] = {"last_error": str(error)[:500]}
     if isinstance(error, StripeRefused):
         changes["state"] = OperationState.FAILED
     if isinstance(error, StripeUnknown) and error.answered:
         changes["idempotency_key"] = uuid.uuid4()
     # Whoever was at it before us may have made it after all.
-    mine = StripeOperation.objects.filter(
-        pk=operation.pk, state=OperationState.PENDING, attempts=operation.attempts
-    )
-    mine.update(**changes)
+    OUTBOX.put_off(operation, now, **changes)
     operation.refresh_from_db()

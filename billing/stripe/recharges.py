@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Value
-from django.db.models.functions import Concat
+from django.db.models import Exists, F, OuterRef, Q, QuerySet
 
 from accounts import audit
 from accounts.models import Organization, User
@@ -26,23 +25,21 @@ from billing.models import (
 )
 from billing.spending import ledger
 from billing.stripe import cards, credits, customers, operations
-from billing.stripe.client import Stripe, StripeFailure, StripeRefused, plain
-from billing.stripe.operations import KINDS, Kind
+from billing.stripe.client import Stripe, StripeFailure, plain
+from billing.stripe.writes import AUTOMATIC, BY_OWNER, Recharge
 from geekhub.lib import money
 from geekhub.lib.money import MICRO_PER_CENT
 
 MINIMUM_MICRO = 5_000_000
 MAXIMUM_MICRO = 10_000_000_000
 
-# What our PaymentIntents and sessions say they are for.
-BY_OWNER, AUTOMATIC = "recharge", "automatic_recharge"
 # A payment that will come to nothing any more without a person.
 ENDED = frozenset({"requires_payment_method", "requires_action", "canceled"})
 
 
 # What became of an operation: money on the balance, or a word to its owner.
-CREDITED = Exists(LedgerEntry.objects.filter(entry_key=Concat(Value("topup:"), OuterRef("result"))))
-TOLD = Exists(Notification.objects.filter(key=Concat(Value("recharge_failed:"), OuterRef("key"))))
+CREDITED = Exists(LedgerEntry.objects.filter(~Q(payment_id=""), payment_id=OuterRef("result")))
+TOLD = Exists(Notification.objects.filter(operation=OuterRef("pk")))
 UNDER_WAY = ~CREDITED & ~TOLD & ~Q(state=OperationState.DONE, result="")
 
 
@@ -162,7 +159,12 @@ def _credit(
     key = f"topup:{stripe_id}"
     with transaction.atomic():
         entry = ledger.record(
-            organization, EntryKind.RECHARGE, micro, entry_key=key, note=f"{note}, {stripe_id}"
+            organization,
+            EntryKind.RECHARGE,
+            micro,
+            entry_key=key,
+            payment_id=stripe_id,
+            note=note,
         )
         if entry is not None:
             credits.grant(organization, micro, key=f"grant:{key}", name=note)
@@ -281,6 +283,7 @@ def _settle(stripe: Stripe, operation: StripeOperation, now: datetime) -> bool:
         organization,
         "recharge_failed",
         f"recharge_failed:{operation.key}",
+        operation=operation,
         amount_usd=money.to_usd(operation.parameters["micro"]),
         reason=reason,
     )
@@ -289,7 +292,7 @@ def _settle(stripe: Stripe, operation: StripeOperation, now: datetime) -> bool:
 def _next(stripe: Stripe, low: BillingAccount, now: datetime) -> StripeOperation | None:
     """Plan a recharge unless one is under way, the day's share is used up or the card declined."""
     organization = low.organization
-    if not _room(organization, now):
+    if not _number(organization, now):
         return None  # asked first, so that Stripe need not be
     card = _default_card(stripe, low.stripe_customer)
     if card is None:
@@ -298,37 +301,42 @@ def _next(stripe: Stripe, low: BillingAccount, now: datetime) -> StripeOperation
         # Whoever holds the account's row alone plans: the numbers of the day have no gaps.
         BillingAccount.objects.select_for_update().get(pk=organization.pk)
         account = _low_accounts().filter(pk=organization.pk).first()
-        key = _room(organization, now)
-        if account is None or not key or _declined(organization, card, now):
+        number = _number(organization, now)
+        if account is None or not number or _declined(organization, card, now):
             return None
-        return operations.plan(
-            "recharge",
-            key,
-            organization=organization,
+        assert account.recharge_amount_micro is not None
+        day = _day(now)
+        wanted = Recharge(
             customer=account.stripe_customer,
             card=card,
             micro=account.recharge_amount_micro,
+            day=day,
         )
+        key = f"recharge:{organization.pk}:{day}:{number}"
+        return operations.plan("recharge", key, organization=organization, **wanted)
+
+
+def _planned(organization: Organization) -> QuerySet[StripeOperation]:
+    return StripeOperation.objects.filter(organization=organization, kind="recharge")
 
 
 def _of_today(organization: Organization, now: datetime) -> QuerySet[StripeOperation]:
-    return StripeOperation.objects.filter(key__startswith=_day(organization, now))
+    return _planned(organization).filter(parameters__day=_day(now))
 
 
-def _day(organization: Organization, now: datetime) -> str:
-    return f"recharge:{organization.pk}:{now.astimezone(UTC):%Y-%m-%d}:"
+def _day(now: datetime) -> str:
+    return now.astimezone(UTC).date().isoformat()
 
 
-def _room(organization: Organization, now: datetime) -> str:
-    """Return the key of the day's next recharge, or nothing when there is to be none."""
+def _number(organization: Organization, now: datetime) -> int:
+    """Return the number of the day's next recharge, from 1; 0 when there is to be none."""
     account = BillingAccount.objects.get(pk=organization.pk)
     amount, cap = account.recharge_amount_micro, account.recharge_daily_cap_micro
-    mine = StripeOperation.objects.filter(organization=organization, kind="recharge")
-    if amount is None or cap is None or mine.filter(UNDER_WAY).exists():
-        return ""
+    if amount is None or cap is None or _planned(organization).filter(UNDER_WAY).exists():
+        return 0
     today = _of_today(organization, now)
     spent = sum(row.parameters["micro"] for row in today.filter(CREDITED))
-    return f"{_day(organization, now)}{today.count() + 1}" if spent + amount <= cap else ""
+    return today.count() + 1 if spent + amount <= cap else 0
 
 
 def _declined(organization: Organization, card: str, now: datetime) -> bool:
@@ -350,54 +358,3 @@ def _check_amount(micro: int) -> None:
         raise RechargeRefused(f"A recharge is between ${least} and ${most}.")
     if micro % MICRO_PER_CENT:
         raise RechargeRefused("A recharge is a whole number of cents.")
-
-
-def _find(stripe: Stripe, operation: StripeOperation) -> str | None:
-    customer = {"customer": operation.parameters["customer"]}
-    for intent in stripe.each(stripe.v1.payment_intents.list, **customer):
-        if plain(intent)["metadata"].get("operation") == operation.key:
-            return str(intent.id)
-    return None
-
-
-def _make(stripe: Stripe, operation: StripeOperation, key: str) -> str:
-    """Return the PaymentIntent, paid or declined: its status tells which, when it is settled.
-
-    Nothing is made, and nothing returned, when the owner has ended automatic recharges since.
-    """
-    wanted = operation.parameters
-    asked = BillingAccount.objects.filter(
-        ~Q(status=AccountStatus.SUSPENDED), ~Q(recharge_below_micro=None)
-    )
-    if not asked.filter(pk=operation.organization_id).exists():
-        return ""
-    try:
-        made = stripe.call(
-            stripe.v1.payment_intents.create,
-            {
-                "amount": wanted["micro"] // MICRO_PER_CENT,
-                "currency": "usd",
-                "customer": wanted["customer"],
-                "payment_method": wanted["card"],
-                "off_session": True,
-                "confirm": True,
-                "description": "Geek Hub balance, automatic recharge",
-                "metadata": {
-                    "organization": str(operation.organization_id),
-                    "operation": operation.key,
-                    "micro": str(wanted["micro"]),
-                    "kind": AUTOMATIC,
-                },
-            },
-            key=key,
-        )
-    except StripeRefused as refusal:
-        # 402: the bank said no, and the PaymentIntent stands there unpaid.
-        found = _find(stripe, operation) if refusal.status == 402 else None
-        if found is None:
-            raise
-        return found
-    return str(made.id)
-
-
-KINDS["recharge"] = Kind(find=_find, make=_make)

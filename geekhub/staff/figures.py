@@ -19,9 +19,10 @@ from billing.spending.prices import PriceBook
 from billing.stripe.client import is_connected
 from geekhub.lib import money
 from geekhub.lib.moments import LONG_AGO
-from geekhub.work.image_jobs import current
+from geekhub.work.jobs import current
 from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
+from images.catalog.skus import sku_of
 from images.drawing.gateway import gateway_of
 from images.pages.charts import daily
 from images.usage import platform
@@ -38,26 +39,6 @@ RELAXED = {
 }
 # A job may wait for its turn, and for a long one before it.
 PATIENCE = timedelta(minutes=2)
-# What runs in the background, by the names of geekhub.work.
-JOBS: Mapping[str, "StrPromise"] = {
-    "alerts noticed": _("alerts noticed"),
-    "alerts delivered": _("alerts delivered"),
-    "accounts moved": _("accounts suspended and resumed"),
-    "differences in older books": _("older books compared"),
-    "differences in our books": _("our books compared"),
-    "events from Stripe": _("events from Stripe taken in"),
-    "writes to Stripe": _("writes sent to Stripe"),
-    "prices brought to Stripe": _("prices brought to Stripe"),
-    "subscriptions repaired": _("subscriptions repaired"),
-    "usage frozen": _("usage closed for billing"),
-    "usage sent": _("usage sent to Stripe"),
-    "uncertain usage decided": _("uncertain usage decided"),
-    "automatic recharges": _("automatic recharges"),
-    "invoices compared": _("invoices compared"),
-    "differences in usage": _("usage compared with Stripe"),
-    "changes swept": _("changes at Stripe looked for"),
-    "prices retired": _("old prices taken out of Stripe"),
-}
 CIRCUITS: Mapping[str, "StrPromise"] = {
     "closed": _("closed"),
     "open": _("open"),
@@ -69,15 +50,10 @@ CIRCUITS: Mapping[str, "StrPromise"] = {
 class JobHealth:
     """When a background job was last begun, on whichever host."""
 
-    name: str
+    title: "StrPromise"
     every: timedelta
     begun: datetime | None
     late: bool
-
-    @property
-    def title(self) -> "StrPromise | str":
-        """Return what the job does, in words."""
-        return JOBS.get(self.name, self.name)
 
     @property
     def interval(self) -> str:
@@ -187,21 +163,23 @@ def job_health(now: datetime) -> list[JobHealth]:
     for job in current():
         at = begun.get(job.name)
         late = at is None or at < now - job.every - PATIENCE
-        found.append(JobHealth(job.name, job.every, at if at != LONG_AGO else None, late))
+        found.append(JobHealth(job.title, job.every, at if at != LONG_AGO else None, late))
     return found
 
 
 def _models(month: platform.Month) -> list[Line]:
     found = []
-    quotes = PriceBook().offered(month.models, None)
+    rows = {model: CATALOG[model] for model in month.models if model in CATALOG}
+    quotes = PriceBook().offered(map(sku_of, rows.values()), None)
     for model, earned in month.models.items():
-        row = CATALOG.get(model)
+        row = rows.get(model)
+        quote = quotes.get(sku_of(row)) if row else None
         cost = row.cost_micro if row else None
         found.append(
             Line(
                 model,
                 earned,
-                usd(quotes[model].unit_micro) if model in quotes else "–",
+                usd(quote.unit_micro) if quote else "–",
                 _now("unknown") if cost is None else usd(cost),
             )
         )

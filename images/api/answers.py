@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import pybase64
 
@@ -11,14 +11,17 @@ from accounts.models import ApiKey
 from billing.models import Budget, BudgetPeriod
 from billing.spending.prices import Quote
 from geekhub.lib import money
+from images.api import shapes
+from images.api.shapes import Audited, Drawn, Model, Picture
+from images.catalog import parameters
 from images.catalog.model import MAX_N, OWNERS, ImageModel
-from images.drawing.admit import Priced
+from images.drawing import admit
 from images.drawing.gateway import Gateway
 from images.drawing.repeats import Finished
 from images.models import Generation, GenerationStatus, Image
 from images.pixels.pictures import FORMATS
 from images.stores.contract import ImageStore
-from images.usage.status import Credits
+from images.usage import status
 
 
 def headers(row: Generation) -> dict[str, str]:
@@ -31,14 +34,14 @@ def replayed(row: Generation) -> dict[str, str]:
     return {"x-request-id": row.request_id, "idempotent-replayed": "true"}
 
 
-async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
+async def generation(finished: Finished, store: ImageStore) -> Drawn:
     """Return OpenAI's images answer with our additions."""
     row = finished.generation
     data = await _images(finished.images, store)
     if row.parameters.get("response_format") == "b64_json":
         for entry, content in zip(data, finished.data, strict=True):
             entry["b64_json"] = pybase64.b64encode(content).decode()
-    body: dict[str, Any] = {
+    body: Drawn = {
         "id": row.request_id,
         "object": "list",
         "created": int(row.created_at.timestamp()),
@@ -61,7 +64,7 @@ async def generation(finished: Finished, store: ImageStore) -> dict[str, Any]:
     return body
 
 
-def priced(what: Priced, request_id: str) -> dict[str, Any]:
+def priced(what: admit.Priced, request_id: str) -> shapes.Priced:
     """Return the answer to a dry run."""
     return {
         "id": request_id,
@@ -82,7 +85,7 @@ def priced(what: Priced, request_id: str) -> dict[str, Any]:
     }
 
 
-async def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
+async def audit(row: Generation, store: ImageStore) -> Audited:
     """Return everything about one request, in OpenRouter's shape with our additions."""
     images: Sequence[Image] = list(row.images.all())
     return {
@@ -92,7 +95,7 @@ async def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
             "requested": row.requested,
             "provider_name": OWNERS.get(row.provider),
             "api_type": "image",
-            "status": row.status,
+            "status": GenerationStatus(row.status),
             "sandbox": row.sandbox,
             "created_at": row.created_at.isoformat(),
             "finished_at": row.finished_at.isoformat() if row.finished_at else None,
@@ -117,7 +120,7 @@ async def audit(row: Generation, store: ImageStore) -> dict[str, Any]:
     }
 
 
-def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -> dict[str, Any]:
+def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -> Model:
     """Return one model in OpenAI's shape with our additions; `quote` is the organization's."""
     return {
         "id": row.id,
@@ -134,14 +137,7 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -
         "sizes": ["auto", *row.sizes],
         "max_n": MAX_N,
         "qualities": list(row.qualities),
-        "supports": {
-            "seed": row.seed,
-            "style": row.style,
-            "transparent_background": row.transparent,
-            "partial_images": row.partial_images,
-            "edits": row.edits > 0,
-            "moderation": row.moderation,
-        },
+        "supports": parameters.supports(row) | {"edits": row.edits > 0},
         "output_formats": [name.lower() for name in FORMATS],
         "max_prompt": row.max_prompt,
         "typical_seconds": {"p50": row.p50_seconds, "p95": row.p95_seconds},
@@ -154,7 +150,7 @@ def model(row: ImageModel, gateway: Gateway, key: ApiKey, quote: Quote | None) -
     }
 
 
-def credits(what: Credits) -> dict[str, Any]:
+def credits(what: status.Credits) -> shapes.Credits:
     """Return OpenRouter's credits shape with our additions."""
     account = what.account
     total = account.balance_micro + account.spent_micro
@@ -178,9 +174,9 @@ def credits(what: Credits) -> dict[str, Any]:
     }
 
 
-def _budget(rule: Budget, running: BudgetPeriod) -> dict[str, Any]:
-    return {
-        "scope": "key" if rule.key_family else "member",
+def _budget(rule: Budget, running: BudgetPeriod) -> shapes.Budget:
+    row: shapes.Budget = {
+        "scope": rule.scope,
         "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
         "limit_images": rule.limit_images,
         "period": rule.period,
@@ -190,20 +186,22 @@ def _budget(rule: Budget, running: BudgetPeriod) -> dict[str, Any]:
         "spent_images": running.spent_images,
         "held_images": running.held_images,
     }
+    # A word that a budget goes by has the name of its scope.
+    return cast(shapes.Budget, {**row, **rule.holder.words})
 
 
-async def _images(rows: Sequence[Image], store: ImageStore) -> list[dict[str, Any]]:
+async def _images(rows: Sequence[Image], store: ImageStore) -> list[Picture]:
     return list(await asyncio.gather(*(image(row, store) for row in rows)))
 
 
-async def image(row: Image, store: ImageStore) -> dict[str, Any]:
+async def image(row: Image, store: ImageStore) -> Picture:
     """Return one picture of an answer's `data`; without an address if the store has lost it."""
     try:
         link = row.link or await store.alink(row.name)
     except FileNotFoundError:
         # A private bucket signs no address of what it does not have.
         link = None
-    entry: dict[str, Any] = {
+    entry: Picture = {
         "url": link,
         "width": row.width,
         "height": row.height,

@@ -170,7 +170,8 @@ def translate(error: Exception) -> ApiError | None:
         case Blocked():
             return ApiError("guardrail_blocked", str(error), retry=False)
         case BudgetExceeded():
-            left = "GET /v1/credits shows what is left of it."
+            page = f"{settings.PUBLIC_URL}/dashboard/billing/budgets"
+            left = f"{'GET /v1/credits' if error.by_key else page} shows what is left of it."
             return ApiError("guardrail_blocked", f"{error} {left}", retry=False)
         case routing.ModelBlocked():
             instead = ", ".join(error.allowed) or "no model"

@@ -23,8 +23,9 @@ from images.api import parsers, serializers
 from images.api.errors import ApiError
 from images.api.requests import ApiRequest
 from images.api.serializers import invalid
+from images.catalog import fields
 from images.catalog.model import MAX_INPUTS
-from images.drawing.request import GenerationRequest, Inputs
+from images.drawing.request import GenerationRequest
 from images.pixels import pictures
 from images.pixels.pictures import NotAPicture, TooManyPixels, UnknownKind, Upload
 from images.pixels.turns import Turns
@@ -89,7 +90,8 @@ def _read(body: IO[bytes], content_type: str, keep: ExitStack) -> GenerationRequ
     files = _Files(keep)
     texts = _parse(body, content_type, files)
     request = serializers.parse(_typed(texts), serializers.EditSerializer)
-    return replace(request, inputs=_inputs(files))
+    images, mask = _inputs(files)
+    return replace(request, images=images, mask=mask)
 
 
 class _Files(FileUploadHandler):
@@ -105,12 +107,10 @@ class _Files(FileUploadHandler):
         super().new_file(field_name, *args, **kwargs)
         self._field = _name(field_name)
         if self._field not in serializers.FILES:
-            known = serializers.EditSerializer().fields
-            if field_name in known:
+            body = serializers.EditSerializer()
+            if field_name in body.fields:
                 raise invalid(field_name, "must be text, not a file.")
-            raise invalid(
-                field_name[:100], serializers.unknown(field_name, [*known, *serializers.FILES])
-            )
+            raise invalid(field_name[:100], body.unknown(field_name))
         others = self.found[self._field]
         if self._field == "mask" and others:
             raise invalid("mask", TWICE)
@@ -188,7 +188,7 @@ def _utf8(name: str, text: str) -> str:
 
 def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
     """Return the text parts as the values that JSON would have; what is none stays text."""
-    fields = serializers.EditSerializer().fields
+    known = serializers.EditSerializer().fields
     gathered: dict[str, list[str]] = {}
     styles: dict[str, str] = {}
     for sent, values in texts.items():
@@ -203,7 +203,7 @@ def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
         if name in LISTS:
             value = _several(name, values, bare=styles[name] == "model")
         else:
-            value = READERS.get(type(fields.get(name)), _as_it_is)(name, values[0])
+            value = READERS.get(type(known.get(name)), _as_it_is)(name, values[0])
         if inner := FIELD.fullmatch(name):
             name, value = inner[1], {inner[2]: value}
             if name in gathered:
@@ -246,21 +246,21 @@ def _as_it_is(name: str, text: str) -> Any:
 
 
 READERS: Mapping[type, Callable[[str, str], Any]] = {
-    serializers.Integer: _integer,
-    serializers.Usd: _number,
-    serializers.Boolean: _boolean,
-    serializers.RoutingSerializer: _json,
+    fields.Integer: _integer,
+    fields.Usd: _number,
+    fields.Boolean: _boolean,
+    fields.Routing: _json,
 }
 
 
-def _inputs(files: _Files) -> Inputs:
-    """Return the pictures; raises ApiError naming the first that is none."""
+def _inputs(files: _Files) -> tuple[tuple[Upload, ...], Upload | None]:
+    """Return the pictures and the mask; raises ApiError naming the first that is none."""
     if not files.found["image"]:
         raise invalid("image", f"is required: 1 to {MAX_INPUTS} files.")
     images = tuple(_upload("image", *one) for one in enumerate(files.found["image"], 1))
     masks = [_upload("mask", *one) for one in enumerate(files.found["mask"], 1)]
     if not masks:
-        return Inputs(images)
+        return images, None
     mask, first = masks[0], images[0]
     if mask.mime_type != "image/png" or not mask.alpha:
         raise invalid("mask", "must be a PNG with an alpha channel.")
@@ -270,7 +270,7 @@ def _inputs(files: _Files) -> Inputs:
             f"must have the first image's size, {first.width}x{first.height}; "
             f"it has {mask.width}x{mask.height}.",
         )
-    return Inputs(images, mask)
+    return images, mask
 
 
 def _upload(name: str, number: int, file: IO[bytes]) -> Upload:

@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
@@ -13,7 +13,9 @@ from django.utils import timezone
 
 from accounts.models import ApiKey
 from geekhub.lib import money
+from images.api import shapes
 from images.api.serializers import invalid
+from images.api.shapes import KeyName
 from images.usage import sums
 from images.usage.span import Wanted
 from images.usage.sums import Used
@@ -107,7 +109,7 @@ def _value(name: str, value: Any) -> Any:
             raise ValueError(value)
 
 
-def report(key: ApiKey, asked: Asked) -> dict[str, Any]:
+def report(key: ApiKey, asked: Asked) -> shapes.Usage:
     """Return the answer: what the organization used with keys of the same kind, live or sandbox."""
     wanted = Wanted(
         start=datetime.combine(asked.start, time(), UTC),
@@ -126,7 +128,10 @@ def report(key: ApiKey, asked: Asked) -> dict[str, Any]:
         "end": asked.end.isoformat(),
         "group_by": list(asked.by),
         "sandbox": key.sandbox,
-        "data": [_group(asked.by, group, names) | _numbers(used) for group, used in page],
+        "data": [
+            cast(shapes.UsedBy, _group(asked.by, group, names) | _numbers(used))
+            for group, used in page
+        ],
         "totals": _numbers(sums.total(key.organization, wanted)),
         "has_more": more,
         "next_after": _cursor(asked.by, page[-1][0]) if more else None,
@@ -135,7 +140,7 @@ def report(key: ApiKey, asked: Asked) -> dict[str, Any]:
 
 def _key_names(
     key: ApiKey, groups: list[tuple[Any, ...]], by: tuple[str, ...]
-) -> dict[UUID, dict[str, str]]:
+) -> dict[UUID, KeyName]:
     if "key" not in by:
         return {}
     place = by.index("key")
@@ -145,7 +150,7 @@ def _key_names(
 
 
 def _group(
-    by: tuple[str, ...], group: tuple[Any, ...], names: dict[UUID, dict[str, str]]
+    by: tuple[str, ...], group: tuple[Any, ...], names: dict[UUID, KeyName]
 ) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, value in zip(by, group, strict=True):
@@ -161,7 +166,7 @@ def _group(
     return told
 
 
-def _numbers(used: Used) -> dict[str, Any]:
+def _numbers(used: Used) -> shapes.Used:
     return {
         "requests": used.requests,
         "succeeded": used.succeeded,

@@ -2,7 +2,6 @@
 
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from typing import Any
 
 from django.conf import settings
 from django.http import HttpResponseBase
@@ -14,7 +13,9 @@ from images.api import answers, serializers, streaming, throttling, uploads
 from images.api import usage as usage_report
 from images.api.endpoints import Call, endpoint
 from images.api.errors import AN_ID, ApiError
+from images.api.shapes import Model
 from images.catalog.model import ImageModel
+from images.catalog.skus import sku_of
 from images.drawing import repeats, routing, story
 from images.drawing.admit import Admitted, Priced, admit, join
 from images.drawing.gateway import Gateway
@@ -107,10 +108,10 @@ def model(call: Call, model_id: str) -> Response:
     return Response(row)
 
 
-def described(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[dict[str, Any]]:
+def described(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
     """Return rows of the catalogue with what they cost the key's organization now."""
-    quotes = gateway.prices.offered([row.id for row in rows], key.organization_id)
-    return [answers.model(row, gateway, key, quotes.get(row.id)) for row in rows]
+    quotes = gateway.prices.offered(map(sku_of, rows), key.organization_id)
+    return [answers.model(row, gateway, key, quotes.get(sku_of(row))) for row in rows]
 
 
 @endpoint("GET")

@@ -76,6 +76,7 @@ def admit(
         request_id=row.request_id,
         quotes=offer.quotes,
         quantity=request.n,
+        tags=request.tags,
         owner=row.owner,
         lease=lease(),
     )
@@ -124,9 +125,8 @@ async def join(
 
 def _offer(gateway: Gateway, key: ApiKey, request: GenerationRequest) -> Offer:
     """Return who may draw; raises the errors of routing, and UnknownPrice."""
-    quotes = gateway.prices.current(
-        [model.id for _, model in routing.named(request)], key.organization_id
-    )
+    skus = routing.skus(request)
+    quotes = gateway.prices.current(skus.values(), key.organization_id)
     timed = request.strategy != "cheapest"
     candidates, skipped = routing.candidates(
         request,
@@ -134,10 +134,10 @@ def _offer(gateway: Gateway, key: ApiKey, request: GenerationRequest) -> Offer:
         off=lambda model: gateway.why_off(
             model, sandbox=key.sandbox, caller=str(key.organization_id)
         ),
-        prices={model: quote.unit_micro for model, quote in quotes.items()},
+        prices={model: quotes[sku].unit_micro for model, sku in skus.items()},
         latencies=gateway.latencies.current() if timed else {},
     )
-    return Offer(candidates, [quotes[one.model.id] for one in candidates], skipped)
+    return Offer(candidates, [quotes[one.sku] for one in candidates], skipped)
 
 
 def _priced(offer: Offer, request: GenerationRequest) -> Priced:

@@ -11,9 +11,9 @@ from django.utils import timezone
 
 from billing.spending import holds
 from geekhub.lib import db
+from images.catalog.parameters import AUTO
 from images.drawing.errors import AllCandidatesFailed, StoreFailed
 from images.drawing.gateway import Gateway
-from images.drawing.request import AUTO
 from images.drawing.routing import Candidate
 from images.drawing.started import BROKEN, Drawn, Kept, Started
 from images.models import Generation, GenerationStatus, Image
@@ -58,8 +58,8 @@ def capture(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     row.delivered = len(kept)
     with transaction.atomic():
         if started.hold is not None:
-            model = drawn.candidate.model.id
-            entry = holds.capture(started.hold, model=model, delivered=row.delivered)
+            sku = drawn.candidate.sku
+            entry = holds.capture(started.hold, sku=sku, delivered=row.delivered)
             row.cost_micro = -entry.amount_micro
         _finish(started, row, GenerationStatus.SUCCEEDED, *NUMBERS)
         for one in kept:
@@ -77,7 +77,7 @@ def capture_one(started: Started, candidate: Candidate, one: Kept) -> Generation
     try:
         with transaction.atomic():
             if hold is not None:
-                row.cost_micro -= holds.capture_one(hold, model=row.model).amount_micro
+                row.cost_micro -= holds.capture_one(hold, sku=candidate.sku).amount_micro
             running = Generation.objects.filter(
                 pk=row.pk, status=GenerationStatus.RUNNING, delivered=row.delivered
             )

@@ -1,26 +1,25 @@
 """From what was asked to the models that may draw it, in order, and why one was left out."""
 
 import difflib
-import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from django.conf import settings
 from django.utils import timezone
 
 from geekhub.lib import money
+from images.catalog import parameters
 from images.catalog.model import MAX_N, ImageModel, Status
+from images.catalog.parameters import AUTO, Adjustment
 from images.catalog.rows import CATALOG, as_of
-from images.drawing.request import AUTO, GenerationRequest, Inputs, Strategy
+from images.catalog.skus import sku_of
+from images.drawing.request import GenerationRequest, Strategy
 from images.providers.base import ImageRequest
-from images.providers.ratios import edges, nearest
 
 MOST_NEAR = 5
 SIZE = re.compile(r"[0-9]+x[0-9]+", re.ASCII)
-OPENAI_LEVELS = {"low", "medium", "high"}
 
 
 class ModelNotFound(Exception):
@@ -61,16 +60,6 @@ class NoCandidate(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Adjustment:
-    """A parameter that is not drawn as asked."""
-
-    param: str
-    asked: Any
-    used: Any
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Skipped:
     """A model that was left out, and why."""
 
@@ -95,55 +84,34 @@ class Candidate:
     request: GenerationRequest
 
     @property
+    def sku(self) -> str:
+        """Return the sku that its pictures are of."""
+        return _sku(self.request, self.model)
+
+    @property
     def compressed_here(self) -> bool:
         """Return whether a compression was asked for that the provider cannot be told."""
-        asked = self.request
-        lossy = asked.output_compression is not None and asked.output_format in ("jpeg", "webp")
-        return lossy and asked.output_format not in self.model.compresses
+        return parameters.compressed_here(self.request, self.model)
 
     def for_provider(self, *, deadline: float, sandbox: bool, caller: str) -> ImageRequest:
         """Return the provider's request; `deadline` is the event loop's time."""
         asked, model = self.request, self.model
-        ignored = {one.param for one in self.adjusted if one.used is None}
-        partial_images = asked.partial_images if model.partial_images else 0
+        sent = parameters.sent(asked, model)
+        if sandbox:
+            # It takes any seed and draws any format, whichever the model.
+            sent |= {"seed": asked.seed, "output_format": asked.output_format}
+        # A model that sends early views draws one picture a call.
+        per_call = 1 if sent["partial_images"] else model.per_call
         return ImageRequest(
             model=model.id,
             upstream_id=model.upstream_id,
-            prompt=asked.prompt,
             deadline=deadline,
-            n=asked.n,
-            # A model that sends early views draws one picture a call.
-            per_call=MAX_N if sandbox else 1 if partial_images else model.per_call,
-            size=_drawn_size(asked, model),
-            quality=self._upstream_quality(),
-            style=asked.style if model.style else None,
-            output_format=self._upstream_format(sandbox=sandbox),
-            output_compression=(
-                None if "output_compression" in ignored else asked.output_compression
-            ),
-            background=asked.background if model.transparent else None,
-            moderation=asked.moderation if model.moderation else None,
-            seed=asked.seed if model.seed or sandbox else None,
-            # Providers get a name for the end user that means nothing outside.
-            user=hashlib.sha256(asked.user.encode()).hexdigest()[:32] if asked.user else None,
-            partial_images=partial_images,
-            images=asked.inputs.images if asked.inputs else (),
-            mask=asked.inputs.mask if asked.inputs else None,
-            input_fidelity=asked.input_fidelity if model.fidelity else None,
+            per_call=MAX_N if sandbox else per_call,
+            images=asked.images,
+            mask=asked.mask,
             caller=caller,
+            **sent,
         )
-
-    def _upstream_quality(self) -> str | None:
-        # Leaving it out asks for `auto`, which some rows pin: their price does not cover the
-        # dearest quality, which the provider might choose. Where it is not pinned, less is sent.
-        asked = self.request.quality
-        word = self.model.qualities.get(asked or AUTO)
-        return None if asked is None and word == AUTO else word
-
-    def _upstream_format(self, *, sandbox: bool) -> str | None:
-        # What is compressed here is drawn without a loss before, where that can be asked for.
-        asked = "png" if self.compressed_here and not sandbox else self.request.output_format
-        return asked if sandbox or asked in self.model.formats else None
 
 
 def listing() -> list[ImageModel]:
@@ -198,8 +166,21 @@ def named(request: GenerationRequest) -> list[tuple[str, ImageModel]]:
         return [(model_id, find(model_id)) for model_id in request.models]
     if request.auto_candidates:
         return [(model_id, find(model_id)) for model_id in request.auto_candidates]
-    every = listing() if request.inputs is None else editors()
+    every = editors() if request.images else listing()
     return [(row.id, row) for row in every if row.status != Status.RETIRED]
+
+
+def skus(request: GenerationRequest) -> dict[str, str]:
+    """Return the sku of what each model that is named would draw, by its id.
+
+    Raises ModelNotFound.
+    """
+    return {model.id: _sku(request, model) for _, model in named(request)}
+
+
+def _sku(request: GenerationRequest, model: ImageModel) -> str:
+    inputs = len(request.images)
+    return sku_of(model, quality=request.quality, size=request.size, inputs=inputs)
 
 
 def candidates(
@@ -282,8 +263,8 @@ def fit(
             f"The prompt has {len(request.prompt)} characters; {model.id} takes at most "
             f"{model.max_prompt}.",
         )
-    if request.inputs is not None:
-        _fit_inputs(request.inputs, model, request.quality, price_micro)
+    if request.images:
+        _fit_inputs(request, model, price_micro)
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         form = "" if SIZE.fullmatch(str(request.size)) else " A size is auto or WIDTHxHEIGHT."
         allowed = f"Allowed: auto, {', '.join(model.sizes)}."
@@ -303,87 +284,28 @@ def fit(
         and request.output_format == "jpeg"
     ):
         raise ModelUnfit("background", "A transparent background needs output_format png or webp.")
-    adjusted = tuple(_adjustments(request, asked, model))
+    adjusted = tuple(parameters.adjustments(request, model))
+    if asked != model.id:
+        why = f"{model.id} draws what is asked of {asked}."
+        adjusted = (Adjustment("model", asked, model.id, why), *adjusted)
     if request.strict and adjusted:
         first = adjusted[0]
         raise ModelUnfit(first.param, f"strict: {first.why}")
     return adjusted
 
 
-def _fit_inputs(inputs: Inputs, model: ImageModel, quality: str | None, price_micro: int) -> None:
+def _fit_inputs(request: GenerationRequest, model: ImageModel, price_micro: int) -> None:
     """Raise ModelUnfit when the model cannot start from these pictures at its price."""
     if not model.edits:
         able = ", ".join(row.id for row in editors())
         raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
-    count = len(inputs.images)
+    count = len(request.images)
     if count > model.edits:
         what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
         raise ModelUnfit("image", f"{model.id} starts from {what}; there are {count}.")
     most = {each: model.most_inputs(each, price_micro) for each in model.qualities or (AUTO,)}
-    if count > most[quality if quality in most else AUTO]:
+    if count > most[request.quality if request.quality in most else AUTO]:
         able = ", ".join(f"{each} {number}" for each, number in most.items())
         raise ModelUnfit("image", f"{model.id} starts from fewer pictures at this quality: {able}.")
-    if inputs.mask is not None and not model.masks:
+    if request.mask is not None and not model.masks:
         raise ModelUnfit("mask", f"{model.id} takes no mask.")
-
-
-def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> list[Adjustment]:
-    found: list[Adjustment] = []
-
-    def note(param: str, asked: Any, used: Any, why: str) -> None:
-        found.append(Adjustment(param, asked, used, f"{model.id} {why}"))
-
-    if asked != model.id:
-        note("model", asked, model.id, f"draws what is asked of {asked}.")
-    drawn = _drawn_size(request, model)
-    if request.size not in (None, AUTO) and drawn != request.size:
-        kept = model.keeps_shape and request.inputs is not None
-        why = "keeps the shape of the picture." if kept else f"draws {drawn} in its place."
-        note("size", request.size, drawn, why)
-    if request.quality in OPENAI_LEVELS | {"hd"}:
-        word = model.qualities.get(request.quality)
-        if word is None:
-            note("quality", request.quality, None, "has no quality setting.")
-        elif request.quality in OPENAI_LEVELS and word != request.quality:
-            note("quality", request.quality, word, f"calls its nearest quality {word}.")
-    if request.seed is not None and not model.seed:
-        note("seed", request.seed, None, "takes no seed.")
-    if request.style is not None and not model.style:
-        note("style", request.style, None, "has no style setting.")
-    if request.background == "transparent" and not model.transparent:
-        note("background", request.background, None, "draws opaque backgrounds only.")
-    if request.moderation == "low" and not model.moderation:
-        note("moderation", request.moderation, None, "has no moderation setting.")
-    if request.partial_images and not model.partial_images:
-        note("partial_images", request.partial_images, None, "has no early views.")
-    if request.input_fidelity == "high" and not model.fidelity:
-        note("input_fidelity", "high", None, "has no input_fidelity setting.")
-    if request.output_compression is not None and request.output_format in (None, "png"):
-        note(
-            "output_compression",
-            request.output_compression,
-            None,
-            "is asked for a lossless picture; set output_format to jpeg or webp.",
-        )
-    return found
-
-
-def _drawn_size(request: GenerationRequest, model: ImageModel) -> str:
-    size = _shape(request, model)
-    if request.quality is not None and model.qualities.get(request.quality) == "2K":
-        # Google's upper tier is a size: both edges twice those of the lower one.
-        width, height = edges(size)
-        return size if max(width, height) >= 2048 else f"{2 * width}x{2 * height}"
-    return size
-
-
-def _shape(request: GenerationRequest, model: ImageModel) -> str:
-    kept = model.keeps_shape and request.inputs is not None
-    if request.size not in (None, AUTO) and not kept:
-        return model.sizes[request.size]
-    if request.inputs is None:
-        return model.default_size
-    # An edit keeps the shape of what it starts from, as far as the model has it.
-    first = request.inputs.images[0]
-    ratios = {size.replace("x", ":"): size for size in model.sizes.values()}
-    return ratios[nearest(f"{first.width}x{first.height}", ratios)]

@@ -53,6 +53,7 @@ def index(request: MemberRequest, invoice_id: str, line_id: str) -> HttpResponse
         "invoice": invoice,
         "row": row,
         "total": total,
+        "skus": invoices.line_spend(invoice, row.line) if row.is_shared else [],
         "agrees": total.agrees(row.line),
         "charges": _rows(organization, found[:PAGE]),
         "after": after,
@@ -68,7 +69,7 @@ def export(request: MemberRequest, invoice_id: str, line_id: str) -> HttpRespons
     """Return the line's charges as CSV."""
     invoice = find(request.access.organization, invoice_id)
     row = find_line(invoice, line_id)
-    name = f"{file_name(invoice)}-{row.model.rpartition('/')[2]}"
+    name = f"{file_name(invoice)}-{row.sku.rpartition('/')[2]}"
     return csv_file(request, name, invoices.all_csv(invoices.entries_of_line(invoice, row.line)))
 
 
@@ -96,10 +97,6 @@ def _rows(organization: Organization, entries: list[LedgerEntry]) -> list[Row]:
 
 
 def _pictures(entry: LedgerEntry, pictures: dict[int, Image]) -> list[Image]:
-    """Return the pictures of a charge; one that was streamed is charged by itself.
-
-    A charge is named by the first picture it is for, see `billing.spending.holds`.
-    """
-    first = entry.entry_key.rpartition(":")[2]
-    start = int(first) if first.isdigit() else 0
-    return [pictures[index] for index in range(start, start + entry.quantity) if index in pictures]
+    """Return the pictures of a charge that are still kept; a streamed one has its own charge."""
+    charged = range(entry.first_unit, entry.first_unit + entry.quantity)
+    return [pictures[index] for index in charged if index in pictures]

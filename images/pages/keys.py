@@ -18,7 +18,7 @@ from accounts import keys
 from accounts.access import Access, MemberRequest, Permission, member
 from accounts.keys import NewKey, RevokedKey
 from accounts.models import ApiKey
-from billing.models import Budget, BudgetPeriod, Period
+from billing.models import Budget, BudgetPeriod, Period, scopes
 from billing.spending import budgets, ledger
 from images.catalog.rows import CATALOG
 from images.pages.forms import KeyForm, RotateForm
@@ -45,7 +45,8 @@ def index(request: MemberRequest) -> HttpResponse:
     now = timezone.now()
     organization = request.access.organization
     spent = ledger.spend_by_key(organization, since=now - SPEND)
-    limited = list(Budget.objects.filter(organization=organization, member=None).order_by("pk"))
+    own = Budget.objects.filter(organization=organization, scope=scopes.KEY.name).order_by("pk")
+    limited = budgets.running(own)
     living, ended = [], []
     # A playground's key is nobody's to use; it is here only to be resumed.
     shown = organization.api_keys.exclude(playground=True, paused_at=None)
@@ -57,9 +58,7 @@ def index(request: MemberRequest) -> HttpResponse:
             Row(
                 key=key,
                 spent_micro=spent.get(key.pk, 0),
-                budgets=[
-                    budgets.running(budget) for budget in limited if budget.key_family == key.family
-                ],
+                budgets=[pair for pair in limited if pair[0].key_family == key.family],
                 unused=(key.last_used_at or key.created_at) < now - IDLE,
                 ending=key.expires_at is not None,
             )

@@ -6,17 +6,14 @@ from typing import Any
 from django.utils.translation import ngettext
 
 from geekhub.lib import money
+from images.catalog.parameters import PARAMETERS
 from images.models import Generation
-
-# What `GenerationRequest.parameters` writes down under another name than the API's, or not as text.
-OURS = ("listed", "strategy", "auto_candidates", "on_refusal", "max_cost_micro", "edit", "images",
-        "mask")  # fmt: skip
 
 
 def body(row: Generation) -> dict[str, Any]:
     """Return the parameters as the API names them, without model, prompt, tags and files."""
     asked = row.parameters
-    found = {name: value for name, value in asked.items() if name not in OURS}
+    found = {name: asked[name] for name in PARAMETERS if name in asked}
     routing = {
         "strategy": asked.get("strategy"),
         "candidates": asked.get("auto_candidates"),

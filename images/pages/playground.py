@@ -19,10 +19,11 @@ from billing.spending import ledger
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
 from geekhub.lib.ids import REQUEST_ID
-from images.catalog.model import MAX_N, MAX_PROMPT, MAX_SEED
+from images.catalog.model import MAX_N, MAX_PROMPT
+from images.catalog.parameters import AUTO, MAX_SEED, PARAMETERS
 from images.catalog.rows import CATALOG
 from images.drawing.gateway import gateway_of
-from images.drawing.request import AUTO, GenerationRequest
+from images.drawing.request import GenerationRequest
 from images.models import Generation
 from images.pages import playing
 from images.pages.playing import MAX_MODELS, Offer
@@ -99,16 +100,12 @@ class PlaygroundForm(forms.Form):
 
     def request_for(self, model: str) -> GenerationRequest:
         """Return the API's request of one model."""
-        data = self.cleaned_data
-        return GenerationRequest(
-            models=(model,),
-            listed=False,
-            prompt=data["prompt"],
-            n=data["n"],
-            size=data["size"] if data["size"] != AUTO else None,
-            quality=data["quality"] or None,
-            seed=data["seed"],
-        )
+        asked = {
+            name: value
+            for name, value in self.cleaned_data.items()
+            if name in PARAMETERS and value not in (None, "", *PARAMETERS[name].neutral)
+        }
+        return GenerationRequest(models=(model,), listed=False, **asked)
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

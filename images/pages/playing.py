@@ -18,6 +18,7 @@ from accounts.models import Organization, User
 from billing.spending.prices import PriceBook
 from images import metrics
 from images.catalog.model import ImageModel, Status
+from images.catalog.skus import sku_of
 from images.drawing import routing, story
 from images.drawing.admit import admit
 from images.drawing.gateway import Gateway
@@ -49,15 +50,15 @@ def offers(gateway: Gateway | None, organization: Organization) -> list[Offer]:
     """
     rows = [row for row in routing.listing() if row.status != Status.RETIRED]
     book = gateway.prices if gateway is not None else PriceBook()
-    quotes = book.offered([row.id for row in rows], organization.pk)
+    quotes = book.offered(map(sku_of, rows), organization.pk)
     return [
         Offer(
             row,
-            quotes[row.id].unit_micro,
+            quotes[sku_of(row)].unit_micro,
             gateway.why_off(row, sandbox=False, caller="") if gateway is not None else None,
         )
         for row in rows
-        if row.id in quotes
+        if sku_of(row) in quotes
     ]
 
 

@@ -4,10 +4,8 @@ import json
 import shlex
 from dataclasses import dataclass
 
+from images.catalog.parameters import PARAMETERS
 from images.drawing.request import GenerationRequest
-
-# Parameters of ours that the OpenAI SDK for Python does not know.
-EXTRA = {"seed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +48,11 @@ def curl(parameters: Parameters, models: list[str], origin: str, key: str) -> st
 def python(parameters: Parameters, models: list[str], origin: str, key: str) -> str:
     """Return a program for the official SDK."""
     many = len(models) > 1
-    known = {name: value for name, value in parameters.items() if name not in EXTRA}
+    known = {name: value for name, value in parameters.items() if PARAMETERS[name].openai}
     lines = [f"model={'model' if many else _literal(models[0])},"]
     lines += [f"{name}={_literal(value)}," for name, value in known.items()]
-    if extra := {name: value for name, value in parameters.items() if name in EXTRA}:
+    # What OpenAI's SDK for Python does not know.
+    if extra := {name: parameters[name] for name in parameters.keys() - known.keys()}:
         lines.append(f"extra_body={_literal(extra)},")
     call = ["images = client.images.generate(", *(f"    {line}" for line in lines), ")"]
     call.append("for image in images.data:")

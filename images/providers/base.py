@@ -25,22 +25,14 @@ LONGEST_PAUSE = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageRequest:
-    """What one model is asked to draw, checked against its catalogue row.
+class Drawing:
+    """What may be asked of any model. None means: not asked for.
 
-    `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
-    provider's own words; `per_call` is the most pictures one upstream call returns;
-    `deadline` is the event loop's time at which nobody waits any more. With `images` it is an edit
-    of them, where the `mask`, if there is one, is transparent. `caller` stands for the customer who
-    asks; it is compared, and means nothing. What takes a core takes one of its `turns`.
+    With `images` it is an edit of them, where the `mask`, if there is one, is transparent.
     """
 
-    model: str
-    upstream_id: str
     prompt: str
-    deadline: float
     n: int = 1
-    per_call: int = 1
     size: str | None = None
     quality: str | None = None
     style: str | None = None
@@ -51,9 +43,26 @@ class ImageRequest:
     seed: int | None = None
     user: str | None = None
     partial_images: int = 0
+    input_fidelity: str | None = None
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
-    input_fidelity: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRequest(Drawing):
+    """What one model is asked to draw, checked against its catalogue row.
+
+    `size` is `WIDTHxHEIGHT` in pixels or None for the model's default; `quality` is already in the
+    provider's own words; `per_call` is the most pictures one upstream call returns;
+    `deadline` is the event loop's time at which nobody waits any more. `caller` stands for the
+    customer who asks; it is compared, and means nothing. What takes a core takes one of its
+    `turns`.
+    """
+
+    model: str
+    upstream_id: str
+    deadline: float
+    per_call: int = 1
     caller: str = ""
     turns: Turns = ALONE
 

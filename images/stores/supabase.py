@@ -3,34 +3,24 @@
 What is said of Supabase's answers was observed on Supabase Storage, August 2026.
 """
 
-import asyncio
 import contextlib
 import functools
 import mimetypes
-import os
-import random
 import re
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import aiohttp
-import httpx
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile, File
 from django.core.files.storage import Storage
 from django.utils import timezone
 from django.utils.deconstruct import deconstructible
 from django.utils.encoding import filepath_to_uri
 
-from geekhub.lib import foreign, http
-from geekhub.lib.http import BodyTooLarge, read_at_most, read_at_most_now
 from images.pixels import pictures
 from images.stores.contract import (
     NAMES,
@@ -39,6 +29,12 @@ from images.stores.contract import (
     StorageUnavailable,
     ascii_name,
     check_name,
+)
+from images.stores.supabase_client import (
+    SupabaseClient,
+    making_sense,
+    parsed,
+    storage_address,
 )
 
 # A page waits for the links it shows.
@@ -78,21 +74,19 @@ class SupabaseStorage(Storage):
         max_bytes: int = pictures.MAX_BYTES,
     ) -> None:
         self.bucket = bucket
-        self.base = _base(url)
-        self.public_base = _base(public_url or url)
+        self.public_base = storage_address(public_url or url)
         self.location = location.strip("/")
         self.cache_control = cache_control
         self.expires_in = expires_in
         self.max_bytes = max_bytes
-        self.attempts = attempts
-        self._backoff = backoff
-        self._timeout = httpx.Timeout(timeout, connect=connect_timeout)
-        self._seconds, self._connect_seconds = timeout, connect_timeout
-        self._headers = {**http.OURS, **_credentials(key)}
-        self._lock = threading.Lock()
-        self._client: tuple[int, httpx.Client] | None = None
-        self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            WeakKeyDictionary()
+        self._client = SupabaseClient(
+            url=url,
+            key=key,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+            attempts=attempts,
+            backoff=backoff,
+            max_bytes=max_bytes,
         )
         # A link is signed anew when half its time is over, so that one handed out has the rest.
         self._sign_once = functools.lru_cache(4096)(
@@ -130,10 +124,10 @@ class SupabaseStorage(Storage):
             "POST",
             f"/object/sign/{self.bucket}",
             json={"expiresIn": expires_in, "paths": list(keys)},
-            seconds=min(self._seconds, LINK_SECONDS),
+            seconds=min(self._client.seconds, LINK_SECONDS),
         )
         # The address is relative to the storage server, not to the host.
-        with _making_sense():
+        with making_sense():
             return {
                 keys[row["path"]]: row["signedURL"] and self.public_base + _signed(row)
                 for row in answer
@@ -147,10 +141,10 @@ class SupabaseStorage(Storage):
 
     async def asign(self, name: str, expires_in: int) -> str:
         """See `sign`."""
-        body = await self._asend(
+        body = await self._client.asend(
             "POST", f"/object/sign/{self._place(name)}", json={"expiresIn": expires_in}
         )
-        return self.public_base + _signed(_parsed(body))
+        return self.public_base + _signed(parsed(body))
 
     def _key(self, name: str) -> str:
         return check_name(f"{self.location}/{name}" if self.location else name)
@@ -165,86 +159,25 @@ class SupabaseStorage(Storage):
     ) -> str:
         """See ImageStore. A retry overwrites: the first attempt may have been kept, unanswered."""
         headers = self._upload_headers(name, len(data), content_type)
-        body = await self._asend(
+        body = await self._client.asend(
             "POST", f"/object/{self._place(name)}", headers=headers, data=data, deadline=deadline
         )
         _check_stored(body)
         return name
 
     async def aread(self, name: str) -> bytes:
-        return await self._asend("GET", f"/object/authenticated/{self._place(name)}")
+        return await self._client.asend("GET", f"/object/authenticated/{self._place(name)}")
 
     async def adelete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            await self._asend("DELETE", f"/object/{self._place(name)}")
+            await self._client.asend("DELETE", f"/object/{self._place(name)}")
 
     async def probe(self) -> None:
         """Ask for the bucket, once: the store answers, the key is good, the bucket is there."""
-        await self._asend("GET", f"/bucket/{self.bucket}", attempts=1)
+        await self._client.asend("GET", f"/bucket/{self.bucket}", attempts=1)
 
     async def aclose(self) -> None:
-        client = self._aclients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
-
-    async def _asend(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: dict[str, str] | None = None,
-        json: Any = None,
-        data: bytes | None = None,
-        deadline: float | None = None,
-        attempts: int | None = None,
-    ) -> bytes:
-        """Return the body of a good answer; try again while that can help and time is left."""
-        now = asyncio.get_running_loop().time
-        pauses = _pauses(attempts or self.attempts, self._backoff)
-        if deadline is None:
-            deadline = now() + 2 * self._seconds
-        while True:
-            try:
-                async with (
-                    asyncio.timeout_at(min(now() + self._seconds, deadline)),
-                    self._aclient().stream(
-                        method,
-                        self.base + path,
-                        headers=headers,
-                        json=json,
-                        content=None if data is None else _pieces(data),
-                    ) as response,
-                ):
-                    body = await read_at_most(response, self.max_bytes)
-                if response.is_success:
-                    return body
-                raise _failure(response.status_code, body, path)
-            except BodyTooLarge as error:
-                raise _too_large(path, self.max_bytes) from error
-            except (httpx.HTTPError, TimeoutError) as error:
-                failure = _unreachable(error, path)
-            except StorageUnavailable as error:
-                failure = error
-            pause = next(pauses, None)
-            if pause is None or now() + pause >= deadline:
-                raise failure
-            await asyncio.sleep(pause)
-            if data is not None:
-                headers = {**(headers or {}), "x-upsert": "true"}
-
-    def _aclient(self) -> httpx.AsyncClient:
-        """Return the client of this event loop; its connections can be used in no other."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._aclients:
-            self._aclients[loop] = httpx.AsyncClient(
-                headers=self._headers,
-                timeout=self._timeout,
-                # The server ends an idle connection after 61 seconds.
-                transport=http.AiohttpTransport(response_class=_UploadResponse, keep_alive=50),
-                follow_redirects=False,
-                trust_env=False,
-            )
-        return self._aclients[loop]
+        await self._client.aclose()
 
     # --- Django's storage interface ---------------------------------------------------------
 
@@ -266,7 +199,7 @@ class SupabaseStorage(Storage):
                 # client writes all of it before it reads the answer: it would wait for `timeout`.
                 if content.size > _SWALLOWED and self.exists(name):
                     raise NameTaken(name)
-                _check_stored(self._retried("POST", path, headers=headers, content=content))
+                _check_stored(self._client.send("POST", path, headers=headers, content=content))
             except NameTaken:
                 taken = PurePosixPath(name)
                 other = self.get_alternative_name(taken.stem, taken.suffix)
@@ -280,7 +213,7 @@ class SupabaseStorage(Storage):
             raise ValueError("a picture can be opened for reading only")
         file = tempfile.SpooledTemporaryFile(max_size=1024 * 1024)  # noqa: SIM115 - handed out
         try:
-            self._retried("GET", f"/object/authenticated/{self._place(name)}", into=file)
+            self._client.send("GET", f"/object/authenticated/{self._place(name)}", into=file)
         except BaseException:
             file.close()
             raise
@@ -292,7 +225,7 @@ class SupabaseStorage(Storage):
         if not name:
             raise ValueError("the name of the picture to delete is empty")
         with contextlib.suppress(FileNotFoundError):
-            self._retried("DELETE", f"/object/{self._place(name)}")
+            self._client.send("DELETE", f"/object/{self._place(name)}")
 
     def exists(self, name: str) -> bool:
         """Return whether the object is there; only "no such object" is a no, all else raises.
@@ -307,15 +240,15 @@ class SupabaseStorage(Storage):
         return True
 
     def size(self, name: str) -> int:
-        with _making_sense():
+        with making_sense():
             return int(self._info(name)["size"])
 
     def get_created_time(self, name: str) -> datetime:
-        with _making_sense():
+        with making_sense():
             return _moment(self._info(name)["created_at"])
 
     def get_modified_time(self, name: str) -> datetime:
-        with _making_sense():
+        with making_sense():
             return _moment(self._info(name)["last_modified"])
 
     def listdir(self, path: str) -> tuple[list[str], list[str]]:
@@ -327,7 +260,7 @@ class SupabaseStorage(Storage):
         query = {"prefix": prefix, "limit": 1000, "with_delimiter": True}
         while True:
             page = self._json("POST", f"/object/list-v2/{self.bucket}", json=query)
-            with _making_sense():
+            with making_sense():
                 folders += [row["name"].removeprefix(prefix).rstrip("/") for row in page["folders"]]
                 files += [row["name"].removeprefix(prefix) for row in page["objects"]]
                 if not page["hasNext"]:
@@ -358,7 +291,7 @@ class SupabaseStorage(Storage):
         bucket is to be private, otherwise public. Raises StorageRefused without a bucket.
         """
         found = self._json("GET", f"/bucket/{self.bucket}")
-        with _making_sense():
+        with making_sense():
             found["allowed_mime_types"] = sorted(found.get("allowed_mime_types") or [])
         wanted = self._wanted(size_limit, sorted(mime_types))
         return [
@@ -376,10 +309,7 @@ class SupabaseStorage(Storage):
 
     def close(self) -> None:
         """Close the synchronous client's connections; the next call makes new ones."""
-        with self._lock:
-            if self._client is not None:
-                self._client[1].close()
-                self._client = None
+        self._client.close()
 
     def _info(self, name: str) -> Any:
         # The shorter `/object/info/` answers for a public bucket whatever key is sent
@@ -387,84 +317,7 @@ class SupabaseStorage(Storage):
         return self._json("GET", f"/object/info/authenticated/{self._place(name)}")
 
     def _json(self, method: str, path: str, **options: Any) -> Any:
-        return _parsed(self._retried(method, path, **options))
-
-    def _retried(
-        self, method: str, path: str, *, seconds: float | None = None, **options: Any
-    ) -> bytes:
-        """See `_send`; for calls that may be done twice. After `seconds` there is no other try."""
-        seconds = seconds or self._seconds
-        end = time.monotonic() + seconds
-        pauses = _pauses(self.attempts, self._backoff)
-        while True:
-            try:
-                return self._send(method, path, seconds=seconds, **options)
-            except StorageUnavailable:
-                pause = next(pauses, None)
-                if pause is None or time.monotonic() + pause >= end:
-                    raise
-            time.sleep(pause)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        seconds: float,
-        headers: dict[str, str] | None = None,
-        json: Any = None,
-        content: "File[bytes] | None" = None,
-        into: tempfile.SpooledTemporaryFile[bytes] | None = None,
-    ) -> bytes:
-        """Call once and return the body of a good answer, or put it `into` a file."""
-        try:
-            with self._sync_client().stream(
-                method,
-                self.base + path,
-                # See _UploadResponse. To close it here would be too late: with the answer's last
-                # byte it is back in the pool, and another thread may have it.
-                headers=headers if content is None else {**(headers or {}), "Connection": "close"},
-                timeout=httpx.Timeout(seconds, connect=min(seconds, self._connect_seconds)),
-                json=json,
-                # chunks() begins at the start each time. Without it, a File yields lines.
-                content=None if content is None else content.chunks(),
-            ) as response:
-                if into is not None and response.is_success:
-                    into.seek(0)
-                    into.truncate()
-                    for chunk in response.iter_bytes():
-                        if into.tell() + len(chunk) > self.max_bytes:
-                            raise BodyTooLarge
-                        into.write(chunk)
-                    return b""
-                body = read_at_most_now(response, self.max_bytes)
-        except BodyTooLarge as error:
-            raise _too_large(path, self.max_bytes) from error
-        except httpx.HTTPError as error:
-            raise _unreachable(error, path) from error
-        if response.is_success:
-            return body
-        raise _failure(response.status_code, body, path)
-
-    def _sync_client(self) -> httpx.Client:
-        """Return the client of this process; one made before a fork must not be shared."""
-        with self._lock:
-            if self._client is None or self._client[0] != os.getpid():
-                self._client = (
-                    os.getpid(),
-                    httpx.Client(
-                        headers=self._headers,
-                        timeout=self._timeout,
-                        # The server ends an idle connection after 61 seconds.
-                        transport=http.PlainTransport(
-                            limits=httpx.Limits(max_connections=64, keepalive_expiry=50),
-                            trust_env=False,
-                        ),
-                        follow_redirects=False,
-                        trust_env=False,
-                    ),
-                )
-            return self._client[1]
+        return parsed(self._client.send(method, path, **options))
 
     def _upload_headers(self, name: str, size: int, content_type: str) -> dict[str, str]:
         if size > self.max_bytes:
@@ -486,108 +339,12 @@ class SupabaseStorage(Storage):
 
 # More than this may not fit in the buffers of the two sockets (seen: 1.5 MB still does).
 _SWALLOWED = 1024 * 1024
-_PIECE = 256 * 1024
 _LINK = re.compile(r"/[!-~]{1,8000}", re.ASCII)
-
-
-class _UploadResponse(http.Response):
-    """The answer to an upload; a refused one ends its connection at once.
-
-    A server that refuses an upload answers at once, promises to keep the connection and never reads
-    the rest of the body: the next request on that connection waits for ever. aiohttp returns it to
-    the pool when the answer is complete, before anybody has seen the status.
-    """
-
-    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
-        transport = connection.transport
-        await super().start(connection)
-        if self.method == "POST" and self.status >= 300 and transport is not None:
-            self.content.on_eof(transport.abort)
-        return self
-
-
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
-    """Yield views of `data`, without a copy; between two of them other requests get their turn."""
-    view = memoryview(data)
-    for start in range(0, len(view), _PIECE):
-        yield view[start : start + _PIECE]  # type: ignore[misc]
-
-
-def _base(url: str) -> str:
-    """Return the address of the storage server, which a project's address stands for too."""
-    return url.rstrip("/").removesuffix("/storage/v1") + "/storage/v1"
-
-
-def _credentials(key: str) -> dict[str, str]:
-    """Return the headers for a key: the gateway takes a new one as `apikey` only.
-
-    Both headers for a legacy JWT, so that it works without the gateway as well.
-    """
-    key = key.strip()
-    if not key or key.startswith("sb_publishable_"):
-        raise ImproperlyConfigured("SUPABASE_KEY must be a secret or service_role key")
-    if key.startswith("sb_"):
-        return {"apikey": key}
-    return {"apikey": key, "Authorization": f"Bearer {key}"}
-
-
-def _pauses(attempts: int, first: float) -> Iterator[float]:
-    """Yield the seconds before each further attempt: doubled each time, and never in step."""
-    for attempt in range(attempts - 1):
-        yield first * 2**attempt * random.uniform(0.5, 1)
-
-
-def _unreachable(error: Exception, path: str) -> StorageUnavailable:
-    return StorageUnavailable(f"{path}: {type(error).__name__}: {error}")
-
-
-def _too_large(path: str, most: int) -> StorageRefused:
-    return StorageRefused(f"{path}: larger than {most} bytes", status=413)
-
-
-def _failure(status: int, body: bytes, path: str) -> Exception:
-    """Return what an answer that is not a success means.
-
-    The server answers nearly every error with HTTP 400 and puts the status it means into the body,
-    as text; older servers leave `code` out. A gateway in front answers with HTML or plain text.
-    """
-    try:
-        fields = foreign.parse(body)
-        status = int(fields["statusCode"])
-    except (ArithmeticError, LookupError, TypeError, ValueError):
-        fields = {"message": body[:200].decode(errors="replace")}
-    code = foreign.text(fields.get("code") or fields.get("error"), 100)
-    said = foreign.text(fields.get("message"), 1000)
-    message = f"{path}: {status} {code} {said}".rstrip()
-    if status in (408, 429) or status >= 500:
-        return StorageUnavailable(message)
-    if status == 404 and code in ("NoSuchKey", "not_found"):
-        return FileNotFoundError(message)
-    if status == 409:
-        return NameTaken(message)
-    return StorageRefused(message, status=status, code=code)
-
-
-def _parsed(body: bytes) -> Any:
-    """Return a good answer's JSON; anything else comes from something in front of the server."""
-    try:
-        return foreign.parse(body)
-    except ValueError as error:
-        raise StorageUnavailable("the store's answer is not JSON") from error
-
-
-@contextlib.contextmanager
-def _making_sense() -> Iterator[None]:
-    """Raise StorageUnavailable for what a good answer of an unexpected shape raises."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise StorageUnavailable(f"the store's answer makes no sense: {error!r}"[:500]) from error
 
 
 def _signed(answer: Any) -> str:
     """Return the path and query of a signed link."""
-    with _making_sense():
+    with making_sense():
         link = answer["signedURL"]
         if not _LINK.fullmatch(link):
             raise ValueError("no signed link")
@@ -595,7 +352,7 @@ def _signed(answer: Any) -> str:
 
 
 def _check_stored(body: bytes) -> None:
-    answer = _parsed(body)
+    answer = parsed(body)
     if not isinstance(answer, dict) or "Key" not in answer:
         raise StorageUnavailable("the store did not confirm the upload")
 

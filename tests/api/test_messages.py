@@ -397,9 +397,10 @@ def template(node: ast.expr) -> str:
 
 
 def templates() -> list[str]:
-    """Return a pattern of each message that `images/api` writes."""
+    """Return a pattern of each message that `images/api` and the kinds of fields write."""
     found = []
-    for path in (ROOT / "images" / "api").glob("*.py"):
+    images = ROOT / "images"
+    for path in (*(images / "api").glob("*.py"), images / "catalog" / "fields.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in RAISED:
                 found += [template(one) for one in node.args[-3:]]

@@ -12,7 +12,16 @@ from pytest_django.fixtures import Settings
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing.models import BillingAccount, BudgetPeriod, Hold, HoldState, LedgerEntry, Period
+from billing.models import (
+    BillingAccount,
+    BudgetPeriod,
+    Hold,
+    HoldState,
+    LedgerEntry,
+    Period,
+    scopes,
+)
+from billing.models.scopes import Holder
 from billing.spending import budgets
 from images.models import Generation, GenerationStatus, Image
 from tests.api.checks import (
@@ -120,7 +129,7 @@ def test_the_model_that_drew_is_the_one_that_is_charged(
     ]
     assert Hold.objects.get().amount_micro == 190_000
     entry = LedgerEntry.objects.get(kind="consumption")
-    assert (entry.model, entry.amount_micro) == (DALLE, -40_000)
+    assert (entry.sku, entry.amount_micro) == (DALLE, -40_000)
     expect_books_agree(images=1, cost_micro=40_000)
 
 
@@ -311,6 +320,93 @@ def test_a_key_s_budget_is_a_wall_for_this_key_only(
     assert (shown["budget"]["limit_usd"], shown["budget"]["held_usd"]) == ("0.40", "0.00")
     assert connect(KeyFactory(organization=acme).secret).draw().status_code == 200
     expect_books_agree(images=3, cost_micro=570_000)
+
+
+def test_the_organization_s_budget_is_a_wall_for_every_key(
+    api: Api, connect: Connect, acme: Organization, globex: Organization, openai: OpenAIEmulator
+) -> None:
+    budget = budgets.set_for(acme.pk, Holder(scopes.ORGANIZATION), 400_000, Period.WEEK)
+    other = connect(KeyFactory(organization=acme).secret)
+    openai.queue(Behaviour(error="moderation_blocked"))
+    expect_error(api.draw(n=2), REFUSED)
+    assert api.draw().status_code == other.draw().status_code == 200
+    for client in (api, other):
+        answer = client.draw()
+        expect_error(
+            answer,
+            "guardrail_blocked",
+            says=("The organization's budget for this week is used up.", "GET /v1/credits"),
+        )
+        assert answer.headers["x-should-retry"] == "false"
+        (told,) = client.get("credits").json()["geekhub"]["key"]["budgets"]
+        assert (told["scope"], told["spent_usd"], told["held_usd"]) == (
+            "organization", "0.38", "0.00",
+        )  # fmt: skip
+        assert "organization" not in told
+    # A cheaper one does not fit either; another organization's request does.
+    expect_error(api.draw(model=DALLE), "guardrail_blocked")
+    assert len(openai.calls) == 3
+    row = BudgetPeriod.objects.get(budget=budget)
+    assert (row.spent_micro, row.held_micro) == (380_000, 0)
+    assert (row.spent_images, row.held_images) == (2, 0)
+    assert connect(KeyFactory(organization=globex).secret).draw().status_code == 200
+    expect_books_agree(images=3, cost_micro=570_000)
+
+
+def test_a_tag_s_budget_is_a_wall_for_requests_that_have_it(
+    api: Api, connect: Connect, acme: Organization, openai: OpenAIEmulator
+) -> None:
+    web = budgets.set_for(acme.pk, Holder(scopes.TAG, "web"), None, Period.DAY, limit_images=2)
+    app = budgets.set_for(acme.pk, Holder(scopes.TAG, "app"), 380_000, Period.MONTH)
+    tagged = connect(KeyFactory(organization=acme, tags=["web"]).secret)
+
+    assert tagged.draw(tags=["app"]).status_code == 200
+    assert api.draw(tags=["app", "ci"]).status_code == 200
+    # Of two tags one is used up: nothing is held in the other's.
+    page = "http://127.0.0.1:8000/dashboard/billing/budgets shows what is left of it."
+    says = ("The budget of the tag app for this month is used up.", page)
+    expect_error(api.draw(tags=["web", "app"]), "guardrail_blocked", says=says)
+    assert api.draw(tags=["web"]).status_code == 200
+    says = ("The budget of the tag web for this day is used up.", "GET /v1/credits shows")
+    expect_error(tagged.draw(), "guardrail_blocked", says=says)
+    assert len(openai.calls) == 3
+    assert api.draw(tags=["ci"]).status_code == 200
+    rows = {row.budget_id: row for row in BudgetPeriod.objects.all()}
+    assert {pk: (row.spent_images, row.held_images) for pk, row in rows.items()} == {
+        web.pk: (2, 0),
+        app.pk: (2, 0),
+    }
+    # A key is told of the tags that all its requests have.
+    (told,) = tagged.get("credits").json()["geekhub"]["key"]["budgets"]
+    assert (told["scope"], told["tag"], told["limit_images"]) == ("tag", "web", 2)
+    assert api.get("credits").json()["geekhub"]["key"]["budgets"] == []
+    expect_books_agree(images=4, cost_micro=760_000)
+
+
+@pytest.mark.parametrize("scope", ["organization", "tag"])
+def test_of_two_requests_for_the_last_picture_one_is_drawn(
+    connect: Connect, acme: Organization, openai: OpenAIEmulator, scope: str
+) -> None:
+    holder = Holder(scopes.SCOPES[scope], "web" if scope == "tag" else None)
+    budget = budgets.set_for(acme.pk, holder, 380_000, Period.MONTH)
+    clients = [connect(KeyFactory(organization=acme).secret) for _ in range(2)]
+    assert clients[0].draw(tags=["web"]).status_code == 200
+    with ThreadPoolExecutor(2) as pool, _shut(openai) as gate:
+        futures = [pool.submit(client.draw, tags=["web"]) for client in clients]
+        openai.wait_for_calls(2)
+        # One is refused while the other is still being drawn.
+        (refused,), _ = wait(futures, timeout=30, return_when="FIRST_COMPLETED")
+        expect_error(refused.result(), "guardrail_blocked", says="for this month is used up.")
+        assert len(openai.calls) == 2
+        row = BudgetPeriod.objects.get(budget=budget)
+        assert (row.spent_micro, row.held_micro) == (190_000, 190_000)
+        gate.set()
+        answers = [future.result(timeout=30) for future in futures]
+    assert sorted(answer.status_code for answer in answers) == [200, 403]
+    assert len(openai.calls) == 2
+    row.refresh_from_db()
+    assert (row.spent_micro, row.held_micro) == (380_000, 0)
+    expect_books_agree(images=2, cost_micro=380_000)
 
 
 def test_fifty_at_once_with_money_for_twenty(

@@ -29,9 +29,9 @@ def changed(acme: Organization, globex: Organization) -> None:
     prices.publish({FLUX: 50_000, ULTRA: 70_000, RECRAFT: 41_000})
     # What Stripe cannot bill yet is nobody's price.
     prices.publish({FLUX: 990_000}, PriceState.DRAFT)
-    old = PriceVersion.objects.get(model=FLUX, version=1)
-    PriceException.objects.create(organization=acme, model=FLUX, price_version=old, reason="x")
-    PriceException.objects.create(organization=acme, model=RECRAFT, price_version=None, reason="x")
+    old = PriceVersion.objects.get(sku=FLUX, version=1)
+    PriceException.objects.create(organization=acme, sku=FLUX, price_version=old, reason="x")
+    PriceException.objects.create(organization=acme, sku=RECRAFT, price_version=None, reason="x")
 
 
 def shown(app: AppServer, organization: Organization, model: str) -> set[str | None]:
@@ -112,7 +112,7 @@ def test_staff_see_the_price_of_an_organization_without_exceptions(changed: None
 
 
 def test_the_lowest_price_is_one_that_is_charged(changed: None) -> None:
-    PriceVersion.objects.exclude(model__in=[FLUX, ULTRA]).update(state=PriceState.RETIRED)
+    PriceVersion.objects.exclude(sku__in=[FLUX, ULTRA]).update(state=PriceState.RETIRED)
     # Version 1 of FLUX is active as well, and superseded.
     assert prices.lowest_micro() == 50_000
     PriceVersion.objects.update(state=PriceState.RETIRED)

@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization
-from billing.models import Hold, HoldState, LedgerEntry, Period
+from billing.models import Hold, HoldState, LedgerEntry, Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import budgets
 from images.catalog.rows import CATALOG
 from images.models import Generation, Image
@@ -124,7 +125,7 @@ def test_credits_tell_every_budget_that_covers_the_key(
     key = KeyFactory(organization=acme, actor=alice)
     mine = connect(key.secret)
     budgets.set_budget(key.row, 5_000_000, Period.MONTH)
-    budgets.set_member_budget(acme, alice, None, Period.DAY, limit_images=10)
+    budgets.set_for(acme.pk, Holder(scopes.MEMBER, alice.pk), None, Period.DAY, limit_images=10)
     assert mine.draw(n=2).status_code == 200
 
     told = mine.get("credits").json()["geekhub"]["key"]
@@ -140,6 +141,12 @@ def test_credits_tell_every_budget_that_covers_the_key(
     assert told["budget"] == told["budgets"][0]
     # A key that nobody of the organization made has no member's budget.
     assert api.get("credits").json()["geekhub"]["key"]["budgets"] == []
+    # The whole organization's is everybody's, and comes after what is the key's own.
+    budgets.set_for(acme.pk, Holder(scopes.ORGANIZATION), 9_000_000, Period.WEEK)
+    for client, expected in ((mine, ["key", "member", "organization"]), (api, ["organization"])):
+        told = client.get("credits").json()["geekhub"]["key"]
+        assert [budget["scope"] for budget in told["budgets"]] == expected
+        assert told["budget"] == told["budgets"][0]
 
 
 def test_a_running_request_can_be_looked_at(api: Api, openai: OpenAIEmulator) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from django.conf import settings as django_settings
 from django.core.cache import cache
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
@@ -19,7 +18,6 @@ from geekhub.lib.outages import Breaker, Seldom
 from images.drawing.limits import RedisLimiter
 from images.gallery import thumbnails
 from images.pixels.turns import ALONE
-from tests import services
 from tests.api.test_edits import photo
 from tests.away import PROVING, Wire, ask, urls
 from tests.away.conftest import People
@@ -29,19 +27,6 @@ from tests.lib import dead_port
 pytestmark = pytest.mark.timeout(3600 if PROVING else 300)
 # As long as it is left alone: who asks it less often than that has asked it once.
 AWAY_SECONDS = 5
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    """The Redis of this run, or one of our own."""
-    if django_settings.REDIS_URL:
-        yield django_settings.REDIS_URL
-        return
-    try:
-        with services.redis() as url:
-            yield url
-    except services.Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def cached_in(url: str) -> dict[str, Any]:

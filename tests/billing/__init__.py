@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -22,6 +22,7 @@ def authorize(
     key: ApiKey,
     *models: str,
     quantity: int = 1,
+    tags: Sequence[str] = (),
     request_id: str = "",
     owner: uuid.UUID | None = None,
     lease: timedelta = timedelta(minutes=1),
@@ -36,6 +37,7 @@ def authorize(
             request_id=request_id or new_request_id(),
             quotes=list(prices.current(models or ("a/cheap",)).values()),
             quantity=quantity,
+            tags=tags,
             owner=owner or uuid.uuid4(),
             lease=lease,
         )
@@ -44,7 +46,7 @@ def authorize(
 def capture(hold: Hold, *, model: str = "a/cheap", delivered: int = 1) -> LedgerEntry:
     """Spend what was delivered of a hold."""
     with transaction.atomic():
-        return holds.capture(hold, model=model, delivered=delivered)
+        return holds.capture(hold, sku=model, delivered=delivered)
 
 
 def release(hold: Hold) -> None:

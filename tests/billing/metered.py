@@ -67,7 +67,7 @@ class Metered:
         )
         versions = PriceVersion.objects.filter(pk__in=self.sold)
         if models:
-            versions = versions.filter(model__in=models)
+            versions = versions.filter(sku__in=models)
         self.shop.subscribe(customer, *(self.sold[version.pk] for version in versions))
         self.mirror(customer)
         return key
@@ -119,7 +119,7 @@ class Metered:
         """Return what Stripe counts for the key's organization on a model's meters."""
         account = BillingAccount.objects.get(organization=key.organization)
         names = [
-            version.event_name for version in PriceVersion.objects.filter(model=model).order_by()
+            version.event_name for version in PriceVersion.objects.filter(sku=model).order_by()
         ]
         totals = (self.emulator.meter_total(account.stripe_customer, name) for name in names)
         return int(sum(totals, Decimal(0)))
@@ -153,7 +153,7 @@ def use(
     key: ApiKey, quantity: int = 1, *, at: datetime | None = None, model: str = "a/cheap"
 ) -> LedgerEntry:
     """Spend on images as a capture does, but at any time."""
-    version = PriceVersion.objects.filter(model=model).latest("version")
+    version = PriceVersion.objects.filter(sku=model).latest("version")
     micro = quantity * version.unit_micro
     at = at or timezone.now()
     with transaction.atomic():
@@ -179,7 +179,7 @@ def use(
             kind=EntryKind.CONSUMPTION,
             amount_micro=-micro,
             price_version=version,
-            model=model,
+            sku=model,
             quantity=quantity,
             hold=hold,
             api_key=key,
@@ -191,7 +191,7 @@ def use(
 def used(key: ApiKey, model: str = "a/cheap") -> int:
     """Return how many images of a model the ledger says the organization has used."""
     entries = LedgerEntry.objects.filter(
-        organization=key.organization, kind=EntryKind.CONSUMPTION, model=model
+        organization=key.organization, kind=EntryKind.CONSUMPTION, sku=model
     )
     return int(entries.aggregate(sum=Sum("quantity", default=0))["sum"])
 

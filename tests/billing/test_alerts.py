@@ -17,7 +17,7 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import ApiKey, AuditEvent, Membership, Organization, Role, User
 from billing.alerts import delivery, endpoints, raising
-from billing.alerts.delivery import LEASE
+from billing.alerts.delivery import OUTBOX
 from billing.alerts.endpoints import EndpointRefused
 from billing.models import (
     AlertEndpoint,
@@ -26,7 +26,10 @@ from billing.models import (
     EntryKind,
     Notification,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
+from billing.pages.words import ALERTS
 from billing.spending import budgets, ledger
 from tests.billing import authorize, capture, race
 from tests.factories import KeyFactory, OrganizationFactory, UserFactory
@@ -189,6 +192,15 @@ def send(organization: Organization, kind: str = "resumed", **details: Any) -> N
     assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
 
 
+def test_every_kind_that_is_raised_has_its_words_and_no_other() -> None:
+    code = "".join(path.read_text() for path in (ROOT / "billing").rglob("*.py"))
+    raised = re.findall(r"(?:raise_alert|_Alert)\(\s*[\w.]+,\s*\"([a-z_]+)\"", code)
+    assert sorted(set(raised)) == sorted(ALERTS)
+    # The mail of each; the others are of keys and invitations.
+    mails = {path.stem for path in (ROOT / "templates" / "emails").glob("*.txt")}
+    assert set(ALERTS) == mails - {"footer", "invitation", "key_paused"}
+
+
 def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> None:
     send(acme)
     assert not raising.raise_alert(acme, "resumed", f"resumed:{acme.pk}")
@@ -202,13 +214,13 @@ def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> N
     row = Notification.objects.get()
     assert row.emailed_at is not None
     assert row.settled_at is not None
-    assert (row.posted_at, row.last_error) == (None, "")
+    assert (row.posted_at, row.email_error, row.post_error) == (None, "", "")
 
 
 def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> None:
     member = User.objects.get(email="developer@a.test")
     mine = KeyFactory(organization=acme, actor=member).row
-    budgets.set_member_budget(acme, member, None, Period.DAY, limit_images=2)
+    budgets.set_for(acme.pk, Holder(scopes.MEMBER, member.pk), None, Period.DAY, limit_images=2)
     draw(mine, 2)
     raising.scan(now=timezone.now())
     delivery.deliver_due(now=timezone.now() + MINUTE)
@@ -221,6 +233,52 @@ def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> No
     assert raising.raise_alert(acme, "resumed", "again", member=member.email)
     delivery.deliver_due(now=timezone.now() + MINUTE)
     assert mail.outbox[1].to == ["admin@a.test", "billing@a.test", "owner@a.test"]
+
+
+@pytest.mark.parametrize(
+    ("holder", "words", "more"),
+    [
+        (
+            Holder(scopes.ORGANIZATION),
+            "The whole organization has a budget for each week.",
+            {"scope": "organization"},
+        ),
+        (
+            Holder(scopes.TAG, "a 100 %(x)s"),
+            "Requests with the tag a 100 %(x)s have a budget for each week.",
+            {"scope": "tag", "tag": "a 100 %(x)s"},
+        ),
+    ],
+    ids=["organization", "tag"],
+)
+def test_the_budget_of_an_organization_or_a_tag_is_told_at_each_threshold(
+    acme: Organization, key: ApiKey, holder: Holder, words: str, more: dict[str, str]
+) -> None:
+    mine = KeyFactory(organization=acme, tags=["a 100 %(x)s"]).row
+    budgets.set_for(acme.pk, holder, 400_000, Period.WEEK)
+    draw(key, 9)  # another organization's
+    seen = []
+    for _ in range(10):
+        draw(mine)
+        seen.append(raising.scan(now=timezone.now()))
+    assert [number for number, new in enumerate(seen, 1) if new] == [5, 8, 10]
+    period = BudgetPeriod.objects.get(budget__organization=acme)
+    assert Notification.objects.get(key=f"budget:{period.pk}:usd:80").details == {
+        "percent": 80,
+        "unit": "usd",
+        "limit_usd": "0.40",
+        "spent_usd": "0.32",
+        "period": "week",
+        "since": period.starts_at.isoformat(),
+        "budget": period.budget_id,
+        "member": None,
+        **more,
+    }
+    assert delivery.deliver_due(now=timezone.now() + MINUTE) == 3
+    for sent in mail.outbox:
+        assert sent.to == ["admin@a.test", "billing@a.test", "owner@a.test"]
+        assert words in sent.body
+    assert sorted(sent.subject.split(" %")[0] for sent in mail.outbox) == ["100", "50", "80"]
 
 
 DETAILS = {
@@ -345,14 +403,14 @@ def test_an_endpoint_that_refuses_is_tried_again_and_the_mail_is_not(
 
     assert delivery.deliver_due(now=now) == 0
     row = Notification.objects.get()
-    assert (row.last_error, row.settled_at) == (f"endpoint: HTTP {status}", None)
+    assert (row.email_error, row.post_error, row.settled_at) == ("", f"HTTP {status}", None)
     assert delivery.deliver_due(now=now + MINUTE - timedelta(seconds=1)) == 0
     assert len(receiver.got) == 1
     receiver.status = 200
     assert delivery.deliver_due(now=now + MINUTE) == 1
     assert [path for path, _, _ in receiver.got] == ["/", "/"]
     assert len(mail.outbox) == 1
-    assert Notification.objects.get().last_error == ""
+    assert Notification.objects.get().post_error == ""
 
 
 def test_after_a_day_it_is_given_up(acme: Organization, receiver: Receiver) -> None:
@@ -366,7 +424,7 @@ def test_after_a_day_it_is_given_up(acme: Organization, receiver: Receiver) -> N
     assert len(receiver.got) == 14
     row = Notification.objects.get()
     assert (row.settled_at, row.posted_at) == (now, None)
-    assert row.last_error == "endpoint: HTTP 500"
+    assert (row.email_error, row.post_error) == ("", "HTTP 500")
     assert delivery.deliver_due(now=now + DAY) == 0
 
 
@@ -385,7 +443,9 @@ def test_mail_that_cannot_be_sent_is_sent_later_and_the_post_is_not_repeated(
     }
     now = timezone.now() + MINUTE
     assert delivery.deliver_due(now=now) == 0
-    assert Notification.objects.get().last_error.startswith("e-mail: ConnectionRefusedError")
+    row = Notification.objects.get()
+    assert row.email_error.startswith("ConnectionRefusedError")
+    assert row.post_error == ""
     settings.MAILERS = works
     assert delivery.deliver_due(now=now + MINUTE) == 1
     assert (len(mail.outbox), len(receiver.got)) == (1, 1)
@@ -396,7 +456,7 @@ def test_one_that_cannot_be_worded_does_not_stop_the_others(acme: Organization) 
     raising.raise_alert(acme, "resumed", "b")
     assert delivery.deliver_due(now=timezone.now() + MINUTE) == 1
     assert len(mail.outbox) == 1
-    assert "TemplateDoesNotExist" in Notification.objects.get(key="a").last_error
+    assert Notification.objects.get(key="a").email_error.startswith("TemplateDoesNotExist")
 
 
 def test_what_a_dead_worker_had_claimed_is_done_by_another(
@@ -406,9 +466,9 @@ def test_what_a_dead_worker_had_claimed_is_done_by_another(
     raising.raise_alert(acme, "resumed", "r")
     now = timezone.now() + MINUTE
     # It was killed after the e-mail's mark and before the POST.
-    Notification.objects.update(attempts=1, next_at=now + LEASE, emailed_at=now)
-    assert delivery.deliver_due(now=now + LEASE - timedelta(seconds=1)) == 0
-    assert delivery.deliver_due(now=now + LEASE) == 1
+    Notification.objects.update(attempts=1, next_at=now + OUTBOX.lease, emailed_at=now)
+    assert delivery.deliver_due(now=now + OUTBOX.lease - timedelta(seconds=1)) == 0
+    assert delivery.deliver_due(now=now + OUTBOX.lease) == 1
     assert (len(mail.outbox), len(receiver.got)) == (0, 1)
 
 
@@ -454,7 +514,7 @@ def test_a_name_that_leads_into_our_own_network_is_not_posted_to(
     raising.raise_alert(acme, "resumed", "r")
     assert delivery.deliver_due(now=timezone.now() + MINUTE) == 0
     # Without the resolver's guard the connection would be tried, and refused by nobody's port.
-    assert "ClientConnectorDNSError" in Notification.objects.get().last_error
+    assert "ClientConnectorDNSError" in Notification.objects.get().post_error
 
 
 def test_an_endpoint_is_changed_and_removed_by_somebody(acme: Organization) -> None:

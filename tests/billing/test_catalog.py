@@ -49,7 +49,7 @@ def objects(emulator: StripeEmulator) -> Counter[str]:
 
 
 def newest(model: str) -> PriceVersion:
-    return PriceVersion.objects.filter(model=model).latest("version")
+    return PriceVersion.objects.filter(sku=model).latest("version")
 
 
 # --- What is made -----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_another_price_is_another_version_and_nothing_is_changed(
 
 
 def test_event_names_of_the_catalogue_are_unique() -> None:
-    names = Counter(PriceVersion(model=model, version=1).event_name for model in CATALOG)
+    names = Counter(PriceVersion(sku=model, version=1).event_name for model in CATALOG)
     assert names.most_common(1)[0][1] == 1
 
 
@@ -201,11 +201,11 @@ def test_a_new_database_takes_over_what_an_old_one_made(
     db: None, stripe: Stripe, stripe_account: StripeEmulator
 ) -> None:
     sync(stripe, stripe_account)
-    made = set(PriceVersion.objects.values_list("model", "stripe_meter", "stripe_price"))
+    made = set(PriceVersion.objects.values_list("sku", "stripe_meter", "stripe_price"))
     PriceVersion.objects.all().delete()
     StripeOperation.objects.all().delete()
     sync(stripe, stripe_account)
-    assert set(PriceVersion.objects.values_list("model", "stripe_meter", "stripe_price")) == made
+    assert set(PriceVersion.objects.values_list("sku", "stripe_meter", "stripe_price")) == made
     assert objects(stripe_account) == {"product": 3, "billing.meter": 3, "price": 3}
 
 
@@ -230,7 +230,7 @@ def test_a_draft_that_is_overtaken_is_never_quoted(
     sync(stripe, stripe_account, DEARER)
     done = sync(stripe, stripe_account, {**PRICES, "a/cheap": 50_000})
     assert done[-1] == "a/cheap v2: retired"
-    states = PriceVersion.objects.filter(model="a/cheap").order_by("version")
+    states = PriceVersion.objects.filter(sku="a/cheap").order_by("version")
     assert list(states.values_list("state", flat=True)) == ["active", "retired", "active"]
     assert prices.current(["a/cheap"])["a/cheap"].unit_micro == 50_000
     # Another host may still be at it.
@@ -317,10 +317,13 @@ def test_nobody_answering_is_not_the_organizations_fault(
 
 
 def test_the_twenty_first_item_waits_for_room(
-    db: None, stripe: Stripe, stripe_account: StripeEmulator
+    db: None, stripe: Stripe, stripe_account: StripeEmulator, settings: Settings
 ) -> None:
     many = {f"m/model{number}": 10_000 for number in range(20)}
+    # As before prices shared an item: each has one, and no place is kept.
+    settings.STRIPE_SUBSCRIPTION_ITEMS = 21
     sync(stripe, stripe_account, many)
+    settings.STRIPE_SUBSCRIPTION_ITEMS = 20
     key = KeyFactory().row
     copy = subscribe(stripe, stripe_account, key)
     assert len(copy.items) == 20
@@ -328,12 +331,12 @@ def test_the_twenty_first_item_waits_for_room(
     sync(stripe, stripe_account, {**many, "m/one-more": 10_000})
     posted = [r for r in stripe_account.requests[asked:] if r.path == "/v1/subscription_items"]
     assert posted == []
-    assert PriceException.objects.get().model == "m/one-more"
+    assert PriceException.objects.get().sku == "m/one-more"
     stripe.v1.subscription_items.delete(copy.items[newest("m/model0").stripe_price][0])
     subscriptions.mirror(stripe, copy.stripe_id, now=now_of(stripe_account))
     subscriptions.repair(stripe, now_of(stripe_account) + LATER)
     # The oldest that is missing comes first: here it is what a person took away.
-    assert PriceException.objects.get().model == "m/one-more"
+    assert PriceException.objects.get().sku == "m/one-more"
 
 
 def test_a_subscription_that_begins_while_a_price_is_made_gets_its_item_later(
@@ -464,7 +467,7 @@ def test_a_version_is_retired_when_its_last_invoice_is_final(
     assert catalog.retire(stripe, after) == []
     invoice("open")
     PriceException.objects.create(
-        organization=KeyFactory().row.organization, model="a/cheap", price_version=old, reason="x"
+        organization=KeyFactory().row.organization, sku="a/cheap", price_version=old, reason="x"
     )
     assert catalog.retire(stripe, after) == []
     PriceException.objects.all().delete()

@@ -20,7 +20,9 @@ from billing.models import (
     HoldState,
     LedgerEntry,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, prices
 from billing.spending.budgets import BudgetExceeded, period_start
 from billing.spending.holds import HoldLost, InsufficientBalance
@@ -59,8 +61,9 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
     assert money_of(key) == (TEN - spent, 0, spent)
     (saved,) = consumption()
     assert saved.entry_key == entry.entry_key == f"use:{hold.pk}:0"
+    assert saved.first_unit == entry.first_unit == 0
     assert saved.amount_micro == -spent
-    assert (saved.model, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
+    assert (saved.sku, saved.quantity, saved.request_id) == ("b/middle", delivered, "req_1")
     assert (saved.hold_id, saved.api_key_id) == (hold.pk, key.pk)
     assert saved.organization_id == key.organization_id
     hold.refresh_from_db()
@@ -71,7 +74,7 @@ def test_k_delivered_of_n_charge_k_and_give_the_rest_back(key: ApiKey, delivered
 def capture_one(hold: Hold, model: str = "a/cheap") -> LedgerEntry:
     """Charge one image, and count it as the caller does once it is committed."""
     with transaction.atomic():
-        entry = holds.capture_one(hold, model=model)
+        entry = holds.capture_one(hold, sku=model)
     hold.captured += 1
     return entry
 
@@ -86,6 +89,7 @@ def test_images_delivered_one_by_one_are_charged_one_by_one(key: ApiKey) -> None
     assert budget_of(key) == (190_000, 80_000)
     assert [(one.amount_micro, one.quantity) for one in entries] == [(-40_000, 1)] * 2
     assert [one.entry_key for one in entries] == [f"use:{hold.pk}:0", f"use:{hold.pk}:1"]
+    assert [one.first_unit for one in entries] == [0, 1]
     hold.refresh_from_db()
     assert (hold.state, hold.captured, hold.settled_at) == (HoldState.HELD, 2, None)
 
@@ -93,7 +97,7 @@ def test_images_delivered_one_by_one_are_charged_one_by_one(key: ApiKey) -> None
         capture(hold, delivered=2)
     last = capture(hold)
 
-    assert (last.entry_key, last.quantity) == (f"use:{hold.pk}:2", 1)
+    assert (last.entry_key, last.first_unit, last.quantity) == (f"use:{hold.pk}:2", 2, 1)
     assert money_of(key) == (TEN - 120_000, 0, 120_000)
     assert budget_of(key) == (0, 120_000)
     hold.refresh_from_db()
@@ -145,7 +149,7 @@ def test_the_dearest_quote_is_held_and_the_answering_models_quote_is_charged(key
 
     assert money_of(key) == (TEN - 130_000, 0, 130_000)
     assert entry.price_version is not None
-    assert (entry.price_version.model, entry.price_version.version) == ("b/middle", 1)
+    assert (entry.price_version.sku, entry.price_version.version) == ("b/middle", 1)
 
 
 def test_a_price_change_after_the_hold_changes_nothing_for_it(key: ApiKey) -> None:
@@ -355,6 +359,7 @@ def test_a_refusal_by_the_budget_leaves_nothing_behind(committed_key: ApiKey) ->
             request_id="req_1",
             quotes=list(prices.current(["a/cheap"]).values()),
             quantity=1,
+            tags=(),
             owner=uuid.uuid4(),
             lease=timedelta(minutes=1),
         )
@@ -372,7 +377,7 @@ def test_a_capture_that_the_ledger_refuses_leaves_the_hold_as_it_was(
         committed_key.organization, EntryKind.RECHARGE, 1, entry_key=f"use:{hold.pk}:0", note=""
     )
     with pytest.raises(IntegrityError):
-        holds.capture(hold, model="a/cheap", delivered=1)
+        holds.capture(hold, sku="a/cheap", delivered=1)
     assert money_of(committed_key) == (TEN + 1, 40_000, 0)
     assert budget_of(committed_key) == (40_000, 0)
     hold.refresh_from_db()
@@ -457,8 +462,12 @@ def test_a_members_budget_counts_the_keys_of_its_organization_only(key: ApiKey) 
     alice = UserFactory()
     here, there = KeyFactory(organization=key.organization, actor=alice).row, KeyFactory().row
     there = KeyFactory(organization=there.organization, actor=alice).row
-    budget = budgets.set_member_budget(here.organization, alice, 40_000, Period.DAY)
-    other = budgets.set_member_budget(there.organization, alice, None, Period.DAY, limit_images=9)
+    budget = budgets.set_for(
+        here.organization.pk, Holder(scopes.MEMBER, alice.pk), 40_000, Period.DAY
+    )
+    other = budgets.set_for(
+        there.organization.pk, Holder(scopes.MEMBER, alice.pk), None, Period.DAY, limit_images=9
+    )
 
     assert [rule for rule, _ in budgets.current(there)] == [other]
     held = authorize(there, quantity=2)

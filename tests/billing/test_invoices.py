@@ -98,6 +98,7 @@ def test_a_payment_is_credited_without_its_tax_and_once(stripe: Stripe, buyer: B
     assert recharges(buyer) == [(f"topup:{name}", 3_800_000)]
     entry = LedgerEntry.objects.get(kind=EntryKind.RECHARGE)
     assert entry.note == f"Payment of invoice {invoice.number}"
+    assert (entry.invoice, entry.payment_id) == (invoice, "")
     # 10 USD, less what was used, and paid for it.
     assert buyer.account.balance_micro == 10_000_000
     # And a month in which nothing was used brings nothing.
@@ -319,7 +320,7 @@ def test_only_what_stripe_counted_is_in_a_line(stripe: Stripe, buyer: Buyer) -> 
     rejected = MeterEvent.objects.create(
         identifier="gh1:refused",
         organization=buyer.organization,
-        price_version=PriceVersion.objects.get(model="a/cheap"),
+        price_version=PriceVersion.objects.get(sku="a/cheap"),
         hour=buyer.now,
         quantity=4,
         timestamp=buyer.now,
@@ -374,7 +375,7 @@ def test_the_first_and_the_last_second_of_a_period(stripe: Stripe, buyer: Buyer)
     [("3", 20, True), ("3", 19, True), ("3", 21, False), ("3", 18, False), ("4", 20, False)],
 )
 def test_a_line_may_be_a_cent_off_and_no_more(quantity: str, cents: int, agrees: bool) -> None:
-    line: Any = {"quantity": quantity, "amount_cents": cents}
+    line: Any = {"quantity": quantity, "unit_cents": "6.5", "amount_cents": cents}
     assert LineTotal(3, 195_000).agrees(line) is agrees
 
 
@@ -397,7 +398,7 @@ def test_month_to_date(key: ApiKey) -> None:
     drawn(key, "b/middle")
     organization = key.organization
     spent = invoices.month_to_date(organization, now=timezone.now())
-    assert [(row.model, row.images, row.cost_micro) for row in spent] == [
+    assert [(row.sku, row.units, row.cost_micro) for row in spent] == [
         ("a/cheap", 2, 80_000),
         ("b/middle", 1, 65_000),
     ]
@@ -432,7 +433,7 @@ def test_csv(key: ApiKey) -> None:
 
 def test_csv_of_many_rows_needs_little_memory_and_one_query(key: ApiKey) -> None:
     hold = authorize(key)
-    price = PriceVersion.objects.get(model="a/cheap")
+    price = PriceVersion.objects.get(sku="a/cheap")
     count = 12_345
     LedgerEntry.objects.bulk_create(
         (
@@ -442,7 +443,7 @@ def test_csv_of_many_rows_needs_little_memory_and_one_query(key: ApiKey) -> None
                 kind=EntryKind.CONSUMPTION,
                 amount_micro=-40_000,
                 price_version=price,
-                model="a/cheap",
+                sku="a/cheap",
                 quantity=1,
                 hold=hold,
                 api_key=key,

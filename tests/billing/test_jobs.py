@@ -22,8 +22,8 @@ from billing.alerts import raising
 from billing.models import BillingAccount, JobRun, Notification, StripeOperation
 from billing.stripe import recharges
 from billing.stripe.client import Stripe
-from geekhub.work import billing_jobs
-from geekhub.work.billing_jobs import AGAIN, Job
+from geekhub.work import jobs
+from geekhub.work.due import AGAIN, Job, run_due, run_if_due
 from tests.billing import race
 from tests.emulators.stripe import Fault, StripeEmulator
 from tests.factories import OrganizationFactory
@@ -45,11 +45,18 @@ class Counted:
         return 7
 
 
+def test_no_two_jobs_share_a_name() -> None:
+    names = [job.name for job in jobs.JOBS]
+    assert len(set(names)) == len(names) == 20
+    assert len({str(job.title) for job in jobs.JOBS}) == 20
+    assert jobs.EACH_ROUND.keys().isdisjoint(names)
+
+
 def test_a_job_is_done_when_it_is_due_and_not_before(db: None) -> None:
     work = Counted()
-    job = Job("counting", 10 * MINUTE, work)
+    job = Job("counting", "counting", 10 * MINUTE, work)
     almost = NOW + 10 * MINUTE - timedelta(microseconds=1)
-    done = [billing_jobs.run_if_due(job, now=at) for at in (NOW, NOW, almost, NOW + 10 * MINUTE)]
+    done = [run_if_due(job, now=at) for at in (NOW, NOW, almost, NOW + 10 * MINUTE)]
     assert done == [7, None, None, 7]
     assert work.times == [NOW, NOW + 10 * MINUTE]
     assert JobRun.objects.get().started_at == NOW + 10 * MINUTE
@@ -57,10 +64,10 @@ def test_a_job_is_done_when_it_is_due_and_not_before(db: None) -> None:
 
 def test_of_many_hosts_one_does_it(transactional_db: None) -> None:
     work = Counted()
-    job = Job("counting", MINUTE, work)
+    job = Job("counting", "counting", MINUTE, work)
     for round_ in range(3):
         at = NOW + round_ * MINUTE
-        done = race(12, lambda _, at=at: billing_jobs.run_if_due(job, now=at))  # type: ignore[misc]
+        done = race(12, lambda _, at=at: run_if_due(job, now=at))  # type: ignore[misc]
         assert sorted(map(str, done)) == ["7"] + ["None"] * 11
     assert len(work.times) == 3
 
@@ -74,13 +81,13 @@ def test_a_job_that_fails_is_logged_and_soon_due_again(
     def broken(now: datetime) -> int:
         raise RuntimeError("as planned")
 
-    job = Job("breaking", every, broken)
-    assert billing_jobs.run_if_due(job, now=NOW) is None
+    job = Job("breaking", "breaking", every, broken)
+    assert run_if_due(job, now=NOW) is None
     assert "the job 'breaking' failed" in caplog.text
     work = Counted()
-    whole = Job("breaking", every, work)
-    assert billing_jobs.run_if_due(whole, now=NOW + again - timedelta(microseconds=1)) is None
-    assert billing_jobs.run_if_due(whole, now=NOW + again) == 7
+    whole = Job("breaking", "breaking", every, work)
+    assert run_if_due(whole, now=NOW + again - timedelta(microseconds=1)) is None
+    assert run_if_due(whole, now=NOW + again) == 7
 
 
 def test_a_failing_job_stops_no_other(
@@ -88,7 +95,7 @@ def test_a_failing_job_stops_no_other(
 ) -> None:
     stripe_account.faults.add(Fault("500_before", "*", times=1000))
     BillingAccount.objects.update(alert_below_micro=20_000_000, spent_micro=1)
-    done = billing_jobs.run_due(billing_jobs.current(), now=timezone.now())
+    done = run_due(jobs.current(jobs.BILLING), now=timezone.now())
     assert "the job 'changes swept' failed" in caplog.text
     assert "changes swept" not in done
     assert done["alerts noticed"] == 1
@@ -97,9 +104,9 @@ def test_a_failing_job_stops_no_other(
 
 def test_without_stripe_only_the_local_jobs_are_there(db: None, settings: Settings) -> None:
     assert settings.STRIPE_SECRET_KEY == ""
-    local = {job.name for job in billing_jobs.LOCAL}
-    assert set(billing_jobs.run_due(billing_jobs.current(), now=NOW)) == local
-    assert billing_jobs.run_due(billing_jobs.current(), now=NOW) == {}
+    local = {job.name for job in jobs.LOCAL}
+    assert set(run_due(jobs.current(jobs.BILLING), now=NOW)) == local
+    assert run_due(jobs.current(jobs.BILLING), now=NOW) == {}
     assert {row.name for row in JobRun.objects.all()} == local
 
 
@@ -107,11 +114,11 @@ def test_with_stripe_all_of_them_run_and_find_nothing_to_do(
     stripe_account: StripeEmulator, db: None
 ) -> None:
     now = timezone.now()
-    done = billing_jobs.run_due(billing_jobs.current(), now=now)
-    assert list(done) == [job.name for job in billing_jobs.JOBS]
-    assert len(done) == len(billing_jobs.JOBS) == 17
+    done = run_due(jobs.current(jobs.BILLING), now=now)
+    assert list(done) == [job.name for job in jobs.BILLING]
+    assert len(done) == len(jobs.BILLING) == 17
     assert set(done.values()) == {0}
-    assert billing_jobs.run_due(billing_jobs.current(), now=now) == {}
+    assert run_due(jobs.current(jobs.BILLING), now=now) == {}
 
 
 def test_the_jobs_do_their_work(stripe: Stripe, stripe_account: StripeEmulator, db: None) -> None:
@@ -123,11 +130,11 @@ def test_the_jobs_do_their_work(stripe: Stripe, stripe_account: StripeEmulator, 
     raising.raise_alert(organization, "resumed", "r")
 
     now = timezone.now() + timedelta(seconds=1)
-    done = billing_jobs.run_due(billing_jobs.current(), now=now)
+    done = run_due(jobs.current(jobs.BILLING), now=now)
 
     assert (done["automatic recharges"], done["alerts delivered"]) == (1, 1)
     assert StripeOperation.objects.filter(kind="credit_grant", state="pending").count() == 1
-    later = billing_jobs.run_due(billing_jobs.current(), now=now + timedelta(seconds=5))
+    later = run_due(jobs.current(jobs.BILLING), now=now + timedelta(seconds=5))
     assert later["writes to Stripe"] == 1
     assert "automatic recharges" not in later
     assert BillingAccount.objects.get().balance_micro == 11_000_000
@@ -145,13 +152,13 @@ def test_a_sweep_begins_where_the_last_whole_one_did(
         ]
 
     day, now = timedelta(days=1), timezone.now()
-    sweep = next(job for job in billing_jobs.JOBS if job.name == "changes swept")
-    assert billing_jobs.run_if_due(sweep, now=now) == 0
+    sweep = next(job for job in jobs.BILLING if job.name == "changes swept")
+    assert run_if_due(sweep, now=now) == 0
     # Nothing runs for three days; then one sweep breaks off at its end, and the next is whole.
     stripe_account.faults.add(Fault("500_before", "/v1/checkout/sessions"))
-    assert billing_jobs.run_if_due(sweep, now=now + 3 * day) is None
-    assert billing_jobs.run_if_due(sweep, now=now + 3 * day + AGAIN) == 0
-    assert billing_jobs.run_if_due(sweep, now=now + 4 * day + AGAIN) == 0
+    assert run_if_due(sweep, now=now + 3 * day) is None
+    assert run_if_due(sweep, now=now + 3 * day + AGAIN) == 0
+    assert run_if_due(sweep, now=now + 4 * day + AGAIN) == 0
     first, broken, whole, last = since()
     assert broken == whole == first + 30 * 86_400
     assert last - whole == 3 * 86_400 + 60

@@ -12,7 +12,7 @@ from accounts import keys
 from accounts.models import ApiKey
 from billing.models import BillingAccount, EntryKind, LedgerEntry, PriceVersion
 from billing.spending import ledger
-from billing.spending.ledger import ModelSpend
+from billing.spending.ledger import SkuSpend
 from tests.billing import authorize, capture, money_of
 from tests.factories import KeyFactory, OrganizationFactory
 
@@ -84,7 +84,7 @@ def test_the_sign_follows_the_kind(
     values = {
         "quantity": 1,
         "hold": authorize(key),
-        "price_version": PriceVersion.objects.get(model="a/cheap"),
+        "price_version": PriceVersion.objects.get(sku="a/cheap"),
     }
 
     def write() -> None:
@@ -191,11 +191,11 @@ def test_spend_is_told_by_model_since_a_moment(key: ApiKey) -> None:
     use(key, "a/cheap")
     use(KeyFactory(organization__bonus="1").row, "b/middle")
 
-    spend = [ModelSpend("a/cheap", 4, 160_000), ModelSpend("c/dear", 2, 380_000)]
-    assert ledger.spend_by_model(key.organization) == spend
-    assert ledger.spend_by_model(key.organization, since=before) == spend
+    spend = [SkuSpend("a/cheap", 4, 160_000), SkuSpend("c/dear", 2, 380_000)]
+    assert ledger.spend_by_sku(key.organization) == spend
+    assert ledger.spend_by_sku(key.organization, since=before) == spend
     later = timezone.now() + timedelta(minutes=1)
-    assert ledger.spend_by_model(key.organization, since=later) == []
+    assert ledger.spend_by_sku(key.organization, since=later) == []
     assert ledger.spent_since(key.organization, since=before) == 540_000
     assert ledger.spent_since(key.organization, since=later) == 0
 

@@ -96,7 +96,7 @@ def test_an_hour_of_a_price_is_one_event(metered: Metered, acme: ApiKey) -> None
     event = by_entry[first[0].pk]
     assert {by_entry[entry.pk].pk for entry in first} == {event.pk}
     assert len({event.pk, *(by_entry[one.pk].pk for one in (other_model, before, new_price))}) == 4
-    version = PriceVersion.objects.get(model="a/cheap", version=1)
+    version = PriceVersion.objects.get(sku="a/cheap", version=1)
     started = hour - timedelta(hours=1)
     assert (event.quantity, event.hour, event.price_version) == (6, started, version)
     assert event.timestamp == first[-1].created_at
@@ -163,7 +163,7 @@ def test_many_batches_make_what_one_does(metered: Metered, acme: ApiKey) -> None
     first = use(acme, at=metered.now - timedelta(hours=2))
     fields = {
         name: getattr(first, name)
-        for name in ("organization", "kind", "amount_micro", "price_version", "model", "quantity")
+        for name in ("organization", "kind", "amount_micro", "price_version", "sku", "quantity")
     }
     LedgerEntry.objects.bulk_create(
         LedgerEntry(

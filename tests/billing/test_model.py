@@ -33,7 +33,9 @@ from billing.models import (
     HoldState,
     LedgerEntry,
     Period,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, prices
 from billing.spending.budgets import BudgetExceeded, period_start
 from billing.spending.holds import AccountSuspended, HoldLost, InsufficientBalance
@@ -42,7 +44,13 @@ from tests.factories import KeyFactory, UserFactory
 
 MODELS = sorted(PRICES)
 # Whose budgets cover which key: two of one family and maker, one of the same maker, one of nobody.
-SCOPES = [("family", "member"), ("family", "member"), ("member",), ()]
+# Those of the organization cover all; those of a tag its key, and requests that have the tag.
+SCOPES = [
+    ("key", "member", "organization"),
+    ("key", "member", "organization"),
+    ("member", "tag", "organization"),
+    ("organization",),
+]
 
 
 @dataclass
@@ -114,9 +122,18 @@ class Money(RuleBasedStateMachine):
         first = KeyFactory(organization__bonus="1", actor=self.member).row
         self.organization = first.organization
         second = keys.rotate(first, overlap=timedelta(days=1), actor=self.member).row
-        other = KeyFactory(organization=self.organization, actor=self.member).row
+        other = KeyFactory(organization=self.organization, actor=self.member, tags=["web"]).row
         free = KeyFactory(organization=self.organization).row
         self.keys: list[ApiKey] = [first, second, other, free]
+        self.holders = {
+            one.scope.name: one
+            for one in (
+                Holder(scopes.KEY, first.family),
+                Holder(scopes.MEMBER, self.member.pk),
+                Holder(scopes.TAG, "web"),
+                Holder(scopes.ORGANIZATION),
+            )
+        }
         self.expected = Expected()
         self.holds: list[Open] = []
         self.recharges = 0
@@ -131,21 +148,23 @@ class Money(RuleBasedStateMachine):
             with contextlib.suppress(StopIteration):
                 next(self.steps)
 
-    def _covering(self, key: int) -> list[tuple[datetime, Limits]]:
+    def _covering(self, key: int, tags: tuple[str, ...]) -> list[tuple[datetime, Limits]]:
         now = timezone.now()
         return [
             (period_start(period, now), limits)
             for (scope, period), limits in self.expected.budgets.items()
-            if scope in SCOPES[key]
+            if scope in SCOPES[key] or (scope == "tag" and "web" in tags)
         ]
 
-    def _refusal(self, key: int, amount: int, quantity: int) -> type[Exception] | None:
+    def _refusal(
+        self, covering: list[tuple[datetime, Limits]], amount: int, quantity: int
+    ) -> type[Exception] | None:
         expected = self.expected
         if expected.suspended:
             return AccountSuspended
         if amount > expected.balance + expected.credit - expected.held:
             return InsufficientBalance
-        if all(limits.cover(at, amount, quantity) for at, limits in self._covering(key)):
+        if all(limits.cover(at, amount, quantity) for at, limits in covering):
             return None
         return BudgetExceeded
 
@@ -153,23 +172,23 @@ class Money(RuleBasedStateMachine):
         key=st.integers(0, 3),
         models=st.lists(st.sampled_from(MODELS), min_size=1, max_size=3, unique=True),
         quantity=st.integers(1, 8),
+        tags=st.sampled_from([(), ("web",), ("app", "web"), ("app",)]),
     )
-    def authorize(self, key: int, models: list[str], quantity: int) -> None:
+    def authorize(self, key: int, models: list[str], quantity: int, tags: tuple[str, ...]) -> None:
         expected = self.expected
         amount = quantity * max(expected.prices[model] for model in models)
-        wanted = self._refusal(key, amount, quantity)
+        covering = self._covering(key, tags)
+        wanted = self._refusal(covering, amount, quantity)
         refused: type[Exception] | None = None
         try:
-            hold = authorize(self.keys[key], *models, quantity=quantity)
+            hold = authorize(self.keys[key], *models, quantity=quantity, tags=tags)
         except (InsufficientBalance, BudgetExceeded) as error:
             refused = type(error)
         assert refused is wanted
         if refused:
             return
         expected.held += amount
-        periods = [
-            limits.periods.setdefault(start, Used()) for start, limits in self._covering(key)
-        ]
+        periods = [limits.periods.setdefault(start, Used()) for start, limits in covering]
         for used in periods:
             used.held += amount
             used.held_images += quantity
@@ -222,7 +241,7 @@ class Money(RuleBasedStateMachine):
         name = sorted(hold.quotes)[model % len(hold.quotes)]
         try:
             with transaction.atomic():
-                holds.capture_one(hold.row, model=name)
+                holds.capture_one(hold.row, sku=name)
         except HoldLost:
             assert hold.settled or hold.captured == hold.quantity
             return
@@ -239,26 +258,22 @@ class Money(RuleBasedStateMachine):
         self._settle(self.holds[which % len(self.holds)], 0, 0, settle)
 
     @rule(
-        scope=st.sampled_from(["family", "member"]),
+        scope=st.sampled_from(["key", "member", "tag", "organization"]),
         limits=st.sampled_from([(0, None), (250_000, None), (2_000_000, 9), (None, 5), (None, 0)]),
         period=st.sampled_from(Period),
     )
     def set_budget(self, scope: str, limits: tuple[int | None, int | None], period: Period) -> None:
         micro, images = limits
-        if scope == "family":
-            budgets.set_budget(self.keys[0], micro, period, limit_images=images)
-        else:
-            budgets.set_member_budget(
-                self.organization, self.member, micro, period, limit_images=images
-            )
+        holder = self.holders[scope]
+        budgets.set_for(self.organization.pk, holder, micro, period, limit_images=images)
         known = self.expected.budgets.setdefault((scope, period), Limits(micro, images))
         known.micro, known.images = micro, images
 
     @precondition(lambda self: self.expected.budgets)
-    @rule(which=st.integers(0, 5))
+    @rule(which=st.integers(0, 11))
     def remove_budget(self, which: int) -> None:
         scope, period = list(self.expected.budgets)[which % len(self.expected.budgets)]
-        budgets.remove(Budget.objects.get(member__isnull=scope == "family", period=period))
+        budgets.remove(Budget.objects.get(scope=scope, period=period))
         # A hold that was in it is settled without it.
         del self.expected.budgets[scope, period]
 
@@ -313,11 +328,9 @@ class Money(RuleBasedStateMachine):
 def _told() -> dict[tuple[str, str, datetime], Used]:
     """Return what the rows of the budgets' periods say, refused requests' empty ones left out."""
     return {
-        (
-            "family" if row.budget.key_family else "member",
-            row.budget.period,
-            row.starts_at,
-        ): Used(row.held_micro, row.spent_micro, row.held_images, row.spent_images)
+        (row.budget.scope, row.budget.period, row.starts_at): Used(
+            row.held_micro, row.spent_micro, row.held_images, row.spent_images
+        )
         for row in BudgetPeriod.objects.select_related("budget")
     }
 

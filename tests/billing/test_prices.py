@@ -14,16 +14,16 @@ pytestmark = pytest.mark.django_db
 
 
 def versions() -> list[tuple[str, int, int]]:
-    rows = PriceVersion.objects.order_by("model", "version")
-    return list(rows.values_list("model", "version", "unit_micro"))
+    rows = PriceVersion.objects.order_by("sku", "version")
+    return list(rows.values_list("sku", "version", "unit_micro"))
 
 
 def test_publishing_makes_a_version_only_where_the_price_differs() -> None:
     first = prices.publish({"a/one": 40_000, "b/two": 65_000})
-    assert [version.model for version in first] == ["a/one", "b/two"]
+    assert [version.sku for version in first] == ["a/one", "b/two"]
     assert prices.publish({"a/one": 40_000, "b/two": 65_000}) == []
     again = prices.publish({"a/one": 50_000, "b/two": 65_000})
-    assert [(version.model, version.version) for version in again] == [("a/one", 2)]
+    assert [(version.sku, version.version) for version in again] == [("a/one", 2)]
     # A price that comes back is a new version, not the old one.
     prices.publish({"a/one": 40_000})
     assert versions() == [
@@ -64,7 +64,7 @@ def test_a_price_that_is_not_positive_is_refused(unit: int) -> None:
 def test_a_version_exists_once() -> None:
     prices.publish({"a/one": 40_000})
     with pytest.raises(IntegrityError), transaction.atomic():
-        PriceVersion.objects.create(model="a/one", version=1, unit_micro=50_000)
+        PriceVersion.objects.create(sku="a/one", version=1, unit_micro=50_000)
 
 
 def test_a_price_that_is_read_late_comes_with_its_exceptions(db: None) -> None:
@@ -74,7 +74,7 @@ def test_a_price_that_is_read_late_comes_with_its_exceptions(db: None) -> None:
     assert book.current(["a/one"], organization.pk)["a/one"].unit_micro == 40_000
 
     prices.publish({"b/two": 65_000})
-    PriceException.objects.create(organization=organization, model="b/two", price_version=None)
+    PriceException.objects.create(organization=organization, sku="b/two", price_version=None)
 
     with pytest.raises(prices.UnknownPrice, match="b/two"):
         book.current(["b/two"], organization.pk)

@@ -20,7 +20,9 @@ from billing.models import (
     LedgerEntry,
     Period,
     PriceVersion,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import budgets, holds, ledger, limits, prices
 from billing.spending.budgets import BudgetExceeded
 from billing.spending.holds import HoldLost, InsufficientBalance
@@ -103,9 +105,18 @@ def test_budgets_of_several_scopes_hold_together_or_not_at_all(
     # in the order of their ids, so nobody waits for somebody who waits for him.
     budgets.set_budget(one, room["key-day"] * PRICE, Period.DAY)
     budgets.set_budget(one, room["key-month"] * PRICE + PRICE - 1, Period.MONTH)
-    budgets.set_member_budget(one.organization, alice, room["member-week"] * PRICE, Period.WEEK)
-    budgets.set_member_budget(
-        one.organization, alice, None, Period.DAY, limit_images=room["images"]
+    budgets.set_for(
+        one.organization.pk,
+        Holder(scopes.MEMBER, alice.pk),
+        room["member-week"] * PRICE,
+        Period.WEEK,
+    )
+    budgets.set_for(
+        one.organization.pk,
+        Holder(scopes.MEMBER, alice.pk),
+        None,
+        Period.DAY,
+        limit_images=room["images"],
     )
     budgets.set_budget(two, THREADS * PRICE, Period.MONTH)
     budgets.set_budget(two, None, Period.DAY, limit_images=THREADS)
@@ -137,7 +148,7 @@ def test_many_scopes_settled_at_once_end_with_nothing_held(transactional_db: Non
         for period in Period:
             budgets.set_budget(key, 1_000_000, period, limit_images=1_000)
     for period in Period:
-        budgets.set_member_budget(one.organization, alice, 2_000_000, period)
+        budgets.set_for(one.organization.pk, Holder(scopes.MEMBER, alice.pk), 2_000_000, period)
 
     def live(number: int) -> str:
         key = (one, two)[number % 2]
@@ -214,7 +225,7 @@ def _waiting(pid: int) -> bool:
 @pytest.mark.skipif(connection.vendor != "postgresql", reason="SQLite has one writer at a time")
 @pytest.mark.parametrize(
     "settle",
-    [capture, release, lambda hold: holds.capture_one(hold, model="a/cheap")],
+    [capture, release, lambda hold: holds.capture_one(hold, sku="a/cheap")],
     ids=["capture", "release", "capture_one"],
 )
 def test_a_request_that_comes_again_while_its_hold_is_settled_waits_in_no_circle(
@@ -261,10 +272,10 @@ def test_of_a_part_charged_by_many_at_once_one_wins(committed_key: ApiKey) -> No
     hold = authorize(committed_key, quantity=3)
 
     def charge(number: int) -> LedgerEntry:
-        return holds.capture_one(Hold.objects.get(pk=hold.pk), model="a/cheap")
+        return holds.capture_one(Hold.objects.get(pk=hold.pk), sku="a/cheap")
 
     def charge_the_same(number: int) -> LedgerEntry:
-        return holds.capture_one(hold, model="a/cheap")
+        return holds.capture_one(hold, sku="a/cheap")
 
     won = race(12, charge_the_same, losing=HoldLost)
     assert len([one for one in won if isinstance(one, LedgerEntry)]) == 1
@@ -333,9 +344,9 @@ def test_a_request_sent_ten_times_is_held_once(committed_key: ApiKey) -> None:
 
 def test_a_price_published_on_ten_hosts_is_one_version(transactional_db: None) -> None:
     published = race(10, lambda _: prices.publish({"a/cheap": PRICE, "b/middle": 65_000}))
-    models = sorted(version.model for versions in published for version in versions)  # type: ignore[union-attr]
+    models = sorted(version.sku for versions in published for version in versions)  # type: ignore[union-attr]
     assert models == ["a/cheap", "b/middle"]
-    assert sorted(PriceVersion.objects.values_list("model", "version")) == [
+    assert sorted(PriceVersion.objects.values_list("sku", "version")) == [
         ("a/cheap", 1),
         ("b/middle", 1),
     ]

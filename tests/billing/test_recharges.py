@@ -79,6 +79,7 @@ def test_what_is_paid_on_the_page_is_on_the_balance_once(
         *(2500, "usd"),
         "off_session",
     )
+    assert (entry.note, entry.payment_id, entry.invoice) == ("Recharge by card", paid["id"], None)
     assert recharged(acme) == [(f"topup:{paid['id']}", 25 * USD)]
     assert balance(acme) == 26 * USD
     for again in (session, session):
@@ -229,7 +230,11 @@ def test_a_low_balance_is_recharged_once(
     (paid,) = intents(stripe_account)
     assert (paid["amount"], paid["metadata"]["kind"]) == (1000, "automatic_recharge")
     assert recharged(low) == [(f"topup:{paid['id']}", 10 * USD)]
-    assert StripeOperation.objects.get().key == f"recharge:{low.pk}:2027-03-10:1"
+    operation = StripeOperation.objects.get()
+    assert operation.key == f"recharge:{low.pk}:2027-03-10:1"
+    assert operation.parameters["day"] == "2027-03-10"
+    entry = LedgerEntry.objects.get(kind=EntryKind.RECHARGE)
+    assert (entry.note, entry.payment_id) == ("Automatic recharge", paid["id"])
     assert recharges.automatic(stripe, now=NOON) == 0
     assert recharges.succeeded(stripe, paid["id"], now=NOON) is None
     assert balance(low) == 11 * USD
@@ -320,6 +325,7 @@ def test_a_declined_card_is_told_of_and_rests_until_tomorrow(
     assert [recharges.automatic(stripe, now=NOON) for _ in range(3)] == [0, 0, 0]
     assert len(stripe_account.objects("payment_intent")) == 1
     told = Notification.objects.get()
+    assert told.operation == StripeOperation.objects.get()
     assert (told.kind, told.details) == (
         "recharge_failed",
         {"amount_usd": "10.00", "reason": "Your card was declined."},

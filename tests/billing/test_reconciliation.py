@@ -80,7 +80,7 @@ def metered(key: ApiKey, **changes: Any) -> None:
 
 
 def version(model: str = "a/cheap") -> PriceVersion:
-    return PriceVersion.objects.get(model=model)
+    return PriceVersion.objects.get(sku=model)
 
 
 def event(key: ApiKey, quantity: int = 1, **fields: Any) -> MeterEvent:
@@ -107,7 +107,7 @@ def test_books_that_agree_show_nothing(key: ApiKey) -> None:
     metered(key)
     capture(authorize(key, quantity=5), delivered=3)
     part = authorize(key, "c/dear", quantity=4)
-    holds.capture_one(part, model="c/dear")
+    holds.capture_one(part, sku="c/dear")
     holds.release(authorize(key))
     now = timezone.now()
     freeze.freeze(now=now, running_hour=True)
@@ -215,7 +215,7 @@ def test_a_budget_that_left_its_holds_or_the_ledger_is_found(key: ApiKey, kind: 
 def test_a_capture_without_its_entry_is_found(key: ApiKey) -> None:
     consume(key, at=NOW)
     hold = authorize(key, quantity=2)
-    moved = holds.capture_one(hold, model="a/cheap")
+    moved = holds.capture_one(hold, sku="a/cheap")
     hold.refresh_from_db()
     holds.release(hold)
     Hold.objects.filter(pk=hold.pk).update(captured=2, settled_at=NOW - timedelta(days=1))
@@ -437,9 +437,7 @@ class Metered:
         self.emulator, self.key, self.shop = emulator, key, Shop(emulator)
         self.sold: dict[str, Sold] = {}
         for row in PriceVersion.objects.order_by("pk"):
-            self.sold[row.model] = sold = self.shop.sell(
-                row.event_name, f"{row.unit_micro / 10_000}"
-            )
+            self.sold[row.sku] = sold = self.shop.sell(row.event_name, f"{row.unit_micro / 10_000}")
             row.stripe_meter, row.stripe_price = sold.meter, sold.price
             row.stripe_product, row.livemode = sold.product, False
             row.save()
@@ -652,7 +650,7 @@ def test_one_lane_that_cannot_be_read_does_not_hold_the_others_back(
     shop: Metered, stripe: Stripe
 ) -> None:
     first, second = shop.use(5), shop.use(6, model="b/middle")
-    PriceVersion.objects.filter(model="a/cheap").update(stripe_meter="mtr_gone")
+    PriceVersion.objects.filter(sku="a/cheap").update(stripe_meter="mtr_gone")
 
     shop.read(stripe)
 
@@ -660,7 +658,7 @@ def test_one_lane_that_cannot_be_read_does_not_hold_the_others_back(
     first.refresh_from_db()
     second.refresh_from_db()
     assert (first.state, second.state) == (MeterState.ACCEPTED, MeterState.CONFIRMED)
-    PriceVersion.objects.filter(model="a/cheap").update(stripe_meter=shop.sold["a/cheap"].meter)
+    PriceVersion.objects.filter(sku="a/cheap").update(stripe_meter=shop.sold["a/cheap"].meter)
     shop.read(stripe)
     assert found() == {}
 

@@ -36,7 +36,7 @@ from billing.models import (
 from billing.stripe import inbox, invoices, recharges, sweep
 from billing.stripe.client import Stripe, StripeUnknown
 from billing.stripe.handlers import HANDLERS
-from billing.stripe.inbox import LEASE, LONGEST_PAUSE, MOST_ATTEMPTS, MOST_LOST
+from billing.stripe.inbox import INBOX, MOST_LOST
 from billing.stripe.webhook import DELIVERIES
 from tests.billing import race
 from tests.billing.buyer import DAY, WEBHOOK, Buyer, deliver, event
@@ -571,9 +571,9 @@ def test_a_worker_that_died_is_followed_by_another(stripe: Stripe, buyer: Buyer)
     _, told = a_paid_month(buyer)
     deliver(buyer.emulator, told[0])
     # Claimed, and then the process was gone.
-    StripeEvent.objects.update(attempts=1, next_at=buyer.now + LEASE)
+    StripeEvent.objects.update(attempts=1, next_at=buyer.now + INBOX.lease)
     assert process(stripe, buyer) == 0
-    assert inbox.process_due(stripe, now=buyer.now + LEASE) == 1
+    assert inbox.process_due(stripe, now=buyer.now + INBOX.lease) == 1
     assert len(topups(buyer)) == 1
 
 
@@ -876,10 +876,10 @@ def test_what_is_unknown_is_tried_for_three_days_and_kept(
         inbox.process_due(stripe, now=moment)
         row.refresh_from_db()
         pauses.append(row.next_at - moment)
-    assert row.attempts == MOST_ATTEMPTS
+    assert row.attempts == INBOX.tries == 20
     assert timedelta(days=2.7) < moment - begin < timedelta(days=3)
     assert round(pauses[0].total_seconds()) == 120
-    assert max(pauses[:-1]) < LONGEST_PAUSE + timedelta(seconds=10)
+    assert max(pauses[:-1]) < INBOX.longest_pause + timedelta(seconds=10)
     assert row.error
     assert inbox.process_due(stripe, now=moment + timedelta(days=99)) == 0
     difference = Difference.objects.get()
@@ -907,7 +907,7 @@ def test_stripe_away_is_never_given_up_and_others_go_on(
 ) -> None:
     name, told = a_paid_month(buyer)
     deliver(buyer.emulator, told[3], event("some.thing", {"id": "x"}, created=1_700_000_000))
-    StripeEvent.objects.update(attempts=MOST_ATTEMPTS + 5)
+    StripeEvent.objects.update(attempts=25)
     buyer.emulator.faults.add(Fault(fault, f"/v1/invoices/{name}"))
     assert process(stripe, buyer) == 1
     row = StripeEvent.objects.get(processed_at=None)

@@ -14,12 +14,12 @@ from accounts.keys import NewKey
 from accounts.models import Organization, User
 from billing.alerts import raising
 from billing.metering import freeze
-from billing.models import Invoice, LedgerEntry, Period
+from billing.models import Invoice, LedgerEntry, Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import limits
-from billing.spending.limits import Holder
 from billing.stripe import invoices
 from billing.stripe.client import Stripe
-from geekhub.work import billing_jobs
+from geekhub.work import due, jobs
 from tests.billing.buyer import sell
 from tests.browser.chromium import PHONE
 from tests.browser.conftest import Watched
@@ -66,7 +66,7 @@ def invoice_of_the_month(stripe: Stripe, emulator: StripeEmulator) -> Invoice:
 def _work(now: datetime) -> None:
     # With the running hour, which the worker lets end first: the month may end with it.
     freeze.freeze(now=now, running_hour=True)
-    billing_jobs.run_due(billing_jobs.current(), now=now)
+    due.run_due(jobs.current(jobs.BILLING), now=now)
     connections.close_all()
 
 
@@ -179,7 +179,7 @@ def test_a_page_fits_a_phone_in_both_languages_and_colours(
     owner = owner_of(acme)
     limits.set_budget(
         acme,
-        Holder(family=live_key.row.family),
+        Holder(scopes.KEY, live_key.row.family),
         Period.MONTH,
         limit_micro=1_000_000_000,
         limit_images=100_000,

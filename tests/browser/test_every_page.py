@@ -26,9 +26,9 @@ from accounts import keys, members
 from accounts.keys import NewKey
 from accounts.models import Organization, Role, User
 from billing.alerts import raising
-from billing.models import BillingAccount, Budget, LedgerEntry, Period
+from billing.models import BillingAccount, Budget, LedgerEntry, Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import limits
-from billing.spending.limits import Holder
 from billing.stripe import invoices
 from billing.stripe.client import Stripe
 from geekhub.staff.site import PAGES
@@ -147,7 +147,12 @@ def things(site: AppServer, acme: Organization, live_key: NewKey, test_key: NewK
     keys.pause(tagged.row, "It spent 2.00 USD within an hour.")
     keys.revoke(keys.create(acme, "old").row, actor=owner)
     invited = members.invite(acme, "nina@new.test", Role.DEVELOPER, actor=owner)
-    for holder in (Holder(family=live_key.row.family), Holder(member=viewer)):
+    for holder in (
+        Holder(scopes.KEY, live_key.row.family),
+        Holder(scopes.MEMBER, viewer.pk),
+        Holder(scopes.TAG, "web"),
+        Holder(scopes.ORGANIZATION),
+    ):
         limits.set_budget(
             acme, holder, Period.DAY, limit_micro=50_000_000, limit_images=100, actor=owner
         )

@@ -41,7 +41,7 @@ def make_request(
     hold: Hold | None = None
     cost = 0
     if not key.sandbox:
-        hold = authorize(key, model, quantity=max(1, delivered), request_id=request_id)
+        hold = authorize(key, model, quantity=max(1, delivered), request_id=request_id, tags=tags)
         if delivered:
             cost = -capture(hold, model=model, delivered=delivered).amount_micro
         elif error:

@@ -4,13 +4,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from django.conf import settings
 
 from images.drawing.limits import (
     KEYS_REMEMBERED,
@@ -24,19 +23,6 @@ from images.drawing.limits import (
 )
 from tests import services
 from tests.lib import dead_port
-
-
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    """The Redis of this run, or one of our own."""
-    if settings.REDIS_URL:
-        yield settings.REDIS_URL
-        return
-    try:
-        with services.redis() as url:
-            yield url
-    except services.Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture(params=["memory", "redis", "redis that is away"])

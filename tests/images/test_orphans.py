@@ -16,8 +16,8 @@ from accounts.keys import NewKey
 from accounts.models import ApiKey, Organization
 from billing.models import JobRun
 from geekhub.staff.figures import job_health
-from geekhub.work import billing_jobs
-from geekhub.work.image_jobs import current
+from geekhub.work import due
+from geekhub.work.jobs import current
 from images.gallery import orphans
 from images.models import Generation, Image
 from tests.emulators.supabase import SupabaseEmulator, Trouble
@@ -172,10 +172,10 @@ def test_while_the_store_is_away_nothing_is_passed_over(
     orphan = put(make_request(key, NOW - 2 * DAY, error="internal_error"), 0)
     (job,) = [one for one in current() if one.run is orphans.sweep]
     supabase.always(Trouble(error="502_html"))
-    assert billing_jobs.run_if_due(job, now=NOW) is None
+    assert due.run_if_due(job, now=NOW) is None
     assert orphan in supabase.objects
     supabase.always(Trouble())
-    assert billing_jobs.run_if_due(job, now=NOW + billing_jobs.AGAIN) == 1
+    assert due.run_if_due(job, now=NOW + due.AGAIN) == 1
     assert orphan not in supabase.objects
 
 
@@ -185,6 +185,7 @@ def test_the_worker_does_it_and_staff_see_when(store: Any, key: ApiKey) -> None:
     call_command("worker", "--once", stdout=out)
     assert "orphans removed: 1\n" in out.getvalue()
     assert JobRun.objects.filter(name=orphans.CURSOR).exists()
-    (seen,) = [one for one in job_health(timezone.now()) if one.name == "orphans removed"]
+    title = "files that belong to no image removed"
+    (seen,) = [one for one in job_health(timezone.now()) if str(one.title) == title]
     assert seen.begun is not None
     assert not seen.late

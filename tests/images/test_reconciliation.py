@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.models import ApiKey
 from billing.models import Comparison, Difference, DifferenceState, Reconciliation
 from billing.spending import holds, prices
-from geekhub.work import image_jobs
+from geekhub.work import jobs
 from images.catalog.rows import CATALOG
 from images.models import Generation, GenerationStatus, Image
 from images.usage import reconciliation
@@ -40,7 +40,7 @@ def request_(key: ApiKey) -> Generation:
     part = make_request(key, now, running=True, n=1)
     assert part.hold is not None
     with transaction.atomic():
-        cost = -holds.capture_one(part.hold, model=FLUX).amount_micro
+        cost = -holds.capture_one(part.hold, sku=FLUX).amount_micro
     Generation.objects.filter(pk=part.pk).update(delivered=1, cost_micro=cost)
     _picture(part, 0)
     return make_request(key, now - HOURS, delivered=2, pictures=True)
@@ -139,7 +139,7 @@ def test_older_requests_are_left_to_the_daily_job(request_: Generation, key: Api
     long_ago = timezone.now() - timedelta(days=5)
     Generation.objects.filter(pk=request_.pk).update(created_at=long_ago, delivered=1)
     assert found() == {}
-    often, daily = (one for one in image_jobs.OURS if "differences" in one.name)
+    often, daily = (one for one in jobs.IMAGES if "differences" in one.name)
     assert often.run(timezone.now()) == 0
     assert daily.run(timezone.now()) == 2
     # And what the daily one found is not closed by the other, which has not looked.

@@ -10,7 +10,7 @@ from PIL import Image as Pillow
 
 from images.api import serializers
 from images.api.serializers import DrawingSerializer, EditSerializer, GenerationSerializer
-from images.drawing.request import GenerationRequest, Inputs
+from images.drawing.request import GenerationRequest
 from images.pixels.pictures import Upload
 
 REQUIRED: Mapping[str, Any] = {"model": "openai/gpt-image-1", "prompt": "a red kite"}
@@ -43,15 +43,15 @@ BESIDE: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _inputs() -> Inputs:
+def _upload() -> Upload:
     with TemporaryFile() as file:
         Pillow.new("RGB", (8, 8), "red").save(file, "PNG")
-        return Inputs((Upload.of(file),))
+        return Upload.of(file)
 
 
 def _asked(endpoint: type[DrawingSerializer], body: dict[str, Any]) -> GenerationRequest:
     request = serializers.parse(body, endpoint)
-    return replace(request, inputs=_inputs()) if endpoint is EditSerializer else request
+    return replace(request, images=(_upload(),)) if endpoint is EditSerializer else request
 
 
 @pytest.mark.parametrize("endpoint", [GenerationSerializer, EditSerializer])
@@ -79,3 +79,30 @@ def test_all_neutral_values_together_are_the_bare_request() -> None:
         del body["routing"], body["partial_images"]
         bare = _asked(endpoint, dict(REQUIRED))
         assert _asked(endpoint, {**REQUIRED, **body}).fingerprint() == bare.fingerprint()
+
+
+def test_a_body_keeps_its_fingerprint_from_version_to_version() -> None:
+    """An Idempotency-Key does not expire: what was drawn with it years ago must be recognized."""
+    bare = _asked(GenerationSerializer, dict(REQUIRED))
+    full = _asked(
+        GenerationSerializer,
+        {
+            **{name: other for name, (_, other) in NEUTRAL.items() if name != "input_fidelity"},
+            **REQUIRED,
+            "model": ["openai/gpt-image-1", "fal/flux-1.1-pro"],
+            "quality": "hd",
+            "output_format": "webp",
+            "output_compression": 50,
+            "seed": 7,
+            "routing": {"on_refusal": "stop"},
+            "max_cost": 1.5,
+            "dry_run": False,
+        },
+    )
+    edit = _asked(EditSerializer, dict(REQUIRED))
+    assert [one.fingerprint()[:16] for one in (bare, full, edit)] == [
+        "908c3fb340178e85",
+        "1fe83b027a9b6cfd",
+        "84beb07a69f56e08",
+    ]
+    assert replace(edit, input_fidelity="high").fingerprint()[:16] == "126d660b25ede892"

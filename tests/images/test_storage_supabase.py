@@ -857,5 +857,5 @@ def test_a_page_server_asks_whether_the_store_is_there_and_keeps_no_connection(
             assert client.get("/ready").json()["checks"]["storage"] == "ok"
         store = storages["images"]
         assert isinstance(store, SupabaseStorage)
-        assert len(store._aclients) == 0
+        assert len(store._client._aclients) == 0
         store.close()

@@ -22,9 +22,10 @@ from billing.models import (
     Reconciliation,
     StripeEvent,
     StripeOperation,
+    scopes,
 )
+from billing.models.scopes import Holder
 from billing.spending import ledger, limits
-from billing.spending.limits import Holder
 from images.models import Image
 from tests.factories import KeyFactory
 from tests.images.requests import FLUX, make_request
@@ -88,8 +89,15 @@ def fill(acme: Organization) -> Rich:
     make_request(sandbox, now, pictures=True)
     make_request(key, now, running=True)
     for kind in (EntryKind.REFUND, EntryKind.ADJUSTMENT, EntryKind.RECHARGE):
-        ledger.record(acme, kind, 1_000, entry_key=kind, note="Recharge by card, pi_1")
-    for holder in (Holder(family=key.family), Holder(member=viewer)):
+        ledger.record(
+            acme, kind, 1_000, entry_key=kind, payment_id=f"pi_{kind}", note="Recharge by card"
+        )
+    for holder in (
+        Holder(scopes.KEY, key.family),
+        Holder(scopes.MEMBER, viewer.pk),
+        Holder(scopes.TAG, "web"),
+        Holder(scopes.ORGANIZATION),
+    ):
         limits.set_budget(
             acme, holder, Period.DAY, limit_micro=50_000_000, limit_images=100, actor=owner
         )
@@ -118,7 +126,7 @@ def fill(acme: Organization) -> Rich:
 
 
 def _money(acme: Organization) -> None:
-    version = PriceVersion.objects.get(model=FLUX)
+    version = PriceVersion.objects.get(sku=FLUX)
     PriceVersion.objects.filter(pk=version.pk).update(stripe_price="price_1", livemode=False)
     line = {
         "id": "il_1", "price": "price_1", "description": "", "quantity": 2, "unit_cents": "4",

@@ -12,9 +12,7 @@ from django.utils import translation
 from pytest_django.fixtures import Settings
 
 from accounts.models import Organization, Role, User
-from geekhub.staff.figures import JOBS
 from geekhub.staff.site import PAGES
-from geekhub.work import billing_jobs
 from tests.pages import log_in, member_of, owner_of
 from tests.pages.rich import Rich, fill
 from tests.pages.staff import staff
@@ -204,7 +202,3 @@ def test_the_pages_for_staff_are_in_spanish(client: Client, rich: Rich, settings
         if left := said & names:
             found[path] = left
     assert found == {}
-
-
-def test_every_job_has_words() -> None:
-    assert {job.name for job in (*billing_jobs.JOBS, *billing_jobs.LOCAL)} - set(JOBS) == set()

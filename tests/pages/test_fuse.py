@@ -40,7 +40,7 @@ def spend(key: ApiKey, micro: int, *, hours_ago: float) -> None:
         amount_micro=-micro,
         entry_key=f"test:{LedgerEntry.objects.count()}",
         price_version=PriceVersion.objects.first(),
-        model="fal/flux-1.1-pro",
+        sku="fal/flux-1.1-pro",
         quantity=1,
         hold=hold,
         api_key=key,

@@ -34,16 +34,19 @@ from billing.models import (
     JobRun,
     LedgerEntry,
     MeterEvent,
+    Period,
     PriceVersion,
     Reconciliation,
     StripeEvent,
     StripeOperation,
+    scopes,
 )
-from billing.spending import ledger
+from billing.models.scopes import Holder
+from billing.spending import budgets, ledger
 from billing.stripe import standing
 from geekhub.staff.site import PAGES, site
-from geekhub.work import billing_jobs
-from geekhub.work.image_jobs import current
+from geekhub.work.due import run_due
+from geekhub.work.jobs import current
 from images.catalog.rows import CATALOG
 from images.models import Generation
 from images.usage import platform
@@ -102,7 +105,7 @@ def difference(acme: Organization) -> Difference:
 def rows(acme: Organization, key: ApiKey, difference: Difference) -> dict[str, Any]:
     """One of everything that has a page, by the name of its model."""
     request = make_request(key, timezone.now(), prompt="a secret recipe", pictures=True)
-    version = PriceVersion.objects.filter(model=FLUX).get()
+    version = PriceVersion.objects.filter(sku=FLUX).get()
     invoice = Invoice.objects.create(
         stripe_id="in_1", organization=acme, number="ACME-1", status="open", currency="usd",
         period_start=NOW, period_end=NOW, subtotal_cents=500, tax_cents=0, total_cents=500,
@@ -300,6 +303,21 @@ def test_nothing_is_counted_further_than_it_is_leafed_through(
     if table is Difference:
         counted = [one for one in counted if "'open'" not in one]
     assert counted == []
+
+
+def test_an_organization_is_shown_with_its_budgets(
+    acme: Organization, globex: Organization, client: Client
+) -> None:
+    log_in(client, staff())
+    path = reverse("admin:accounts_organization_change", args=[acme.pk])
+    assert "Whole organization" not in client.get(path).text
+    budgets.set_for(acme.pk, Holder(scopes.ORGANIZATION), 9_500_000, Period.WEEK)
+    budgets.set_for(acme.pk, Holder(scopes.TAG, "a<b"), None, Period.DAY, limit_images=7)
+    budgets.set_for(globex.pk, Holder(scopes.TAG, "theirs"), 1, Period.DAY)
+    text = " ".join(re.sub(r"<[^>]*>", " ", client.get(path).text).split())
+    assert "Tag a&lt;b all requests with the tag day 0 of 7 pictures" in text
+    assert "Whole organization all keys, playgrounds too week $0.00 of $9.50" in text
+    assert "theirs" not in text
 
 
 def test_a_list_ends_where_one_should_search(acme: Organization, client: Client) -> None:
@@ -655,7 +673,7 @@ def test_a_kind_of_comparison_that_no_page_knows_cannot_be_written(db: None) -> 
 def test_the_worker_s_health_is_told(client: Client, acme: Organization) -> None:
     log_in(client, staff())
     assert "late" in client.get("/staff/").text
-    billing_jobs.run_due(current(), now=timezone.now())
+    run_due(current(), now=timezone.now())
     assert ">late<" not in client.get("/staff/").text
     JobRun.objects.filter(name="accounts moved").update(
         started_at=timezone.now() - timedelta(minutes=13)

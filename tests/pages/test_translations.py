@@ -22,10 +22,11 @@ from pytest_django.fixtures import Settings
 
 from accounts.models import Organization, User
 from billing.models import EntryKind
-from billing.pages.words import NOTES, OF_INVOICE
+from billing.pages.words import NOTES
 from billing.spending import ledger
 from images.catalog.rows import CATALOG as MODELS
 from tests.pages import log_in, owner_of
+from tests.pages.test_billing import owe
 from tests.server import Api
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -334,17 +335,21 @@ def test_our_own_notes_of_movements_are_shown_in_spanish(
 ) -> None:
     notes = {
         "Opening credit": "Crédito inicial",
-        "Recharge by card, pi_1": "Recarga con tarjeta",
-        "Automatic recharge, pi_2": "Recarga automática",
-        "Payment of invoice AB-1": "Pago de la factura AB-1",
+        "Recharge by card": "Recarga con tarjeta",
+        "Automatic recharge": "Recarga automática",
         "Open": "Open",  # the words of a person are nobody's to translate
     }
     for note in notes:
-        ledger.record(acme, EntryKind.BONUS, 1, entry_key=note, note=note)
+        ledger.record(acme, EntryKind.BONUS, 1, entry_key=note, payment_id=f"pi_{note}", note=note)
+    paid = owe(acme, "AB-1")
+    ledger.record(
+        *(acme, EntryKind.RECHARGE, 1), entry_key="paid", invoice=paid, note="Payment of invoice"
+    )
     log_in(spanish, owner_of(acme))
     for page in ("billing", "billing_movements"):
         html = spanish.get(reverse(page)).content.decode()
-        for shown in ("Bono de registro", *notes.values()):
+        assert "pi_" not in html
+        for shown in ("Bono de registro", "Pago de la factura AB-1", *notes.values()):
             assert f'<small class="soft">{shown}</small>' in html
 
 
@@ -353,4 +358,3 @@ def test_the_notes_that_are_translated_are_those_that_are_written() -> None:
         path.read_text() for path in (ROOT / "billing").rglob("*.py") if path.name != "words.py"
     )
     assert [note for note in NOTES if f'"{note}"' not in code] == []
-    assert f'f"{OF_INVOICE}{{' in code

@@ -45,9 +45,9 @@ class Command(BaseCommand):
         account = {"password": password, "key": secret}
         file.touch(mode=0o600)
         file.write_text(json.dumps(account))
-        models = PriceVersion.objects.values_list("model", flat=True).distinct()
-        quotes = PriceBook().offered(models, organization.pk)
-        prices = {model: money.to_usd(quote.unit_micro) for model, quote in quotes.items()}
+        skus = PriceVersion.objects.values_list("sku", flat=True).distinct()
+        quotes = PriceBook().offered(skus, organization.pk)
+        prices = {sku: money.to_usd(quote.unit_micro) for sku, quote in quotes.items()}
         self.stdout.write(json.dumps({**account, "prices": prices}))
 
 

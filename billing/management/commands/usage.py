@@ -25,19 +25,18 @@ class Command(BaseCommand):
         if organization is None:
             raise CommandError(f"There is no organization {options['organization']}.")
         since = options["since"] and datetime.combine(options["since"], time(), UTC)
-        rows = ledger.spend_by_model(organization, since=since)
-        models = {
-            row.model: {"images": row.images, "cost_usd": money.to_usd(row.cost_micro)}
-            for row in rows
+        rows = ledger.spend_by_sku(organization, since=since)
+        skus = {
+            row.sku: {"images": row.units, "cost_usd": money.to_usd(row.cost_micro)} for row in rows
         }
         total = {
-            "images": sum(row.images for row in rows),
+            "images": sum(row.units for row in rows),
             "cost_usd": money.to_usd(sum(row.cost_micro for row in rows)),
         }
         held = money.to_usd(ledger.balance(organization).held_micro)
         if options["json"]:
-            self.stdout.write(json.dumps({"models": models, "total": total, "held_usd": held}))
+            self.stdout.write(json.dumps({"models": skus, "total": total, "held_usd": held}))
             return
-        for model, line in [*models.items(), ("total", total)]:
-            self.stdout.write(f"{model:32} {line['images']:>8} images {line['cost_usd']:>12} USD")
+        for sku, line in [*skus.items(), ("total", total)]:
+            self.stdout.write(f"{sku:32} {line['images']:>8} images {line['cost_usd']:>12} USD")
         self.stdout.write(f"{'held now':32} {held:>28} USD")

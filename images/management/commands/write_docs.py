@@ -1,3 +1,4 @@
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -5,45 +6,57 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from geekhub.lib import money
+from images.catalog import parameters
 from images.catalog.model import OWNERS, ImageModel, Status
+from images.catalog.parameters import Endpoint, Parameter
 from images.catalog.rows import CATALOG
 
-PAGE = Path("docs") / "models.md"
-BEGIN = "<!-- Written by manage.py write_docs from images/catalog/rows.py. Change it there. -->"
+DOCS = Path("docs")
+BEGIN = "<!-- Written by manage.py write_docs from images/catalog/{}. Change it there. -->"
 END = "<!-- The end of what manage.py write_docs writes. -->"
 NO = "–"
 
 
 class Command(BaseCommand):
     help = (
-        "Write the tables of docs/models.md from the catalogue. With --check write nothing and "
-        "exit 1 when the page is out of date."
+        "Write the tables of docs/models.md from the catalogue, and that of docs/api.md from the "
+        "parameters. With --check write nothing and exit 1 when a page is out of date."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--check", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        path = settings.BASE_DIR / PAGE
-        page = path.read_text(encoding="utf-8")
-        try:
-            wanted = with_tables(page)
-        except ValueError as error:
-            raise CommandError(f"{PAGE} has lost a line that marks its tables: {error}") from error
-        if wanted == page:
-            self.stderr.write(f"{PAGE} is up to date.")
-        elif options["check"]:
-            raise CommandError(f"{PAGE} is out of date; run: manage.py write_docs")
-        else:
-            path.write_text(wanted, encoding="utf-8")
-            self.stderr.write(f"{PAGE} is written.")
+        for name, (source, write) in PAGES.items():
+            path = settings.BASE_DIR / DOCS / name
+            page = path.read_text(encoding="utf-8")
+            try:
+                wanted = with_tables(page, source, write())
+            except ValueError as error:
+                lost = f"{DOCS / name} has lost a line that marks its tables: {error}"
+                raise CommandError(lost) from error
+            if wanted == page:
+                self.stderr.write(f"{DOCS / name} is up to date.")
+            elif options["check"]:
+                raise CommandError(f"{DOCS / name} is out of date; run: manage.py write_docs")
+            else:
+                path.write_text(wanted, encoding="utf-8")
+                self.stderr.write(f"{DOCS / name} is written.")
 
 
-def with_tables(page: str) -> str:
+def with_tables(page: str, source: str, tables: str) -> str:
     """Return the page with what stands between its marks written anew; raises ValueError."""
-    begin = page.index(BEGIN) + len(BEGIN)
+    mark = BEGIN.format(source)
+    begin = page.index(mark) + len(mark)
     end = page.index(END, begin)
-    return f"{page[:begin]}\n\n{tables()}\n\n{page[end:]}"
+    return f"{page[:begin]}\n\n{tables}\n\n{page[end:]}"
+
+
+def fields() -> str:
+    """Return the table of a generation's parameters."""
+    rows = parameters.of(Endpoint.GENERATIONS)
+    lines = [f"| `{row.name}` | {row.about} | {row.default} |" for row in rows]
+    return "\n".join(["| field | values | default |", "| --- | --- | --- |", *lines])
 
 
 def tables() -> str:
@@ -77,15 +90,8 @@ def _line(row: ImageModel) -> str:
 def _details(row: ImageModel) -> str:
     own = [asked for asked, drawn in row.sizes.items() if asked == drawn]
     snapped = [f"{asked} → {drawn}" for asked, drawn in row.sizes.items() if asked != drawn]
-    can = {
-        "seed": row.seed,
-        "style": row.style,
-        "transparent background": row.transparent,
-        "moderation": row.moderation,
-        "partial images": row.partial_images,
-        "masks in edits": row.masks,
-        "input_fidelity in edits": row.fidelity,
-    }
+    can = [_ability(each) for each in parameters.CAPABILITIES if each.takes(row)]
+    can += ["masks in edits"] if row.masks else []
     lines = [
         f"### {row.id}",
         "",
@@ -95,13 +101,18 @@ def _details(row: ImageModel) -> str:
         f"- Sizes: {_words(own)}",
         f"- Sizes drawn as the nearest one: {_words(snapped)}",
         f"- Quality: {_words([f'{asked} → {word}' for asked, word in row.qualities.items()])}",
-        f"- Also takes: {_words([name for name, able in can.items() if able])}",
+        f"- Also takes: {_words(can)}",
         f"- Prompt: up to {row.max_prompt} characters",
     ]
     if row.input_micro and row.qualities:
         most = [f"{quality} {number}" for quality, number in _inputs(row).items()]
         lines.append(f"- Pictures an edit may start from, by quality: {_words(most)}")
     return "\n".join(lines)
+
+
+def _ability(row: Parameter) -> str:
+    words = row.capability.replace("_", " ")
+    return f"{words} in edits" if row.only == Endpoint.EDITS else words
 
 
 def _edits(row: ImageModel) -> str:
@@ -134,3 +145,10 @@ def _words(words: tuple[str, ...] | list[str]) -> str:
 def _anchor(title: str) -> str:
     """Return the fragment by which GitHub names a heading."""
     return "".join(letter for letter in title.lower() if letter.isalnum() or letter in "-_")
+
+
+# What is written into each page, and from which file of the catalogue.
+PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "models.md": ("rows.py", tables),
+    "api.md": ("parameters.py", fields),
+}

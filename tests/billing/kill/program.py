@@ -157,6 +157,7 @@ class Life:
                         request_id=request_id,
                         quotes=quotes,
                         quantity=quantity,
+                        tags=(),
                         owner=uuid.uuid4(),
                         lease=timedelta(minutes=1),
                     )
@@ -172,7 +173,7 @@ class Life:
             try:
                 with transaction.atomic():
                     if delivered:
-                        holds.capture(hold, model="a/cheap", delivered=delivered)
+                        holds.capture(hold, sku="a/cheap", delivered=delivered)
                     elif quantity % 2:
                         holds.release(hold)
                     else:
