@@ -29,6 +29,20 @@ GUARDED = [
 SHAPE = "ghub_sk_live_ or ghub_sk_test_ and are 45 characters long"
 
 
+def test_a_paused_key_opens_nothing_on_any_endpoint(
+    app: AppServer, acme: Organization, live_key: NewKey, subtests: pytest.Subtests
+) -> None:
+    keys.pause(live_key.row, "It spent too much.")
+    paused = Api(app.origin, live_key.secret)
+    with paused.http:
+        for method, path in GUARDED:
+            with subtests.test(f"{method} {path}"):
+                answer = paused.http.request(method, path)
+                expect_error(answer, "guardrail_blocked", says="paused. It spent too much.")
+                assert answer.headers["x-should-retry"] == "false"
+    assert not Generation.objects.exists()
+
+
 def test_a_wrong_key_is_a_401_with_its_own_code_on_every_endpoint(
     app: AppServer,
     acme: Organization,

@@ -19,7 +19,6 @@ from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
 from images.drawing.admit import Admitted, admit
-from images.drawing.limits import MemoryLimiter, RedisLimiter
 from images.drawing.place import Place
 from images.drawing.repeats import RETRIED_WITHIN, SPOOLED_WITHIN, Running, Sent
 from images.drawing.request import GenerationRequest
@@ -31,7 +30,7 @@ from tests.api.test_streaming import events
 from tests.emulators.base import Behaviour
 from tests.emulators.openai import OpenAIEmulator
 from tests.factories import KeyFactory
-from tests.gateway import gateway_of
+from tests.gateway import gateway_of, in_flight
 from tests.images.requests import make_request
 from tests.server import Api, AppServer
 from tests.test_disconnect import BODY, _request
@@ -62,14 +61,6 @@ def gate(openai: OpenAIEmulator) -> Iterator[threading.Event]:
     openai.always(Behaviour(gate=event))
     yield event
     event.set()
-
-
-def in_flight(app: AppServer, organization: Organization) -> int:
-    limiter = gateway_of(app).limiter
-    if isinstance(limiter, RedisLimiter):
-        return int(limiter._redis.zcard(f"in_flight:{organization.pk}"))
-    assert isinstance(limiter, MemoryLimiter)
-    return len(limiter._in_flight.get(organization.pk, {}))
 
 
 def let_in(app: AppServer, key: NewKey, asked: GenerationRequest, sent: Sent) -> Admitted:

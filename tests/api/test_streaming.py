@@ -18,6 +18,7 @@ from images.models import Generation, Image
 from tests.api.checks import connect_raw
 from tests.emulators.base import Behaviour
 from tests.emulators.openai import OpenAIEmulator
+from tests.gateway import in_flight
 from tests.server import Api, AppServer
 
 
@@ -144,6 +145,24 @@ def test_a_client_that_leaves_gets_its_pictures_kept_and_charged_once(
     assert (found["status"], found["num_media_completion"]) == ("succeeded", 2)
     assert found["cost_usd"] == "0.38"
     assert LedgerEntry.objects.filter(kind="consumption").count() == 2
+
+
+def test_a_stream_has_its_place_until_its_work_is_over(
+    api: Api, app: AppServer, acme: Organization, openai: OpenAIEmulator
+) -> None:
+    gate = threading.Event()
+    openai.queue(Behaviour(), Behaviour(gate=gate))
+    body = {"model": "openai/gpt-image-1", "prompt": "a red kite", "stream": True, "n": 2}
+    try:
+        with api.http.stream("POST", "images/generations", json=body) as answer:
+            # The view has returned, and the other picture is still being drawn.
+            assert next(answer.iter_text()).startswith("event: image_generation.completed")
+            assert in_flight(app, acme) == 1
+    finally:
+        gate.set()
+    app.drain()
+    assert in_flight(app, acme) == 0
+    assert Generation.objects.get().delivered == 2
 
 
 @pytest.mark.slow

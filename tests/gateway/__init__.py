@@ -10,8 +10,10 @@ from django.conf import settings
 from django.db.models import Sum
 from PIL import Image as Pillow
 
+from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
 from images.drawing.gateway import Gateway
+from images.drawing.limits import MemoryLimiter, RedisLimiter
 from images.models import Generation, GenerationStatus, Image
 from images.providers.circuit import Circuit
 from images.providers.fal import Fal
@@ -42,6 +44,15 @@ def gateway_of(app: AppServer) -> Gateway:
     gateway = app._application.gateway
     assert gateway is not None
     return gateway
+
+
+def in_flight(app: AppServer, organization: Organization) -> int:
+    """Return how many of an organization's requests have a place."""
+    limiter = gateway_of(app).limiter
+    if isinstance(limiter, RedisLimiter):
+        return int(limiter._redis.zcard(f"in_flight:{organization.pk}"))
+    assert isinstance(limiter, MemoryLimiter)
+    return len(limiter._in_flight.get(organization.pk, {}))
 
 
 def provider_of(app: AppServer, name: str) -> HttpProvider:

@@ -1,6 +1,7 @@
 """admit() alone: what every face gets, whichever checks it makes of its own."""
 
 import pytest
+from pytest_django.fixtures import Settings
 
 from accounts import keys
 from accounts.keys import NewKey
@@ -77,6 +78,19 @@ def test_a_place_is_taken_once(app: AppServer, umbrella: Organization, live_key:
         assert isinstance(admit(gateway, live_key.row, ask(dry_run=True), Sent(), place), Priced)
     assert place.admission.remaining == place.admission.caller.rpm - 1
     expect_nothing_written()
+
+
+def test_a_retry_may_keep_its_place_for_the_wait_as_well(
+    app: AppServer, live_key: NewKey, settings: Settings
+) -> None:
+    settings.REQUEST_DEADLINE_SECONDS = 7
+    gateway = gateway_of(app)
+    leases = []
+    for sent in (Sent(), Sent(retry=0), Sent(retry=1)):
+        place = Place(gateway, sent.request_id)
+        admit(gateway, live_key.row, ask(dry_run=True), sent, place)
+        leases.append(place.admission.caller.lease)
+    assert leases == [37, 37, 44]
 
 
 def test_a_request_has_its_clock_and_what_was_asked(app: AppServer, live_key: NewKey) -> None:

@@ -6,6 +6,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -29,6 +30,7 @@ from images.drawing.request import GenerationRequest
 from images.models import Generation, GenerationStatus, Image
 from images.pages.snippets import snippets
 from tests.billing import race
+from tests.emulators.base import Behaviour
 from tests.emulators.fal import FalEmulator
 from tests.emulators.openai import OpenAIEmulator
 from tests.pages import log_in, member_of, owner_of
@@ -197,6 +199,24 @@ def test_no_balance_is_told_and_nothing_is_written(
     # The place in flight was given back: something cheaper is let in.
     assert 'data-state="running"' in draw(alice, FLUX).text
     app.drain()
+
+
+def test_a_place_is_given_back_when_it_is_drawn_and_not_before(
+    app: AppServer, alice: Visitor, acme: Organization, openai: OpenAIEmulator
+) -> None:
+    acme.max_in_flight = 1
+    acme.save()
+    gate = threading.Event()
+    openai.always(Behaviour(gate=gate))
+    try:
+        assert 'data-state="running"' in draw(alice, GPT).text
+        assert "Too many requests at once." in draw(alice, GPT).text
+    finally:
+        gate.set()
+    app.drain()
+    assert 'data-state="running"' in draw(alice, GPT).text
+    app.drain()
+    assert Generation.objects.count() == 2
 
 
 def test_the_limit_of_requests_a_minute_counts_here_too(alice: Visitor, acme: Organization) -> None:
