@@ -2,16 +2,25 @@
 
 import hashlib
 from functools import cache
+from threading import Lock
 
 import orjson
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import etag, require_safe
 
+# The generator's settings are the whole process's: two at once would take them from each other.
+MAKING = Lock()
 
-@cache
+
 def _document() -> tuple[bytes, str]:
     """Return the document and its ETag, made once in a process."""
+    with MAKING:
+        return _made()
+
+
+@cache
+def _made() -> tuple[bytes, str]:
     # Loaded when it is first asked for: requests to /v1 need nothing of it.
     from images.api import openapi
 

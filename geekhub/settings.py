@@ -426,6 +426,10 @@ STRIPE_METER_EVENTS_BASE = env.str(
 STRIPE_WEBHOOK_SECRETS = env.list("STRIPE_WEBHOOK_SECRET", default=[])
 # Calls a second to meter events, of all workers of this host: 20 in a sandbox, 200 live.
 STRIPE_METER_RATE = env.float("STRIPE_METER_RATE", default=0)
+# How many items Stripe allows on a subscription; a price without room for one shares the last.
+STRIPE_SUBSCRIPTION_ITEMS = env.int("STRIPE_SUBSCRIPTION_ITEMS", default=20)
+if STRIPE_SUBSCRIPTION_ITEMS < 1:
+    raise ImproperlyConfigured("STRIPE_SUBSCRIPTION_ITEMS is 1 or more")
 # How long an unpaid invoice may stay so before requests are refused.
 PAYMENT_GRACE_DAYS = env.int("PAYMENT_GRACE_DAYS", default=14)
 STRIPE_LIVEMODE = "_live_" in STRIPE_SECRET_KEY
@@ -467,6 +471,12 @@ LOGGING = logs.configured(LOG_FORMAT, level=env.str("LOG_LEVEL", default="INFO")
 REST_FRAMEWORK = {
     "UNAUTHENTICATED_USER": None,
     "DEFAULT_AUTHENTICATION_CLASSES": ["images.api.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": [
+        "images.api.permissions.NetworkAllowed",
+        "images.api.permissions.NotPaused",
+    ],
     "DEFAULT_PARSER_CLASSES": ["images.api.parsers.StrictJsonParser"],
     "DEFAULT_RENDERER_CLASSES": ["images.api.renderers.OrjsonRenderer"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "images.api.renderers.OnlyJson",
+    "EXCEPTION_HANDLER": "images.api.errors.exception_handler",
 }

@@ -11,6 +11,8 @@ import pytest
 from geekhub.lib import money
 from images.api.errors import TABLE
 from images.catalog.rows import CATALOG
+from images.drawing.errors import ENDINGS
+from images.providers import sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ("geekhub", "accounts", "billing", "images")
@@ -84,6 +86,11 @@ def test_the_readme_marks_what_is_switched_off_and_draws_with_what_is_not() -> N
 def test_an_error_code_is_explained(code: str) -> None:
     docs = (ROOT / "docs" / "errors.md").read_text()
     assert re.search(rf"^(#+|\|).*`?\b{code}\b`?", docs, re.MULTILINE)
+
+
+def test_every_code_that_a_row_may_have_is_in_the_table() -> None:
+    assert set(ENDINGS) <= set(TABLE)
+    assert set(sandbox.ERRORS) <= set(ENDINGS)
 
 
 @cache

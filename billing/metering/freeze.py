@@ -12,7 +12,15 @@ from django.db.models.functions import Greatest
 
 from accounts.models import Organization
 from billing.metering.events import IN_FLIGHT
-from billing.models import BillingAccount, EntryKind, LedgerEntry, MeteredEntry, MeterEvent
+from billing.models import (
+    BillingAccount,
+    EntryKind,
+    LedgerEntry,
+    MeteredEntry,
+    MeterEvent,
+    PriceVersion,
+)
+from billing.models.prices import SHARED_UNIT_MICRO
 from geekhub.lib.moments import hour_of
 
 log = logging.getLogger("geekhub.billing")
@@ -75,9 +83,15 @@ def _freeze_batch(organization_id: uuid.UUID, ripe: datetime, now: datetime) -> 
         )
         if not prefix:
             return 0
+        shared: dict[Any, Any] = dict(
+            PriceVersion.objects.filter(
+                pk__in={entry.price_version_id for entry in prefix}, counted_in__isnull=False
+            ).values_list("pk", "counted_in")
+        )
         groups: dict[tuple[Any, datetime], list[LedgerEntry]] = {}
         for entry in prefix:
-            groups.setdefault((entry.price_version_id, hour_of(entry.created_at)), []).append(entry)
+            counter = shared.get(entry.price_version_id, entry.price_version_id)
+            groups.setdefault((counter, hour_of(entry.created_at)), []).append(entry)
         events = [
             MeterEvent(
                 identifier=(
@@ -86,7 +100,12 @@ def _freeze_batch(organization_id: uuid.UUID, ripe: datetime, now: datetime) -> 
                 organization_id=organization_id,
                 price_version_id=version,
                 hour=hour,
-                quantity=sum(entry.quantity for entry in group),
+                quantity=sum(
+                    -entry.amount_micro // SHARED_UNIT_MICRO
+                    if entry.price_version_id in shared
+                    else entry.quantity
+                    for entry in group
+                ),
                 # The database's clock may be ahead of ours; Stripe refuses what is in its future.
                 timestamp=min(now, max(entry.created_at for entry in group)),
                 next_at=now,

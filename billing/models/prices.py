@@ -1,7 +1,7 @@
 """Prices, each version for ever."""
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
@@ -9,6 +9,8 @@ from accounts.models import Organization
 
 # What is counted, unless a price says otherwise.
 UNIT = "image"
+# The price that counts money, for those that Stripe does not count in their own units.
+SHARED_SKU, SHARED_UNIT, SHARED_UNIT_MICRO = "shared", "0.0001 USD", 100
 
 
 class PriceState(models.TextChoices):
@@ -24,7 +26,8 @@ class PriceVersion(models.Model):
 
     What a sku is, and which order is of which, the seller decides: here it is a name.
 
-    With Stripe connected each version has a product, a meter and a price of its own there.
+    With Stripe connected each version has a product, a meter and a price of its own there, unless
+    it is counted in the units of the one shared price, which are money.
     """
 
     sku = models.CharField(_("SKU"), max_length=100)
@@ -38,6 +41,17 @@ class PriceVersion(models.Model):
     stripe_product = models.CharField(_("product at Stripe"), max_length=100, blank=True)
     stripe_meter = models.CharField(_("meter at Stripe"), max_length=100, blank=True)
     stripe_price = models.CharField(_("price at Stripe"), max_length=100, blank=True)
+    counted_in = models.ForeignKey(
+        "self",
+        verbose_name=_("counted in"),
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text=_(
+            "The price in whose units Stripe counts it; empty: in its own. Decided when it is "
+            "published, and never changed."
+        ),
+    )
     livemode = models.BooleanField(
         _("live mode"),
         null=True,
@@ -62,10 +76,24 @@ class PriceVersion(models.Model):
                 condition=Q(stripe_price="") | Q(livemode__isnull=False),
                 name="stripe_price_has_a_mode",
             ),
+            models.CheckConstraint(
+                condition=Q(counted_in=None) | Q(stripe_price=""),
+                name="stripe_price_counts_itself",
+            ),
+            models.CheckConstraint(
+                condition=Q(counted_in=None)
+                | Q(unit_micro=F("unit_micro") / SHARED_UNIT_MICRO * SHARED_UNIT_MICRO),
+                name="shared_price_counts_whole_units",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"{self.sku} v{self.version}"
+
+    @property
+    def counter(self) -> "PriceVersion":
+        """The version that Stripe has a meter, a price and items of, for this one's usage."""
+        return self.counted_in or self
 
     @property
     def event_name(self) -> str:

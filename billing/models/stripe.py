@@ -36,6 +36,8 @@ class MeterState(models.TextChoices):
 class MeterEvent(models.Model):
     """Delivered units of one organization, price version and UTC hour, frozen for Stripe.
 
+    Of the shared price version it has the money of all that are counted in its units.
+
     `identifier`, `quantity` and `timestamp` never change once it may have been sent.
     """
 

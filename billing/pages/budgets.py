@@ -4,6 +4,8 @@ Whoever sees the bills sees the budgets. They are set by those who manage the bi
 by those who manage the keys, who could make one without a budget anyway.
 """
 
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -51,10 +53,10 @@ def _settable(access: Access) -> list[Scope]:
     ]
 
 
-def _rows(access: Access) -> list[Row]:
-    found = budgets.running(Budget.objects.filter(organization=access.organization))
+def rows_of(organization_id: uuid.UUID, settable: Sequence[Scope] = ()) -> list[Row]:
+    """Return an organization's budgets by scope, name and period; those `settable` may change."""
+    found = budgets.running(Budget.objects.filter(organization=organization_id))
     names = limits.all_called(budget for budget, _running in found)
-    settable = _settable(access)
     made = [
         Row(
             budget=budget,
@@ -92,7 +94,8 @@ def index(request: MemberRequest) -> HttpResponse:
         if form.is_valid():
             holder, period = form.chosen, Period(form.cleaned_data["period"])
             return _set(request, holder, period, form)
-    context = {"rows": _rows(access), "form": form, "may_add": bool(_settable(access))}
+    rows = rows_of(access.organization.pk, _settable(access))
+    context = {"rows": rows, "form": form, "may_add": bool(_settable(access))}
     status = 400 if form.is_bound else 200
     return render(request, "billing/budgets.html", context, status=status)
 

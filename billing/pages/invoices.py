@@ -19,6 +19,7 @@ from django.views.decorators.http import require_safe
 from accounts.access import MemberRequest, Permission, member
 from accounts.models import Organization
 from billing.models import Invoice, LedgerEntry, PriceVersion
+from billing.models.prices import SHARED_SKU
 from billing.pages.words import InvoiceState
 from billing.stripe import invoices
 from billing.stripe.client import NotConnected, StripeFailure, connect, is_connected
@@ -40,6 +41,16 @@ class Row:
 
     line: Line
     sku: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether it bills money of several skus, in units of 0.0001 USD."""
+        return self.sku == SHARED_SKU
+
+    @property
+    def title(self) -> str:
+        """Return what it is for."""
+        return _("Other models") if self.is_shared else self.sku
 
     @property
     def unit_micro(self) -> int | None:

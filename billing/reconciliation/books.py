@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from django.db import connection
 from django.db.models import (
     BigIntegerField,
+    Case,
     Count,
     ExpressionWrapper,
     F,
@@ -15,6 +16,7 @@ from django.db.models import (
     Q,
     Subquery,
     Sum,
+    When,
 )
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, TruncHour
@@ -36,6 +38,7 @@ from billing.models import (
     StripeEvent,
     StripeOperation,
 )
+from billing.models.prices import SHARED_UNIT_MICRO
 from billing.reconciliation.differences import Finding, finish, lane_hour, note
 
 # How far back `internal` looks at single rows; older ones were looked at when they were new.
@@ -280,12 +283,20 @@ def _frozen_too_far(now: datetime, since: datetime) -> Iterator[Finding]:
 
 def _event_sums(now: datetime, since: datetime) -> Iterator[Finding]:
     # An entry of another organization or price does not count.
-    own = Q(
-        entries__ledger_entry__organization_id=F("organization_id"),
-        entries__ledger_entry__price_version_id=F("price_version_id"),
+    own = Q(entries__ledger_entry__organization_id=F("organization_id"))
+    counted = Case(
+        When(
+            entries__ledger_entry__price_version_id=F("price_version_id"),
+            then=F("entries__ledger_entry__quantity"),
+        ),
+        When(
+            entries__ledger_entry__price_version__counted_in_id=F("price_version_id"),
+            then=-F("entries__ledger_entry__amount_micro") / SHARED_UNIT_MICRO,
+        ),
+        output_field=BigIntegerField(),
     )
     events = MeterEvent.objects.filter(reissue_of=None, timestamp__gte=since).annotate(
-        frozen=Coalesce(Sum("entries__ledger_entry__quantity", filter=own), 0)
+        frozen=Coalesce(Sum(counted, filter=own), 0, output_field=BigIntegerField())
     )
     for event in events.exclude(frozen=F("quantity")).order_by("timestamp")[:MOST_FINDINGS]:
         yield _of_event("event_sum", event, event.frozen, event.quantity, hour=event.timestamp)

@@ -116,8 +116,9 @@ def _line(
     if ours.agrees(line):
         return None
     quantity = round(Decimal(line["quantity"]))
-    pair, unit = (ours.units, quantity), "units"
-    if ours.units == quantity:
+    counted = ours.micro // version.unit_micro
+    pair, unit = (counted, quantity), "units"
+    if counted == quantity:
         pair, unit = (ours.micro, line["amount_cents"] * MICRO_PER_CENT), "micro-USD"
     return Finding(
         kind,

@@ -96,6 +96,11 @@ def spend_by_sku(organization: Organization, *, since: datetime | None = None) -
     entries = LedgerEntry.objects.filter(organization=organization, kind=EntryKind.CONSUMPTION)
     if since is not None:
         entries = entries.filter(created_at__gte=since)
+    return by_sku(entries)
+
+
+def by_sku(entries: QuerySet[LedgerEntry]) -> list[SkuSpend]:
+    """Return what consumption comes to, by sku."""
     rows = entries.values("sku").annotate(units=Sum("quantity"), cost=-Sum("amount_micro"))
     return [SkuSpend(row["sku"], row["units"], row["cost"]) for row in rows.order_by("sku")]
 

@@ -7,12 +7,13 @@ An organization whose subscription cannot bill it yet stays on an older one by a
 import math
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
 
 from billing.models import PriceException, PriceState, PriceVersion
+from billing.models.prices import SHARED_SKU
 
 
 class UnknownPrice(Exception):
@@ -28,12 +29,27 @@ class Quote:
     unit_micro: int
 
 
-def publish(prices: Mapping[str, int], state: PriceState = PriceState.ACTIVE) -> list[PriceVersion]:
+# Says of a sku's new price, in micro-USD, in the units of which other price it is counted.
+type Counting = Callable[[str, int], PriceVersion | None]
+
+
+def in_its_own_units(sku: str, unit_micro: int) -> None:
+    """Return no other price: see Counting."""
+
+
+def publish(
+    prices: Mapping[str, int],
+    state: PriceState = PriceState.ACTIVE,
+    *,
+    counting: Counting = in_its_own_units,
+) -> list[PriceVersion]:
     """Make a new version for each sku whose price (micro-USD) differs; return the new ones.
 
-    Safe to run again and on two hosts at once.
+    How a version is counted is asked once, when it is made. Safe to run again and on two hosts at
+    once.
     """
-    return [version for sku, unit in prices.items() if (version := _publish_one(sku, unit, state))]
+    made = (_publish_one(sku, unit, state, counting) for sku, unit in prices.items())
+    return [version for version in made if version is not None]
 
 
 def pending(prices: Mapping[str, int]) -> dict[str, tuple[int | None, int]]:
@@ -114,7 +130,7 @@ class PriceBook:
 
 def _active(skus: Iterable[str] | None = None) -> dict[str, Quote]:
     """Return the quotes of these skus, or of all, that have a price."""
-    versions = PriceVersion.objects.filter(state=PriceState.ACTIVE)
+    versions = PriceVersion.objects.filter(state=PriceState.ACTIVE).exclude(sku=SHARED_SKU)
     if skus is not None:
         versions = versions.filter(sku__in=list(skus))
     # Ordered so that the last version of a sku is the one a dict keeps.
@@ -140,7 +156,9 @@ def _quote(version: PriceVersion) -> Quote:
     return Quote(version.sku, version.pk, version.unit_micro)
 
 
-def _publish_one(sku: str, unit_micro: int, state: PriceState) -> PriceVersion | None:
+def _publish_one(
+    sku: str, unit_micro: int, state: PriceState, counting: Counting
+) -> PriceVersion | None:
     newest = PriceVersion.objects.filter(sku=sku).order_by("-version").first()
     if newest is not None and newest.unit_micro == unit_micro:
         return None
@@ -148,10 +166,14 @@ def _publish_one(sku: str, unit_micro: int, state: PriceState) -> PriceVersion |
     try:
         with transaction.atomic():
             return PriceVersion.objects.create(
-                sku=sku, version=number, unit_micro=unit_micro, state=state
+                sku=sku,
+                version=number,
+                unit_micro=unit_micro,
+                state=state,
+                counted_in=counting(sku, unit_micro),
             )
     except IntegrityError:
         if not PriceVersion.objects.filter(sku=sku, version=number).exists():
             raise  # no race: the price itself is refused
         # Another host published this version first; look again at what it says.
-        return _publish_one(sku, unit_micro, state)
+        return _publish_one(sku, unit_micro, state, counting)

@@ -143,6 +143,7 @@ class PriceAdmin(StaffAdmin):
         ("sku", "version", "price"),
         ("effective_from", "state", "livemode"),
         ("stripe_product", "stripe_meter", "stripe_price"),
+        ("unit", "counted_in"),
     )
     readonly_fields = ("price",)
 

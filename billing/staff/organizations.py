@@ -24,6 +24,7 @@ from accounts.staff.lists import StaffAdmin, StaffList, as_uuid, on_row, organiz
 from accounts.staff.rates import change_rate_limits
 from accounts.staff.show import usd
 from billing.models import AccountStatus, BillingAccount, Invoice, LedgerEntry
+from billing.pages.budgets import rows_of
 from billing.pages.words import InvoiceState
 from billing.staff.credit_limits import change_credit_limit
 from billing.stripe import corrections, standing
@@ -169,7 +170,7 @@ class OrganizationAdmin(StaffAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        """Show an organization with its members, keys, last movements and last events."""
+        """Show an organization with its members, keys, budgets, last movements and last events."""
         key = as_uuid(object_id)
         if key is None:
             return cast(HttpResponse, super().change_view(request, object_id, form_url))
@@ -180,6 +181,7 @@ class OrganizationAdmin(StaffAdmin):
             .select_related("user")
             .order_by("pk"),
             "keys": keys[:KEYS],
+            "budgets": rows_of(key),
             "entries": LedgerEntry.objects.filter(organization=key).order_by("-pk")[:ENTRIES],
             "events": [Told(one) for one in events.order_by("-created_at", "-pk")[:EVENTS]],
             "invoices": [

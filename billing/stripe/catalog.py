@@ -2,6 +2,7 @@
 
     draft -> product, meter, price -> items on all running subscriptions -> active -> retired
 
+A version that has no item of its own (`billing.stripe.sharing`) waits for the shared one's instead.
 A version is quoted when Stripe can bill it, not before. Each object is an operation with a key of
 its own, so this may stop anywhere, run again, and run on two hosts at once. Nothing that exists is
 changed: another price is another version with objects of its own.
@@ -29,10 +30,11 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.models.prices import UNIT
+from billing.models.prices import SHARED_SKU, UNIT
 from billing.spending import prices as published
 from billing.stripe import operations, subscriptions
 from billing.stripe.client import Stripe, StripeFailure, is_connected
+from billing.stripe.sharing import counting
 from billing.stripe.writes import Product
 from geekhub.lib import money
 from geekhub.lib.moments import from_epoch
@@ -64,14 +66,15 @@ def sync(
     """Publish the prices (micro-USD by sku) and bring them to Stripe; return what was done.
 
     What Stripe does not answer is said and left to `resume`; until then the old price counts.
-    `names` are the skus' names for invoices. Raises ImproperlyConfigured as check_mode().
+    `names` are the skus' names for invoices. Raises ImproperlyConfigured as check_mode(), and
+    PriceTooFine; then nothing was published.
     """
     check_mode()
     done = price_changes(prices)
     # The products are planned with the versions: whoever comes later knows what is to be made.
     with transaction.atomic():
-        published.publish(prices, PriceState.DRAFT)
-        for sku in prices:
+        published.publish(prices, PriceState.DRAFT, counting=counting)
+        for sku in [*prices, *_shared()]:
             product = Product(sku=sku, name=names.get(sku, sku))
             operations.plan("product", f"product:{sku}", **product)
     return done + resume(stripe, now) + retire(stripe, now)
@@ -84,12 +87,17 @@ def resume(stripe: Stripe, now: datetime) -> list[str]:
     """
     done = []
     for version in _unfinished():
+        version.refresh_from_db()
+        counter = version.counter
+        if counter != version and counter.state == PriceState.DRAFT:
+            done.append(f"{version}: waits for {counter}")
+            continue
         try:
-            if not version.stripe_price:
+            if not counter.stripe_price:
                 _make_objects(stripe, version, now)
                 done.append(f"{version}: made in Stripe")
             if version.state == PriceState.DRAFT:
-                lacking = subscriptions.add_items(stripe, version, now)
+                lacking = subscriptions.add_items(stripe, counter, now)
                 if subscriptions.activate(version, now=now):
                     without = f", {lacking} subscriptions without it" if lacking else ""
                     done.append(f"{version}: active{without}")
@@ -132,12 +140,17 @@ def price_changes(prices: Mapping[str, int]) -> list[str]:
 def pending(prices: Mapping[str, int]) -> list[str]:
     """Return what sync() would do, a line each, without asking Stripe."""
     return price_changes(prices) + [
-        f"{version}: to be {'activated' if version.stripe_price else 'made in Stripe'}"
-        for version in _unfinished(prices)
+        f"{version}: to be {'activated' if version.counter.stripe_price else 'made in Stripe'}"
+        for version in _unfinished([*prices, *_shared()])
     ]
 
 
 # --- What is to be made -------------------------------------------------------------------------
+
+
+def _shared() -> list[str]:
+    """Return the shared price's sku, once there is one."""
+    return list(PriceVersion.objects.filter(sku=SHARED_SKU).values_list("sku", flat=True))
 
 
 def _unfinished(skus: Collection[str] | None = None) -> list[PriceVersion]:
@@ -147,11 +160,13 @@ def _unfinished(skus: Collection[str] | None = None) -> list[PriceVersion]:
     """
     if skus is None:
         skus = _products()
-    known = PriceVersion.objects.filter(sku__in=skus).order_by("version")
+    versions = PriceVersion.objects.select_related("counted_in")
+    known = versions.filter(sku__in=skus).order_by("version")
     quoted = {v.sku: v for v in known.filter(state=PriceState.ACTIVE)}
     newest = {v.sku: v for v in known}
     drafts = [v for v in newest.values() if v.state == PriceState.DRAFT]
-    return sorted([v for v in quoted.values() if not v.stripe_price] + drafts, key=lambda v: v.pk)
+    unmade = [v for v in quoted.values() if not v.counter.stripe_price]
+    return sorted(unmade + drafts, key=lambda v: v.pk)
 
 
 def _products() -> set[str]:
@@ -207,15 +222,18 @@ def _is_over(version: PriceVersion, now: datetime) -> bool:
         organization__billing_account__metered_from__isnull=False,
         pk__gt=F("organization__billing_account__frozen_through"),
     )
-    events = MeterEvent.objects.filter(price_version=version)
+    events = MeterEvent.objects.filter(price_version=version.counter)
+    if version.counted_in_id:
+        of_version = Q(entries__ledger_entry__price_version=version)
+        events = events.filter(of_version | Q(reissue_of__in=events.filter(of_version)))
     if _is_held(version) or unfrozen.exists() or events.filter(state__in=UNSETTLED).exists():
         return False
     last_event = events.aggregate(last=Max("timestamp"))["last"]
     last = max(follower.effective_from, last_event or follower.effective_from)
     if now < last + QUIET:
         return False
-    carriers = Subscription.objects.filter(items__has_key=version.stripe_price)
-    return all(_has_billed(subscription, version, last, now) for subscription in carriers)
+    carriers = Subscription.objects.filter(items__has_key=version.counter.stripe_price)
+    return all(_has_billed(subscription, version.counter, last, now) for subscription in carriers)
 
 
 def _is_held(version: PriceVersion) -> bool:

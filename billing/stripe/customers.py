@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
+from django.conf import settings
+
 from accounts.models import Membership, Organization, Role
 from billing.models import BillingAccount
 from billing.stripe import operations, subscriptions
@@ -52,7 +54,7 @@ def card_checkout(
     """
     if subscriptions.live(organization):
         raise AlreadySubscribed
-    versions = subscriptions.sold()[: subscriptions.MAX_ITEMS]
+    versions = subscriptions.sold()[: settings.STRIPE_SUBSCRIPTION_ITEMS]
     if not versions:
         raise NothingToSell
     customer = ensure(stripe, organization, now=now)

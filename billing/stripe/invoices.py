@@ -82,9 +82,13 @@ class LineTotal:
     micro: int
 
     def agrees(self, line: Line) -> bool:
-        """Whether the line bills these units at this price; Stripe rounds a line to a cent."""
+        """Whether the line bills just this, counted in units or, on the shared item, in money.
+
+        Stripe rounds a line to a cent.
+        """
         off = line["amount_cents"] * MICRO_PER_CENT - self.micro
-        return Decimal(line["quantity"]) == self.units and abs(off) <= MICRO_PER_CENT
+        counted = Decimal(line["quantity"]) * Decimal(line["unit_cents"] or 0) * MICRO_PER_CENT
+        return counted == self.micro and abs(off) <= MICRO_PER_CENT
 
 
 def owner(customer: str) -> Organization:
@@ -163,6 +167,11 @@ def line_total(invoice: Invoice, line: Line) -> LineTotal:
     """Return what the entries of a line come to."""
     sums = entries_of_line(invoice, line).aggregate(Sum("quantity"), Sum("amount_micro"))
     return LineTotal(sums["quantity__sum"] or 0, -(sums["amount_micro__sum"] or 0))
+
+
+def line_spend(invoice: Invoice, line: Line) -> list[SkuSpend]:
+    """Return what the entries of a line come to by sku: the shared item's line has many."""
+    return ledger.by_sku(entries_of_line(invoice, line))
 
 
 def all_csv(entries: QuerySet[LedgerEntry]) -> Iterator[str]:

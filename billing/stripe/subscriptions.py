@@ -1,6 +1,7 @@
 """Our copies of subscriptions, their items, and from when on usage is metered.
 
-A subscription has an item for each sku's price. Where one is missing the organization has a
+A subscription has an item for each sku's price, and one that others share
+(`billing.stripe.sharing`). Where one is missing the organization has a
 PriceException, made in the transaction that would otherwise have shown it the price; `repair` adds
 the item, and the exception goes.
 
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models import Max, Q
+from django.db.models import Max, Q, QuerySet
 from django.utils import timezone
 
 from accounts.models import Organization
@@ -34,12 +36,12 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
+from billing.models.prices import SHARED_SKU
 from billing.stripe import cards, credits, operations
 from billing.stripe.client import Stripe, StripeFailure, StripeRefused, StripeUnknown, plain
 from billing.stripe.writes import ENDED
 from geekhub.lib.moments import from_epoch
 
-MAX_ITEMS = 20
 RUNNING = ("active", "trialing", "past_due")
 # What can still change the credit or the debt that Stripe knows of.
 MONEY_KINDS = ("credit_grant", "invoice_item", "credit_note")
@@ -59,7 +61,10 @@ def live(organization: Organization) -> Subscription | None:
 
 
 def sold() -> list[PriceVersion]:
-    """Return what a new subscription has items for: the newest active version of each sku."""
+    """Return what a new subscription has items for: the newest active version of each sku.
+
+    The shared one too, and none that is counted in its units.
+    """
     return [version for version in _quoted().values() if version.stripe_price]
 
 
@@ -124,7 +129,7 @@ def activate(version: PriceVersion, *, now: datetime) -> bool:
         if newer.exists() or not draft.update(state=PriceState.ACTIVE, effective_from=now):
             return False
         lacking = Subscription.objects.filter(ended_at=None).exclude(
-            items__has_key=version.stripe_price
+            items__has_key=version.counter.stripe_price
         )
         for copy in lacking.select_related("organization"):
             _settle_exceptions(copy.organization)
@@ -250,8 +255,12 @@ def _cancel(stripe: Stripe, stripe_id: str, organization: Organization, *, now: 
 
 
 def _quoted() -> dict[str, PriceVersion]:
-    active = PriceVersion.objects.filter(state=PriceState.ACTIVE).order_by("version", "pk")
-    return {version.sku: version for version in active}
+    return {version.sku: version for version in _active()}
+
+
+def _active() -> QuerySet[PriceVersion]:
+    active = PriceVersion.objects.filter(state=PriceState.ACTIVE).select_related("counted_in")
+    return active.order_by("version", "pk")
 
 
 def _settle_exceptions(organization: Organization) -> None:
@@ -259,10 +268,9 @@ def _settle_exceptions(organization: Organization) -> None:
     copy = live(organization)
     kept: dict[str, PriceVersion | None] = {}
     if copy is not None:
-        active = PriceVersion.objects.filter(state=PriceState.ACTIVE).order_by("version", "pk")
-        billable = {v.sku: v for v in active if v.stripe_price and v.stripe_price in copy.items}
+        billable = {v.sku: v for v in _active() if v.counter.stripe_price in copy.items}
         for sku, version in _quoted().items():
-            if billable.get(sku) != version:
+            if sku != SHARED_SKU and billable.get(sku) != version:
                 kept[sku] = billable.get(sku)
     exceptions = PriceException.objects.filter(organization=organization)
     exceptions.exclude(sku__in=kept).delete()
@@ -279,7 +287,7 @@ def _add(
 ) -> bool:
     """Add items and copy the subscription again; return whether it has all of them then."""
     wanted, tried = list(versions), False
-    for version in wanted[: max(MAX_ITEMS - len(copy.items), 0)]:
+    for version in wanted[: max(settings.STRIPE_SUBSCRIPTION_ITEMS - len(copy.items), 0)]:
         operation = operations.plan(
             "item",
             f"item:{copy.stripe_id}:{version.pk}",

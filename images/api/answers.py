@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import pybase64
 
@@ -174,9 +175,8 @@ def credits(what: status.Credits) -> shapes.Credits:
 
 
 def _budget(rule: Budget, running: BudgetPeriod) -> shapes.Budget:
-    return {
+    row: shapes.Budget = {
         "scope": rule.scope,
-        **rule.holder.words,
         "limit_usd": None if rule.limit_micro is None else money.to_usd(rule.limit_micro),
         "limit_images": rule.limit_images,
         "period": rule.period,
@@ -186,6 +186,8 @@ def _budget(rule: Budget, running: BudgetPeriod) -> shapes.Budget:
         "spent_images": running.spent_images,
         "held_images": running.held_images,
     }
+    # A word that a budget goes by has the name of its scope.
+    return cast(shapes.Budget, {**row, **rule.holder.words})
 
 
 async def _images(rows: Sequence[Image], store: ImageStore) -> list[Picture]:

@@ -11,19 +11,14 @@ from accounts.models import ApiKey
 from geekhub.lib import addresses
 from images.api.errors import ApiError
 from images.api.requests import ApiRequest
+from images.policies.bad_keys import digest_of
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Sets `request.auth` to the ApiKey.
-
-    Raises the errors of `accounts.keys.authenticate`, and `guardrail_blocked` for a key that is
-    paused or used from outside its networks.
-    """
+    """Sets `request.auth` to the ApiKey; raises the errors of `accounts.keys.authenticate`."""
 
     def authenticate(self, request: Request) -> tuple[Any, ApiKey]:
-        key = keys.authenticate(_secret(request))
-        _check_guardrails(key, request)
-        return None, key
+        return None, keys.authenticate(_secret(request))
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"
@@ -35,10 +30,11 @@ async def knock(request: ApiRequest) -> None:
     Raises ApiError, InvalidKey or RevokedKey, or TooManyBadKeys in their place.
     """
     secret, bad_keys = _secret(request), request.gateway.bad_keys
+    digest = request.digest = digest_of(secret)
     try:
-        if not keys.SHAPE.fullmatch(secret) or bad_keys.is_unknown(secret):
+        if not keys.SHAPE.fullmatch(secret) or bad_keys.is_unknown(digest):
             raise keys.InvalidKey
-        async with bad_keys.turn(secret, addresses.of(request, settings.TRUSTED_PROXIES)) as queued:
+        async with bad_keys.turn(digest, addresses.of(request, settings.TRUSTED_PROXIES)) as queued:
             if queued:
                 await request.gateway.db.run(keys.authenticate, secret)
     except keys.KeyRefused as error:
@@ -49,13 +45,13 @@ async def knock(request: ApiRequest) -> None:
 def note_refused(request: ApiRequest, error: keys.KeyRefused) -> None:
     """Remember that a key opened nothing; raises TooManyBadKeys when there were many."""
     if isinstance(error, keys.InvalidKey):
-        request.gateway.bad_keys.note_unknown(_secret(request))
+        request.gateway.bad_keys.note_unknown(request.digest)
     request.gateway.bad_keys.count(addresses.of(request, settings.TRUSTED_PROXIES))
 
 
 def note_good(request: ApiRequest) -> None:
     """Remember that a key opened."""
-    request.gateway.bad_keys.note_good(_secret(request))
+    request.gateway.bad_keys.note_good(request.digest)
 
 
 def _secret(request: Request | ApiRequest) -> str:
@@ -71,22 +67,3 @@ def _secret(request: Request | ApiRequest) -> str:
             "The Authorization header must be Bearer and a key: Bearer ghub_sk_live_…",
         )
     return secret.strip()
-
-
-def _check_guardrails(key: ApiKey, request: Request) -> None:
-    if key.allowed_ips:
-        address = addresses.of(request, settings.TRUSTED_PROXIES)
-        if not addresses.within(address, key.allowed_ips):
-            raise ApiError(
-                "guardrail_blocked",
-                f"This API key may not be used from {address or 'an unknown address'}: its "
-                f"allowed IP ranges are {', '.join(key.allowed_ips)}.",
-                retry=False,
-            )
-    if key.paused_at is not None:
-        raise ApiError(
-            "guardrail_blocked",
-            f"This API key is paused. {key.paused_reason} An owner can resume it on the keys page "
-            "of the dashboard.",
-            retry=False,
-        )

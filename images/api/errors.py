@@ -13,6 +13,7 @@ import rest_framework.exceptions as drf
 import structlog
 from django.conf import settings
 from django.core.exceptions import SuspiciousOperation, TooManyFieldsSent
+from rest_framework.response import Response
 
 from accounts import keys
 from billing.spending.budgets import BudgetExceeded
@@ -27,6 +28,7 @@ from images.drawing.limits import RateLimited
 from images.drawing.started import Attempt
 from images.gallery.deletion import StillRunning
 from images.policies.bad_keys import TooManyBadKeys
+from images.policies.guardrails import Blocked
 from images.providers.errors import REFUSAL, ProviderError
 from images.stores.contract import StorageError
 
@@ -115,13 +117,12 @@ def internal() -> ApiError:
     )
 
 
-def images_deleted() -> ApiError:
-    """Return what a repeated request gets when none of its pictures is there any more."""
-    return ApiError(
-        "images_deleted",
-        "This repeats a request whose images have been deleted since. Nothing was drawn or "
-        "charged now. To draw again, send it as a new request, with another Idempotency-Key or "
-        "without one.",
+def exception_handler(error: Exception, context: Mapping[str, Any]) -> Response:
+    """Return the answer to what a view raised; DRF's setting EXCEPTION_HANDLER."""
+    request: ApiRequest = context["request"]._request
+    answer = answer_to(error, request)
+    return Response(
+        answer.body(request.request_id), status=answer.status, headers=answer.all_headers()
     )
 
 
@@ -166,6 +167,8 @@ def translate(error: Exception) -> ApiError | None:
                 "The organization's balance does not cover this request. Recharge it on its "
                 f"billing page: {settings.PUBLIC_URL}/dashboard/billing",
             )
+        case Blocked():
+            return ApiError("guardrail_blocked", str(error), retry=False)
         case BudgetExceeded():
             page = f"{settings.PUBLIC_URL}/dashboard/billing/budgets"
             left = f"{'GET /v1/credits' if error.by_key else page} shows what is left of it."
@@ -202,6 +205,13 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError(
                 "idempotency_key_reused",
                 "This Idempotency-Key was used for another request body. Use a new one.",
+            )
+        case repeats.ImagesDeleted():
+            return ApiError(
+                "images_deleted",
+                "This repeats a request whose images have been deleted since. Nothing was drawn or "
+                "charged now. To draw again, send it as a new request, with another "
+                "Idempotency-Key or without one.",
             )
         case repeats.NotStoredYet():
             return _away(
@@ -299,17 +309,14 @@ def _rate_limited(error: RateLimited) -> ApiError:
     whole = max(1, min(60, round(error.retry_after + 0.5)))
     headers = {"retry-after": str(whole), "retry-after-ms": str(whole * 1000)}
     if error.which == "requests":
-        message = f"This API key may send {error.limit} requests a minute. Wait {whole} s."
+        message = f"{error} Wait {whole} s."
         headers |= {
             "x-ratelimit-limit-requests": str(error.limit),
             "x-ratelimit-remaining-requests": "0",
             "x-ratelimit-reset-requests": f"{whole}s",
         }
     else:
-        message = (
-            f"The organization already has {error.limit} requests in flight, which is its limit. "
-            "Wait until one of them has finished."
-        )
+        message = f"{error} Wait until one of them has finished."
     return ApiError("rate_limit_exceeded", message, headers=headers)
 
 

@@ -18,11 +18,11 @@ from django.urls import Resolver404, resolve
 from geekhub.lib.bodies import ClientGone, Headers, Incoming, Receive, Scope, Send
 from geekhub.lib.ids import new_request_id
 from images import metrics
+from images.api.endpoints import EndpointView
 from images.api.errors import AN_ID, ApiError, answer_to, wrong_method
 from images.api.renderers import OrjsonRenderer
 from images.api.requests import ApiRequest
 from images.api.urls import urlpatterns
-from images.api.views import AsyncAPIView
 from images.drawing.gateway import Gateway
 
 log = structlog.get_logger("geekhub.api")
@@ -61,8 +61,8 @@ class ApiHandler:
     async def _respond(self, request: ApiRequest) -> HttpResponseBase:
         try:
             match = request.resolver_match = resolve(request.path_info, URLS)
-            view: type[AsyncAPIView] = cast(Any, match.func).cls
-            if not view.reads_body:
+            view: type[EndpointView] = cast(Any, match.func).cls
+            if view.parser_classes:
                 most = settings.API_MAX_BODY_BYTES
                 request.set_body(await request.receive.read(most=most, seconds=BODY_SECONDS))
             response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)

@@ -16,8 +16,11 @@ class ApiRequest(ASGIRequest):
     """A Django request that knows its process, its public id, when it came, and what its log line
     will say.
 
-    `receive` is where its body comes from, for a view that reads it itself.
+    `receive` is where its body comes from, for a view that reads it itself; `digest` is what its
+    API key is remembered by.
     """
+
+    digest: bytes
 
     def __init__(self, scope: Scope, receive: Incoming, gateway: Gateway) -> None:
         super().__init__(scope, io.BytesIO())

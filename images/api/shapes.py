@@ -238,6 +238,7 @@ class Budget(TypedDict):
     """A budget with its running period; a limit that is null does not limit."""
 
     scope: str
+    tag: NotRequired[str]
     limit_usd: str | None
     limit_images: int | None
     period: str

@@ -1,27 +1,28 @@
-"""Requests a minute and requests in flight."""
+"""The limits of a key and its organization, as DRF sees them and as answers tell them."""
 
-from django.conf import settings
+from typing import cast
 
-from accounts.models import ApiKey
-from images.drawing.limits import Admission, Caller, Limiter
+from rest_framework.request import Request
+from rest_framework.throttling import BaseThrottle
+from rest_framework.views import APIView
+
+from images.api import uploads
+from images.api.endpoints import Call
+from images.drawing.clock import lease
+from images.drawing.limits import Admission
 
 
-def enter(limiter: Limiter, key: ApiKey, ticket: str, *, seconds_before: float = 0) -> Admission:
-    """Take a place for one request, so many seconds before its deadline begins to count at most.
+class PlaceForUpload(BaseThrottle):
+    """Takes a place before the body is read; raises RateLimited.
 
-    Raises RateLimited.
+    A request whose body is there already takes it in admit(), once the body is found to be right.
     """
-    organization = key.organization
-    return limiter.enter(
-        Caller(
-            key=key.pk,
-            organization=organization.pk,
-            rpm=organization.rate_limit_rpm or settings.RATE_LIMIT_RPM,
-            max_in_flight=organization.max_in_flight or settings.MAX_IN_FLIGHT,
-            lease=settings.REQUEST_DEADLINE_SECONDS + seconds_before + 30,
-        ),
-        ticket,
-    )
+
+    def allow_request(self, request: Request, view: APIView) -> bool:
+        call = cast(Call, request)
+        longest = lease(seconds_before=uploads.BODY_SECONDS, deadlines=call.sent.deadlines)
+        call.place.take(call.key, longest)
+        return True
 
 
 def headers(admission: Admission) -> dict[str, str]:

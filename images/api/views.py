@@ -1,349 +1,181 @@
-"""The endpoints under /v1. They translate; `images.drawing` decides."""
+"""The endpoints under /v1, one function each. They translate; `images.drawing` decides."""
 
-import asyncio
-from contextlib import ExitStack
-from typing import Any, cast
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponseBase
-from rest_framework.renderers import BaseRenderer
-from rest_framework.request import Request
+from django.http import HttpResponseBase
 from rest_framework.response import Response
-from rest_framework.views import APIView
 
-from accounts import keys
 from accounts.models import ApiKey
-from geekhub.lib.bodies import ClientGone
 from geekhub.lib.ids import REQUEST_ID
-from images.api import answers, authentication, serializers, streaming, throttling, uploads, usage
-from images.api.errors import AN_ID, ApiError, answer_to, images_deleted, wrong_method
-from images.api.renderers import OrjsonRenderer
-from images.api.requests import ApiRequest
+from images.api import answers, serializers, streaming, throttling, uploads
+from images.api import usage as usage_report
+from images.api.endpoints import Call, endpoint
+from images.api.errors import AN_ID, ApiError
 from images.api.shapes import Model
 from images.catalog.model import ImageModel
 from images.catalog.skus import sku_of
-from images.drawing import admit, repeats, routing, story
-from images.drawing.admit import Priced
+from images.drawing import repeats, routing, story
+from images.drawing.admit import Admitted, Priced, admit, join
 from images.drawing.gateway import Gateway
-from images.drawing.limits import Admission
-from images.drawing.repeats import Finished, Running, Sent
+from images.drawing.repeats import Finished
 from images.drawing.request import GenerationRequest
-from images.drawing.started import Started
 from images.gallery import deletion
 from images.models import Generation, Image
 from images.usage import status
 
-type Begun = Started | Finished | Running | Priced
 
-
-class AsyncAPIView(APIView):
-    """A DRF view in the event loop. Its handlers are plain functions, each one database hop."""
-
-    http_method_names = ["get", "head"]
-    #: Whether the view reads the body itself; else it is there before the view is called.
-    reads_body = False
-
-    @property
-    def raw(self) -> ApiRequest:
-        """Return the request under DRF's, which knows the process and the request's id."""
-        return cast(ApiRequest, self.request._request)
-
-    @property
-    def key(self) -> ApiKey:
-        """Return the caller's key."""
-        return cast(ApiKey, self.request.auth)
-
-    async def dispatch(  # type: ignore[override]
-        self, request: HttpRequest, *args: Any, **kwargs: Any
-    ) -> HttpResponseBase:
-        self.args, self.kwargs, self.headers = args, kwargs, {}
-        self.request = self.initialize_request(request, *args, **kwargs)
-        try:
-            if (request.method or "").lower() not in self.http_method_names:
-                raise wrong_method(request.method or "", self.http_method_names)
-            await authentication.knock(self.raw)
-            try:
-                response: HttpResponseBase = await self.handle(*args, **kwargs)
-            except keys.KeyRefused as error:
-                authentication.note_refused(self.raw, error)
-                raise
-        except ClientGone:
-            raise
-        except Exception as error:
-            response = self.handle_exception(error)
-        if isinstance(response, Response):
-            self.finalize_response(self.request, response, *args, **kwargs)
-            response.render()
-        return response
-
-    async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        """Authenticate and answer, in one database hop."""
-        return await self.raw.gateway.db.run(self.work, *args, **kwargs)
-
-    def work(self, *args: Any, **kwargs: Any) -> Response:
-        """Authenticate and answer."""
-        self.initial(self.request, *args, **kwargs)
-        return self.get(self.request, *args, **kwargs)
-
-    def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        """Return the answer to GET."""
-        raise NotImplementedError
-
-    def perform_content_negotiation(
-        self, request: Request, force: bool = False
-    ) -> tuple[BaseRenderer, str]:
-        """Return JSON whatever is accepted: a client of a stream may accept only that."""
-        return OrjsonRenderer(), OrjsonRenderer.media_type
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        authentication.note_good(self.raw)
-        self.raw.log |= {"organization": str(self.key.organization_id), "key": self.key.prefix}
-
-    def handle_exception(self, exc: Exception) -> Response:
-        error = answer_to(exc, self.raw)
-        body = error.body(self.raw.request_id)
-        return Response(body, status=error.status, headers=error.all_headers())
-
-
-class GenerationsView(AsyncAPIView):
+@endpoint("POST")
+async def generations(call: Call) -> HttpResponseBase:
     """POST /v1/images/generations"""
-
-    http_method_names = ["post"]
-    event = "image_generation"
-    admission: Admission | None = None
-    asked: GenerationRequest
-
-    async def handle(self, *args: Any, **kwargs: Any) -> HttpResponseBase:
-        gateway = self.raw.gateway
-        handed_over = False
-        try:
-            await self.prepare()
-            begun = await self.join(await gateway.db.run(self.begin))
-            if isinstance(begun, Priced):
-                return Response(answers.priced(begun, self.raw.request_id))
-            if isinstance(begun, Finished):
-                begun = await repeats.with_data(begun, gateway.store)
-                if not begun.images:
-                    raise images_deleted()
-                if begun.generation.parameters.get("stream"):
-                    return await streaming.replay(self.raw, begun, name=self.event)
-                return await self.answer(begun, replayed=True)
-            if begun.generation.parameters.get("stream"):
-                # The stream leaves when its work is done.
-                handed_over = True
-                return await streaming.respond(self.raw, begun, self.leave, name=self.event)
-            finished = await story.complete(gateway, begun)
-            return await self.answer(finished, replayed=False)
-        finally:
-            if not handed_over:
-                await self.leave()
-
-    async def prepare(self) -> None:
-        """Do what comes before the database's part."""
-
-    async def leave(self) -> None:
-        """Give back what the request holds."""
-        if self.admission is not None:
-            await self.raw.gateway.leave(self.admission)
-
-    async def join(self, begun: Begun) -> Started | Finished | Priced:
-        """Wait, at most a deadline, for the request that this one repeats; begin if that fails."""
-        gateway = self.raw.gateway
-        until = asyncio.get_running_loop().time() + settings.REQUEST_DEADLINE_SECONDS
-        while isinstance(begun, Running):
-            ended = await repeats.wait(gateway, begun, until=until, pause=self.raw.pause)
-            begun = await gateway.db.run(self.let_in) if ended is None else ended
-        return begun
-
-    def begin(self) -> Begun:
-        """Authenticate, check the limits and the body, and let the request in."""
-        self.initial(self.request)
-        self.asked = serializers.parse(self.request.data)
-        self.note()
-        self.take_a_place()
-        return self.let_in()
-
-    def note(self) -> None:
-        """Put what is asked for into the log line."""
-        self.raw.log["model"] = ",".join(self.asked.models)
-        if settings.LOG_PROMPTS:
-            self.raw.log["prompt"] = self.asked.prompt
-
-    def take_a_place(self, body_seconds: float = 0) -> None:
-        """Check the limits; raises RateLimited."""
-        # A retry may wait for the deadline of another request before its own begins.
-        waiting = settings.REQUEST_DEADLINE_SECONDS if self.sent.retry else 0
-        self.admission = throttling.enter(
-            self.raw.gateway.limiter,
-            self.key,
-            self.raw.request_id,
-            seconds_before=body_seconds + waiting,
-        )
-
-    @property
-    def sent(self) -> Sent:
-        """Return what the headers say of the request; raises ApiError."""
-        headers = self.request.headers
-        return Sent(
-            idempotency_key=serializers.idempotency_key(headers.get("idempotency-key")),
-            retry=serializers.retry(headers.get("x-stainless-retry-count")),
-            arrived=self.raw.arrived,
-        )
-
-    def let_in(self) -> Begun:
-        """Let a checked request in."""
-        return admit.begin(
-            self.raw.gateway,
-            self.key,
-            self.asked,
-            request_id=self.raw.request_id,
-            sent=self.sent,
-        )
-
-    async def answer(self, finished: Finished, *, replayed: bool) -> Response:
-        """Return OpenAI's answer for what was delivered."""
-        row = finished.generation
-        body = await answers.generation(finished, self.raw.gateway.store)
-        headers = answers.headers(row)
-        if self.admission is not None:
-            headers |= throttling.headers(self.admission)
-        self.raw.log["model"] = row.model
-        if replayed:
-            headers |= answers.replayed(row)
-            self.raw.log["replay_of"] = row.request_id
-        else:
-            cost = headers["x-geekhub-cost-usd"]
-            self.raw.log |= {"cost_usd": cost, "images": row.delivered}
-        return Response(body, headers=headers)
+    async with AsyncExitStack() as held:
+        held.push_async_callback(call.place.aleave)
+        begun = await call.hop(_parse_and_admit)
+        return await _drawn(call, begun, held, event="image_generation")
 
 
-class EditsView(GenerationsView):
+@endpoint("POST", parser_classes=[], throttle_classes=[throttling.PlaceForUpload])
+async def edits(call: Call) -> HttpResponseBase:
     """POST /v1/images/edits
 
     Its body may be large, so key and limits are checked before a byte of it is stored.
     """
-
-    event = "image_edit"
-    reads_body = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.files = ExitStack()
-
-    async def prepare(self) -> None:
-        await self.raw.gateway.db.run(self.enter)
-        turns = self.raw.gateway.turns(self.key)
-        self.asked = await uploads.receive(self.raw, turns, self.files)
-
-    def enter(self) -> None:
-        """Authenticate and check the limits."""
-        self.initial(self.request)
-        self.take_a_place(uploads.BODY_SECONDS)
-
-    def begin(self) -> Begun:
-        """Let the request in."""
-        self.note()
-        return self.let_in()
-
-    async def leave(self) -> None:
-        self.files.close()
-        await super().leave()
+    async with AsyncExitStack() as held:
+        held.push_async_callback(call.place.aleave)
+        await call.check()
+        files, turns = held.enter_context(ExitStack()), call.gateway.turns(call.key)
+        asked = await uploads.receive(call.raw, turns, files)
+        begun = await call.hop(_admit, asked)
+        return await _drawn(call, begun, held, event="image_edit")
 
 
-class ModelsView(AsyncAPIView):
+def _parse_and_admit(call: Call) -> Admitted:
+    return _admit(call, serializers.parse(call.data))
+
+
+def _admit(call: Call, asked: GenerationRequest) -> Admitted:
+    """Let the request in, and put what is asked into the log line."""
+    call.raw.log["model"] = ",".join(asked.models)
+    if settings.LOG_PROMPTS:
+        call.raw.log["prompt"] = asked.prompt
+    return admit(call.gateway, call.key, asked, call.sent, call.place)
+
+
+async def _drawn(
+    call: Call, begun: Admitted, held: AsyncExitStack, *, event: str
+) -> HttpResponseBase:
+    """Return the answer to what was let in, once it is drawn; a stream, as it is drawn."""
+    gateway = call.gateway
+    begun = await join(gateway, begun, partial(_admit, call), call.raw.pause)
+    if isinstance(begun, Priced):
+        return Response(answers.priced(begun, call.raw.request_id))
+    if isinstance(begun, Finished):
+        before, row = await repeats.with_data(begun, gateway.store), begun.generation
+        if row.parameters.get("stream"):
+            return await streaming.replay(call.raw, before, name=event)
+        call.raw.log |= {"model": row.model, "replay_of": row.request_id}
+        return await _delivered(call, before, answers.replayed(row))
+    if begun.request.stream:
+        # What is held is given back when the work is done, not when the client leaves.
+        return await streaming.respond(call.raw, begun, held.pop_all().aclose, name=event)
+    finished = await story.complete(gateway, begun)
+    row = finished.generation
+    answer = await _delivered(call, finished, {})
+    cost = answer.headers["x-geekhub-cost-usd"]
+    call.raw.log |= {"model": row.model, "cost_usd": cost, "images": row.delivered}
+    return answer
+
+
+async def _delivered(call: Call, finished: Finished, headers: dict[str, str]) -> Response:
+    """Return OpenAI's answer for what was delivered."""
+    body = await answers.generation(finished, call.gateway.store)
+    headers |= answers.headers(finished.generation) | throttling.headers(call.place.admission)
+    return Response(body, headers=headers)
+
+
+@endpoint("GET")
+def models(call: Call) -> Response:
     """GET /v1/models"""
-
-    def get(self, request: Request) -> Response:
-        return Response(
-            {"object": "list", "data": models(self.raw.gateway, self.key, routing.listing())}
-        )
+    rows = described(call.gateway, call.key, routing.listing())
+    return Response({"object": "list", "data": rows})
 
 
-class ModelView(AsyncAPIView):
+@endpoint("GET")
+def model(call: Call, model_id: str) -> Response:
     """GET /v1/models/{id}"""
-
-    def get(self, request: Request, model_id: str) -> Response:
-        (model,) = models(self.raw.gateway, self.key, [routing.find(model_id)])
-        return Response(model)
+    (row,) = described(call.gateway, call.key, [routing.find(model_id)])
+    return Response(row)
 
 
-def models(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
+def described(gateway: Gateway, key: ApiKey, rows: list[ImageModel]) -> list[Model]:
     """Return rows of the catalogue with what they cost the key's organization now."""
     quotes = gateway.prices.offered(map(sku_of, rows), key.organization_id)
     return [answers.model(row, gateway, key, quotes.get(sku_of(row))) for row in rows]
 
 
-class CreditsView(AsyncAPIView):
+@endpoint("GET")
+def credits(call: Call) -> Response:
     """GET /v1/credits"""
-
-    def get(self, request: Request) -> Response:
-        return Response(answers.credits(status.credits(self.key)))
+    return Response(answers.credits(status.credits(call.key)))
 
 
-class UsageView(AsyncAPIView):
+@endpoint("GET")
+def usage(call: Call) -> Response:
     """GET /v1/usage"""
-
-    def get(self, request: Request) -> Response:
-        params = usage.parse(request.query_params.dict())
-        return Response(usage.report(self.key, params))
+    params = usage_report.parse(call.query_params.dict())
+    return Response(usage_report.report(call.key, params))
 
 
-class GenerationView(AsyncAPIView):
+@endpoint("GET")
+async def generation(call: Call) -> Response:
     """GET /v1/generation?id=req_…"""
-
-    async def handle(self, *args: Any, **kwargs: Any) -> Response:
-        found = await self.raw.gateway.db.run(self.find)
-        return Response(await answers.audit(found, self.raw.gateway.store))
-
-    def find(self) -> Generation:
-        """Authenticate and return the request, its pictures loaded."""
-        self.initial(self.request)
-        wanted = self.request.query_params.get("id", "")
-        if not wanted:
-            raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
-        found = status.find_generation(self.key, wanted)
-        if found is None:
-            raise _no_request(wanted)
-        return found
+    row = await call.hop(_find)
+    return Response(await answers.audit(row, call.gateway.store))
 
 
-class PicturesView(AsyncAPIView):
+def _find(call: Call) -> Generation:
+    """Return the request that is asked for, its pictures loaded."""
+    request_id = call.query_params.get("id", "")
+    if not request_id:
+        raise serializers.invalid("id", "is required: GET /v1/generation?id=req_…")
+    found = status.find_generation(call.key, request_id)
+    if found is None:
+        raise _no_request(request_id)
+    return found
+
+
+@endpoint("DELETE")
+async def pictures(call: Call, request_id: str, index: str | None = None) -> Response:
     """DELETE /v1/images/{request id}[/{index}]"""
+    gateway = call.gateway
+    marked = await call.hop(_mark, request_id, index)
+    gone = await deletion.purge(gateway.store, marked)
+    await gateway.db.run(deletion.mark_purged, gone)
+    return Response(
+        {
+            "id": request_id,
+            "object": "image.deleted",
+            "deleted": [image.index for image in gone],
+            # Told to nobody any more; their objects go when the store is back.
+            "pending": [image.index for image in marked if image not in gone],
+        }
+    )
 
-    http_method_names = ["delete"]
 
-    async def handle(self, *args: Any, **kwargs: Any) -> Response:
-        gateway = self.raw.gateway
-        marked = await gateway.db.run(self.mark, **kwargs)
-        gone = await deletion.purge(gateway.store, marked)
-        await gateway.db.run(deletion.mark_purged, gone)
-        return Response(
-            {
-                "id": kwargs["request_id"],
-                "object": "image.deleted",
-                "deleted": [image.index for image in gone],
-                # Told to nobody any more; their objects go when the store is back.
-                "pending": [image.index for image in marked if image not in gone],
-            }
-        )
-
-    def mark(self, request_id: str, index: str | None = None) -> list[Image]:
-        """Authenticate and mark the pictures as deleted."""
-        self.initial(self.request)
-        found = status.find_generation(self.key, request_id)
-        number = None if index is None else int(index)
-        if found is None:
-            raise _no_request(request_id)
-        # Those whose objects the store would not remove yet are marked again: it is asked again.
-        marked = deletion.mark_deleted(found, number)
-        if not marked:
-            there = ", ".join(str(image.index) for image in found.images.all())
-            which = (
-                f"picture {number}; it has {there}." if number is not None and there else "picture."
-            )
-            raise ApiError("not_found", f"The request {request_id} has no {which}")
-        return marked
+def _mark(call: Call, request_id: str, index: str | None) -> list[Image]:
+    """Mark the pictures as deleted."""
+    found = status.find_generation(call.key, request_id)
+    number = None if index is None else int(index)
+    if found is None:
+        raise _no_request(request_id)
+    # Those whose objects the store would not remove yet are marked again: it is asked again.
+    marked = deletion.mark_deleted(found, number)
+    if not marked:
+        there = ", ".join(str(image.index) for image in found.images.all())
+        which = f"picture {number}; it has {there}." if number is not None and there else "picture."
+        raise ApiError("not_found", f"The request {request_id} has no {which}")
+    return marked
 
 
 def _no_request(request_id: str) -> ApiError:

@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime, time
 from enum import StrEnum
 
 OWNERS = {"openai": "OpenAI", "google": "Google", "xai": "xAI", "fal": "fal.ai"}
+MAX_SEED = 2**31 - 1
 MAX_N = 8
 MAX_PROMPT = 4000
 # The most pictures an edit may start from.

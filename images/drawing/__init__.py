@@ -1,7 +1,7 @@
 """The way of one request: check, hold, draw, keep, charge.
 
     routing    the candidates in order, and what is adjusted for each
-    admit      begin(): one short transaction; the Generation row and the hold exist before
+    admit      admit(): one short transaction; the Generation row and the hold exist before
                anybody draws
     story      complete(): draw and keep, nothing open meanwhile; then charge, one short
                transaction: pictures, charge and result together, or the hold released and the

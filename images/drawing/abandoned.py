@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from billing.spending import holds
-from images.drawing.started import LEASE_BEYOND_DEADLINE
+from images.drawing.clock import LEASE_BEYOND_DEADLINE
 from images.models import Generation, GenerationStatus
 
 # Of a process that died, and of a database that broke: the row does not know which.

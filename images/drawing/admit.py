@@ -1,32 +1,34 @@
-"""begin(): let a request in. One database hop, one short transaction."""
+"""admit(): let a request in, whichever face it came to. One database hop, one short transaction."""
 
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 
-from django.conf import settings
 from django.db import IntegrityError, connection, transaction
-from django.utils import timezone
 
 from accounts.models import MAX_TAG, ApiKey
 from billing.models import Hold
 from billing.spending import holds
 from billing.spending.budgets import BudgetExceeded
 from billing.spending.holds import InsufficientBalance
+from billing.spending.prices import Quote
 from geekhub.lib import db
 from images.drawing import repeats, routing
+from images.drawing.clock import Clock, lease
 from images.drawing.gateway import Gateway
+from images.drawing.place import Place
 from images.drawing.repeats import Finished, Running, Sent
 from images.drawing.request import GenerationRequest
 from images.drawing.routing import Candidate
-from images.drawing.started import BROKEN, LEASE_BEYOND_DEADLINE, Started
+from images.drawing.started import BROKEN, Started
 from images.models import Generation
+from images.policies import guardrails
 
 log = logging.getLogger(__name__)
+
+type Admitted = Started | Finished | Running | Priced
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +41,90 @@ class Priced:
     skipped: list[routing.Skipped]
 
 
-def begin(
-    gateway: Gateway,
-    key: ApiKey,
-    request: GenerationRequest,
-    *,
-    request_id: str,
-    sent: Sent,
-) -> Started | Finished | Running | Priced:
-    """Let a request in: one database hop, one short transaction.
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Who may draw a request, best first, each with a price, and who was left out."""
+
+    candidates: list[Candidate]
+    quotes: list[Quote]
+    skipped: list[routing.Skipped]
+
+
+def admit(
+    gateway: Gateway, key: ApiKey, request: GenerationRequest, sent: Sent, place: Place
+) -> Admitted:
+    """Let a request in: limits, policies, replay, candidates, price, hold.
 
     Returns what the request that this one repeats came to, Running when it is to be waited for, or
-    Priced for a dry run. Raises the errors of routing and holds, IdempotencyKeyInUse and
-    IdempotencyKeyReused; then nothing is held and nothing was written.
+    Priced for a dry run. Raises Blocked, RateLimited, the errors of routing and holds,
+    IdempotencyKeyInUse and IdempotencyKeyReused; then no money is held and nothing was written.
+    The place is the caller's to give back, whatever comes of it.
     """
+    guardrails.check_paused(key)
+    place.take(key, lease(deadlines=sent.deadlines))
     # Waiting for the database is part of the request's time.
-    started, now = time.monotonic(), timezone.now()
-    seconds = settings.REQUEST_DEADLINE_SECONDS
-    deadline = started + seconds
-    if sent.may_repeat:
-        earlier = repeats.earlier(key, request, sent)
-        if earlier is not None:
-            return earlier
+    clock = Clock()
+    if same := repeats.earlier(key, request, sent):
+        return same
+    offer = _offer(gateway, key, request)
+    if request.dry_run:
+        return _priced(offer, request)
+    row = _row(gateway, key, request, sent, clock, offer)
+    authorize = partial(
+        holds.authorize,
+        key=key,
+        request_id=row.request_id,
+        quotes=offer.quotes,
+        quantity=request.n,
+        tags=request.tags,
+        owner=row.owner,
+        lease=lease(),
+    )
+    try:
+        meanwhile = partial(repeats.meanwhile, key, request, sent)
+        begun = _let_in(row, None if key.sandbox else authorize, meanwhile, clock)
+    except (IntegrityError, InsufficientBalance, BudgetExceeded):
+        # The same order may have come in beside us and hold the money, or the row.
+        if same := repeats.earlier(key, request, sent):
+            return same
+        raise
+    if not isinstance(begun, Generation):
+        return begun
+    return Started(
+        request=request,
+        clock=clock,
+        generation=begun,
+        hold=begun.hold,
+        candidates=offer.candidates,
+        skipped=offer.skipped,
+        sandbox=key.sandbox,
+        turns=gateway.turns(key),
+        private=key.private,
+        keeps_prompts=key.organization.keeps_prompts,
+        on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
+    )
+
+
+async def join(
+    gateway: Gateway,
+    begun: Admitted,
+    again: Callable[[GenerationRequest], Admitted],
+    pause: Callable[[float], Awaitable[None]],
+) -> Started | Finished | Priced:
+    """Return what was let in; wait for what it repeats, a deadline at most, where that is running.
+
+    When that has failed the request is let in `again`. Raises what admit() raises, and what `pause`
+    does.
+    """
+    clock = Clock()
+    while isinstance(begun, Running):
+        ended = await repeats.wait(gateway, begun, clock=clock, pause=pause)
+        begun = await gateway.db.run(again, begun.request) if ended is None else ended
+    return begun
+
+
+def _offer(gateway: Gateway, key: ApiKey, request: GenerationRequest) -> Offer:
+    """Return who may draw; raises the errors of routing, and UnknownPrice."""
     skus = routing.skus(request)
     quotes = gateway.prices.current(skus.values(), key.organization_id)
     timed = request.strategy != "cheapest"
@@ -73,12 +137,26 @@ def begin(
         prices={model: quotes[sku].unit_micro for model, sku in skus.items()},
         latencies=gateway.latencies.current() if timed else {},
     )
-    if request.dry_run:
-        dearest = max(quotes[one.sku].unit_micro for one in candidates)
-        first = candidates[0]
-        return Priced(first, quotes[first.sku].unit_micro, dearest * request.n, skipped)
-    generation = Generation(
-        request_id=request_id,
+    return Offer(candidates, [quotes[one.sku] for one in candidates], skipped)
+
+
+def _priced(offer: Offer, request: GenerationRequest) -> Priced:
+    dearest = max(quote.unit_micro for quote in offer.quotes)
+    first = offer.candidates[0]
+    return Priced(first, offer.quotes[0].unit_micro, dearest * request.n, offer.skipped)
+
+
+def _row(
+    gateway: Gateway,
+    key: ApiKey,
+    request: GenerationRequest,
+    sent: Sent,
+    clock: Clock,
+    offer: Offer,
+) -> Generation:
+    """Return the request's row, not saved yet."""
+    return Generation(
+        request_id=sent.request_id,
         organization_id=key.organization_id,
         api_key=key,
         sandbox=key.sandbox,
@@ -91,44 +169,9 @@ def begin(
         idempotency_key=sent.idempotency_key,
         retry=sent.retry or 0,
         fingerprint=request.fingerprint(),
-        skipped=[asdict(one) for one in skipped],
-        created_at=now,
-        deadline_at=now + timedelta(seconds=seconds),
-    )
-    authorize = partial(
-        holds.authorize,
-        key=key,
-        request_id=request_id,
-        quotes=[quotes[one.sku] for one in candidates],
-        quantity=request.n,
-        tags=request.tags,
-        owner=gateway.presence.owner,
-        lease=timedelta(seconds=seconds) + LEASE_BEYOND_DEADLINE,
-    )
-    try:
-        meanwhile = partial(repeats.meanwhile, key, request, sent)
-        begun = _let_in(generation, None if key.sandbox else authorize, meanwhile, deadline)
-    except (IntegrityError, InsufficientBalance, BudgetExceeded):
-        # The same order may have come in beside us and hold the money, or the row.
-        if sent.may_repeat:
-            earlier = repeats.earlier(key, request, sent)
-            if earlier is not None:
-                return earlier
-        raise
-    if not isinstance(begun, Generation):
-        return begun
-    return Started(
-        generation=begun,
-        hold=begun.hold,
-        candidates=candidates,
-        skipped=skipped,
-        sandbox=key.sandbox,
-        turns=gateway.turns(key),
-        private=key.private,
-        keeps_prompts=key.organization.keeps_prompts,
-        on_refusal=request.on_refusal or key.on_refusal or key.organization.on_refusal,
-        started=started,
-        deadline=deadline,
+        skipped=[asdict(one) for one in offer.skipped],
+        created_at=clock.started_at,
+        deadline_at=clock.deadline_at,
     )
 
 
@@ -143,13 +186,12 @@ def _let_in(
     generation: Generation,
     authorize: Callable[[], Hold] | None,
     meanwhile: Callable[[], Finished | Running | None],
-    deadline: float,
+    clock: Clock,
 ) -> Generation | Finished | Running:
     """Write the request and its hold in one transaction; return the row, with the hold on it.
 
     Writes nothing when the same order was let in `meanwhile`, and returns that. When the connection
-    breaks before the deadline, in monotonic seconds, it is tried a second time, unless the first
-    was committed after all.
+    breaks before the deadline, it is tried a second time, unless the first was committed after all.
     """
 
     def write() -> Generation | Finished | Running:
@@ -165,7 +207,7 @@ def _let_in(
     try:
         return write()
     except BROKEN:
-        if time.monotonic() >= deadline:
+        if clock.left() <= 0:
             raise
         log.warning("a request is let in again", exc_info=True)
         connection.close_if_unusable_or_obsolete()

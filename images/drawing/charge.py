@@ -1,7 +1,6 @@
 """The short transactions that end a request: pictures, charge and result together, or nothing."""
 
 import logging
-import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import asdict
@@ -55,7 +54,7 @@ async def committed[**P](
 
 def capture(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     """Write pictures, charge and result in one transaction; raises HoldLost and writes nothing."""
-    row = _described(started.generation, drawn, kept)
+    row = _described(started, drawn, kept)
     row.delivered = len(kept)
     with transaction.atomic():
         if started.hold is not None:
@@ -113,7 +112,7 @@ def _insert(started: Started, row: Image) -> None:
 
 def close(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     """Give back what was not captured and write the result, after pictures came one by one."""
-    row = _described(started.generation, drawn, kept)
+    row = _described(started, drawn, kept)
     with transaction.atomic():
         if started.hold is not None:
             holds.release(started.hold)
@@ -121,10 +120,10 @@ def close(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     return row
 
 
-def _described(generation: Generation, drawn: Drawn, kept: list[Kept]) -> Generation:
+def _described(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     """Return a copy of the row with who drew, and what came out differently; nothing is saved."""
-    row = copy(generation)
-    model, asked = drawn.candidate.model, drawn.candidate.request.size
+    row = copy(started.generation)
+    model, asked = drawn.candidate.model, started.request.size
     adjusted = [asdict(one) for one in drawn.candidate.adjusted]
     sizes = sorted({f"{one.row.width}x{one.row.height}" for one in kept})
     told = next((one for one in adjusted if one["param"] == "size"), None)
@@ -185,6 +184,6 @@ def _finish(started: Started, row: Generation, status: GenerationStatus, *number
     row.status = status
     row.attempts = [asdict(one) for one in started.attempts]
     row.finished_at = timezone.now()
-    row.latency_ms = round((time.monotonic() - started.started) * 1000)
+    row.latency_ms = round(started.clock.elapsed() * 1000)
     if not db.update(row, (*RESULT_FIELDS, *numbers), where="status = 'running'"):
         raise holds.HoldLost(row.request_id)

@@ -24,8 +24,7 @@ async def listen_to_none(candidate: Candidate, item: ProviderImage | PartialImag
 
 async def first_that_delivers(gateway: Gateway, started: Started, on_item: OnItem) -> Drawn:
     """Return the pictures of the first candidate that delivers any."""
-    seconds = started.deadline - time.monotonic()
-    deadline = asyncio.get_running_loop().time() + seconds * (1 - RESERVE)
+    deadline = started.clock.until(reserve=RESERVE)
     charged = False
     for candidate, after in zip_longest(started.candidates, started.candidates[1:]):
         if asyncio.get_running_loop().time() >= deadline:
@@ -36,10 +35,9 @@ async def first_that_delivers(gateway: Gateway, started: Started, on_item: OnIte
         except ProviderError as error:
             started.attempts.append(Attempt(candidate.model.id, error.code))
             charged = charged or error.charged
-            wanted = candidate.request
             if error.code == "model_not_found" and candidate.model.successor:
                 error.message += f" Use {candidate.model.successor} instead."
-            if not wanted.listed or (error.refused and started.on_refusal == "stop"):
+            if not started.request.listed or (error.refused and started.on_refusal == "stop"):
                 raise
             continue
         started.attempts.append(Attempt(candidate.model.id, None))
@@ -86,7 +84,7 @@ async def _draw_with(
     except TimeoutError:
         # The upstream may still finish, and bill, what nobody waits for.
         late = unavailable(charged=True, detail="too slow")
-        missing.append(Shortfall(late, candidate.request.n - len(images)))
+        missing.append(Shortfall(late, started.request.n - len(images)))
     finally:
         await items.aclose()
     if not images:

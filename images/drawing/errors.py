@@ -2,6 +2,20 @@
 
 from images.drawing import routing
 from images.drawing.started import Attempt
+from images.providers.errors import REFUSAL
+
+# The codes of the public API that the row of a failed request may have.
+ENDINGS = (
+    REFUSAL,
+    "guardrail_blocked",
+    "insufficient_balance",
+    "internal_error",
+    "invalid_request_error",
+    "model_not_found",
+    "provider_unavailable",
+    "rate_limit_exceeded",
+    "service_unavailable",
+)
 
 
 class AllCandidatesFailed(Exception):

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import logging
-import time
 
 from images.drawing.errors import StoreFailed
 from images.drawing.gateway import Gateway
@@ -50,8 +49,8 @@ async def keep_one(
     name = f"{generation.organization_id}/{generation.pk}/{index}.{picture.extension}"
     if started.private:
         name = private.PREFIX + name
-    deadline = asyncio.get_running_loop().time() + max(1.0, started.deadline - time.monotonic())
-    await gateway.store.asave(name, picture.data, picture.mime_type, deadline)
+    until = started.clock.until(least=1.0)
+    await gateway.store.asave(name, picture.data, picture.mime_type, until)
     row = Image(
         generation=generation,
         index=index,
@@ -75,7 +74,7 @@ async def _finished(
 
     Raises ProviderError when its pixels are broken.
     """
-    asked = candidate.request
+    asked = started.request
     # The sandbox compresses as it is asked to, whichever the model.
     compressed = candidate.compressed_here and not started.sandbox
     wanted = asked.output_format

@@ -24,7 +24,11 @@ class RateLimited(Exception):
     """A limit is reached; `retry_after` is seconds."""
 
     def __init__(self, which: Literal["requests", "in_flight"], limit: int, retry_after: float):
-        super().__init__(which)
+        super().__init__(
+            f"This API key may send {limit} requests a minute."
+            if which == "requests"
+            else f"The organization already has {limit} requests in flight, which is its limit."
+        )
         self.which: Literal["requests", "in_flight"] = which
         self.limit = limit
         self.retry_after = retry_after

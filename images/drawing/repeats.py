@@ -15,6 +15,8 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import ApiKey
+from geekhub.lib.ids import new_request_id
+from images.drawing.clock import Clock
 from images.drawing.gateway import Gateway
 from images.drawing.request import GenerationRequest
 from images.models import Generation, GenerationStatus, Image
@@ -39,6 +41,10 @@ class IdempotencyKeyReused(Exception):
     """The Idempotency-Key was used for another body."""
 
 
+class ImagesDeleted(Exception):
+    """None of the pictures of the request that this one repeats is there any more."""
+
+
 class NotStoredYet(Exception):
     """A picture of the request that this one repeats may be on its way from another host."""
 
@@ -58,18 +64,20 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A request that a retry waits for."""
+    """A request that a retry waits for, and what the retry asks."""
 
     generation: Generation
+    request: GenerationRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """What the headers say of a request, and when it came.
+    """Which request it is, what its headers say, and when it came.
 
     `retry` is which retry of an SDK it is: 0 is a first try, None that no SDK says so.
     """
 
+    request_id: str = field(default_factory=new_request_id)
     idempotency_key: str | None = None
     retry: int | None = None
     arrived: datetime = field(default_factory=timezone.now)
@@ -78,6 +86,11 @@ class Sent:
     def may_repeat(self) -> bool:
         """Return whether there can be an earlier request at all; only then is it looked for."""
         return self.idempotency_key is not None or bool(self.retry)
+
+    @property
+    def deadlines(self) -> int:
+        """Return how many may pass: a retry may wait for that of another request before its own."""
+        return 2 if self.retry else 1
 
     @property
     def unnamed_retry(self) -> bool:
@@ -96,6 +109,8 @@ def earlier(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | R
 
     Raises IdempotencyKeyReused, and IdempotencyKeyInUse where one is running and this is no retry.
     """
+    if not sent.may_repeat:
+        return None
     found = _found(key, request, sent)
     if found is None:
         return None
@@ -105,7 +120,7 @@ def earlier(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished | R
         return _finished(found)
     if not sent.retry:
         raise IdempotencyKeyInUse
-    return Running(found)
+    return Running(found, request)
 
 
 def _found(key: ApiKey, request: GenerationRequest, sent: Sent) -> Generation | None:
@@ -163,24 +178,24 @@ def meanwhile(key: ApiKey, request: GenerationRequest, sent: Sent) -> Finished |
     if overtaking is None:
         return None
     running = overtaking.status == GenerationStatus.RUNNING
-    return Running(overtaking) if running else _finished(overtaking)
+    return Running(overtaking, request) if running else _finished(overtaking)
 
 
 async def wait(
     gateway: Gateway,
     running: Running,
     *,
-    until: float,
+    clock: Clock,
     pause: Callable[[float], Awaitable[None]],
 ) -> Finished | None:
     """Return what a running request came to, on whichever host it runs; None when it failed.
 
-    `until` is the event loop's time; `pause` waits so many seconds, and may raise when nobody waits
-    for the answer any more. Nothing is held meanwhile, no connection and no thread. Raises
-    IdempotencyKeyInUse when the time is over.
+    `pause` waits so many seconds, and may raise when nobody waits for the answer any more. Nothing
+    is held meanwhile, no connection and no thread. Raises IdempotencyKeyInUse when the clock's time
+    is over.
     """
     seconds = FIRST_LOOK
-    while asyncio.get_running_loop().time() < until:
+    while clock.left() > 0:
         await pause(seconds)
         seconds = min(seconds * 1.5, LAST_LOOK)
         now = await gateway.db.run(_look, running)
@@ -211,13 +226,13 @@ def _finished(row: Generation) -> Finished | None:
 async def with_data(finished: Finished, store: ImageStore) -> Finished:
     """Return it with what its answer needs of the store: addresses, and bytes where it has them.
 
-    What the store has lost is as good as deleted. Raises NotStoredYet and StorageError.
+    What the store has lost is as good as deleted. Raises ImagesDeleted, NotStoredYet and
+    StorageError.
     """
     asked = finished.generation.parameters
     has_bytes = bool(asked.get("stream")) or asked.get("response_format") == "b64_json"
-    found = await asyncio.gather(
-        *(_fetched(image, store, has_bytes=has_bytes) for image in finished.images)
-    )
+    fetch = _with_bytes if has_bytes else _with_link
+    found = await asyncio.gather(*(_unless_lost(fetch(image, store)) for image in finished.images))
     there, lost = [], list(finished.deleted)
     for image, data in zip(finished.images, found, strict=True):
         if data is not None:
@@ -226,6 +241,8 @@ async def with_data(finished: Finished, store: ImageStore) -> Finished:
             raise NotStoredYet
         else:
             lost.append(image.index)
+    if not there:
+        raise ImagesDeleted
     return replace(
         finished,
         images=[image for image, _ in there],
@@ -234,12 +251,23 @@ async def with_data(finished: Finished, store: ImageStore) -> Finished:
     )
 
 
-async def _fetched(image: Image, store: ImageStore, *, has_bytes: bool) -> bytes | None:
-    """Return a picture's bytes, or none where its address is enough; None if it is lost."""
+async def _with_link(image: Image, store: ImageStore) -> bytes:
+    """Give a picture its address; return no bytes."""
+    # A private bucket signs no address of what it does not have.
+    image.link = await store.alink(image.name)
+    return b""
+
+
+async def _with_bytes(image: Image, store: ImageStore) -> bytes:
+    """Give a picture its address; return its bytes."""
+    image.link = await store.alink(image.name)
+    return await store.aread(image.name)
+
+
+async def _unless_lost(fetched: Awaitable[bytes]) -> bytes | None:
+    """Return what is fetched; None when the store does not have it any more."""
     try:
-        # A private bucket signs no address of what it does not have.
-        image.link = await store.alink(image.name)
-        return await store.aread(image.name) if has_bytes else b""
+        return await fetched
     except FileNotFoundError:
         return None
 

@@ -1,19 +1,19 @@
 """A request that has been let in, and what its drawing adds to it."""
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from django.db import InterfaceError, OperationalError
 
 from billing.models import Hold
 from images.drawing import routing
+from images.drawing.clock import Clock
+from images.drawing.request import GenerationRequest
 from images.drawing.routing import Candidate
 from images.models import Generation, Image
 from images.pixels.pictures import Picture
 from images.pixels.turns import Turns
 from images.providers.base import ProviderImage
 
-LEASE_BEYOND_DEADLINE = timedelta(seconds=30)
 # The connection broke: what was under way may have been committed or not.
 BROKEN = (OperationalError, InterfaceError)
 
@@ -28,8 +28,10 @@ class Attempt:
 
 @dataclass(slots=True, kw_only=True)
 class Started:
-    """A request that has been let in; `started` and `deadline` are monotonic seconds."""
+    """A request that has been let in: what is asked, by when, and who may draw it."""
 
+    request: GenerationRequest
+    clock: Clock
     generation: Generation
     hold: Hold | None
     candidates: list[Candidate]
@@ -39,8 +41,6 @@ class Started:
     private: bool
     keeps_prompts: bool
     on_refusal: str
-    started: float
-    deadline: float
     attempts: list[Attempt] = field(default_factory=list)
 
 

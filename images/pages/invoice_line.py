@@ -53,6 +53,7 @@ def index(request: MemberRequest, invoice_id: str, line_id: str) -> HttpResponse
         "invoice": invoice,
         "row": row,
         "total": total,
+        "skus": invoices.line_spend(invoice, row.line) if row.is_shared else [],
         "agrees": total.agrees(row.line),
         "charges": _rows(organization, found[:PAGE]),
         "after": after,

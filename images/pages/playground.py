@@ -1,9 +1,8 @@
 """The playground: one prompt, several models side by side."""
 
 import secrets
-from dataclasses import dataclass
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from django import forms
 from django.conf import settings
@@ -16,13 +15,10 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from accounts.access import MemberRequest, Permission, member
-from accounts.keys import KeyRefused
 from billing.spending import ledger
-from billing.spending.holds import AccountSuspended, InsufficientBalance
 from billing.templatetags.amounts import dollars
 from geekhub.lib import money
 from geekhub.lib.ids import REQUEST_ID
-from images.api.errors import translate
 from images.catalog.model import MAX_N, MAX_PROMPT
 from images.catalog.parameters import AUTO, MAX_SEED, PARAMETERS
 from images.catalog.rows import CATALOG
@@ -32,10 +28,7 @@ from images.models import Generation
 from images.pages import playing
 from images.pages.playing import MAX_MODELS, Offer
 from images.pages.snippets import snippets
-from images.pages.words import OURS, explain
-
-if TYPE_CHECKING:
-    from django_stubs_ext import StrPromise
+from images.pages.words import OURS, Refused, explain, refusal
 
 CHOSEN = 3
 
@@ -217,15 +210,6 @@ def _with_balance(request: MemberRequest, answer: HttpResponse) -> HttpResponse:
     return answer
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Why a model was not let in: for a person, more in English, and whether it is about money."""
-
-    words: "StrPromise"
-    detail: str = ""
-    is_money: bool = False
-
-
 def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generation | Refused:
     """Start one model; return its row, or why it was not let in."""
     gateway = gateway_of(request)
@@ -240,18 +224,11 @@ def _start(request: MemberRequest, form: PlaygroundForm, model: str) -> Generati
             sandbox=form.cleaned_data["sandbox"],
             run=form.cleaned_data["run"],
         )
-    except KeyRefused as error:
-        return Refused(explain("guardrail_blocked"), str(error))
-    # What the API says of these holds an address, and the words of our staff.
-    except AccountSuspended:
-        return Refused(_("The organization is suspended, so nothing is drawn."), is_money=True)
-    except InsufficientBalance:
-        return Refused(explain("insufficient_balance"), is_money=True)
     except Exception as error:
-        known = translate(error)
-        if known is None:
+        refused = refusal(error)
+        if refused is None:
             raise
-        return Refused(explain(known.code), known.message)
+        return refused
 
 
 @require_GET

@@ -1,10 +1,11 @@
 """The playground: a person draws with several models side by side, as one key of theirs would.
 
-It is the same begin() and complete() as the API's. The key is `accounts.keys.playground`, one for
+It is the same admit() and complete() as the API's. The key is `accounts.keys.playground`, one for
 each person, so that holds, budgets, limits and the fuse apply. Nobody waits: the process draws,
 and the page asks the rows how it went, whichever process answers it.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,14 +16,13 @@ from django.utils import timezone
 from accounts import keys
 from accounts.models import Organization, User
 from billing.spending.prices import PriceBook
-from geekhub.lib.ids import new_request_id
 from images import metrics
-from images.api import throttling
 from images.catalog.model import ImageModel, Status
 from images.catalog.skus import sku_of
-from images.drawing import admit, routing, story
+from images.drawing import routing, story
+from images.drawing.admit import admit
 from images.drawing.gateway import Gateway
-from images.drawing.limits import Admission
+from images.drawing.place import Place
 from images.drawing.repeats import Finished, IdempotencyKeyInUse, Sent
 from images.drawing.request import GenerationRequest
 from images.drawing.started import Started
@@ -79,33 +79,29 @@ def start(
 ) -> Generation:
     """Let a request of one model in, and have it drawn; return its row, most likely running.
 
-    `run` names one press of the button: sent twice, it draws and costs once. Raises KeyRefused,
-    RateLimited, IdempotencyKeyReused, and what generation.begin() raises; then nothing is drawn.
+    `run` names one press of the button: sent twice, it draws and costs once. Raises KeyRefused, and
+    what admit() raises; then nothing is drawn.
     """
     key = keys.playground(organization, person, sandbox=sandbox)
-    request_id = new_request_id()
-    once = f"playground:{person.pk}:{run}:{request.models[0]}"
-    admission = throttling.enter(gateway.limiter, key, request_id)
-    try:
-        sent = Sent(idempotency_key=once)
-        begun = admit.begin(gateway, key, request, request_id=request_id, sent=sent)
-    except IdempotencyKeyInUse:
-        gateway.limiter.leave(admission)
-        # The newest: it may have failed since.
-        pressed = Generation.objects.filter(organization=organization, sandbox=sandbox)
-        return pressed.filter(idempotency_key=once).latest("created_at")
-    except BaseException:
-        gateway.limiter.leave(admission)
-        raise
-    if isinstance(begun, Started):
-        gateway.start(_draw(gateway, begun, admission))
-        return begun.generation
-    gateway.limiter.leave(admission)
-    assert isinstance(begun, Finished), "nobody asked for the price alone"
+    sent = Sent(idempotency_key=f"playground:{person.pk}:{run}:{request.models[0]}")
+    place = Place(gateway, sent.request_id)
+    with ExitStack() as held:
+        held.callback(place.leave)
+        try:
+            begun = admit(gateway, key, request, sent, place)
+        except IdempotencyKeyInUse:
+            # The newest: it may have failed since.
+            pressed = Generation.objects.filter(organization=organization, sandbox=sandbox)
+            return pressed.filter(idempotency_key=sent.idempotency_key).latest("created_at")
+        assert isinstance(begun, Started | Finished), "nobody asked for the price alone"
+        if isinstance(begun, Started):
+            # The place is given back when it is drawn.
+            held.pop_all()
+            gateway.start(_draw(gateway, begun, place))
     return begun.generation
 
 
-async def _draw(gateway: Gateway, started: Started, admission: Admission) -> None:
+async def _draw(gateway: Gateway, started: Started, place: Place) -> None:
     try:
         row = (await story.complete(gateway, started)).generation
     except Exception:
@@ -115,7 +111,7 @@ async def _draw(gateway: Gateway, started: Started, admission: Admission) -> Non
         metrics.IMAGES.labels(row.model).inc(row.delivered)
     finally:
         row = started.generation
-        await gateway.leave(admission)
+        await place.aleave()
         log.info(
             "drawn",
             request_id=row.request_id,

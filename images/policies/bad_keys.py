@@ -31,7 +31,10 @@ class TooManyBadKeys(Exception):
 
 
 class BadKeys:
-    """What one process remembers; `clock` tells seconds and never goes back."""
+    """What one process remembers of keys, which it knows by their digests.
+
+    `clock` tells seconds and never goes back.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -43,19 +46,19 @@ class BadKeys:
         self._queue = asyncio.Lock()
         self._queued = 0
 
-    def is_unknown(self, secret: str) -> bool:
+    def is_unknown(self, digest: bytes) -> bool:
         """Return whether the database had no such key a moment ago."""
         with self._lock:
-            seen = self._unknown.get(_digest(secret))
+            seen = self._unknown.get(digest)
         return seen is not None and seen > self._clock() - WINDOW_SECONDS
 
-    def note_unknown(self, secret: str) -> None:
+    def note_unknown(self, digest: bytes) -> None:
         """Remember a key that the database does not have."""
-        self._keep(self._unknown, secret)
+        self._keep(self._unknown, digest)
 
-    def note_good(self, secret: str) -> None:
+    def note_good(self, digest: bytes) -> None:
         """Remember a key that opened, from wherever."""
-        self._keep(self._good, secret)
+        self._keep(self._good, digest)
 
     def count(self, address: str) -> None:
         """Count a key that opened nothing; raises TooManyBadKeys above the limit."""
@@ -71,14 +74,14 @@ class BadKeys:
             raise TooManyBadKeys(address, began + WINDOW_SECONDS - now)
 
     @asynccontextmanager
-    async def turn(self, secret: str, address: str) -> AsyncIterator[bool]:
+    async def turn(self, digest: bytes, address: str) -> AsyncIterator[bool]:
         """Wait until the key may be looked up; yields whether it had to queue.
 
         Raises TooManyBadKeys when too many queue already.
         """
         with self._lock:
             began, count = self._counts.get(_network(address), (0.0, 0))
-            known = _digest(secret) in self._good
+            known = digest in self._good
         if known or count < PER_MINUTE or began <= self._clock() - WINDOW_SECONDS:
             yield False
             return
@@ -91,8 +94,7 @@ class BadKeys:
         finally:
             self._queued -= 1
 
-    def _keep(self, where: OrderedDict[bytes, float], secret: str) -> None:
-        digest = _digest(secret)
+    def _keep(self, where: OrderedDict[bytes, float], digest: bytes) -> None:
         with self._lock:
             where[digest] = self._clock()
             where.move_to_end(digest)
@@ -104,7 +106,8 @@ def _shorten[K, V](remembered: OrderedDict[K, V]) -> None:
         remembered.popitem(last=False)
 
 
-def _digest(secret: str) -> bytes:
+def digest_of(secret: str) -> bytes:
+    """Return what a key is remembered by."""
     return hashlib.sha256(secret.encode()).digest()
 
 

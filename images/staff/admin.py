@@ -18,9 +18,9 @@ from accounts.staff.lists import StaffAdmin
 from accounts.staff.show import lines, usd
 from billing.staff import organizations as billing_organizations
 from geekhub.lib.ids import REQUEST_ID
-from images.api.errors import TABLE
 from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
+from images.drawing.errors import ENDINGS
 from images.models import Generation, GenerationStatus
 from images.usage import platform
 
@@ -107,7 +107,7 @@ class ErrorFilter(FieldFilter):
     """By the code of the error."""
 
     title, parameter_name = _("error"), "error_code"
-    values = [(one, one) for one in sorted(TABLE)]
+    values = [(one, one) for one in ENDINGS]
 
 
 class RequestList(ChangeList):

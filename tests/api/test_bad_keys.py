@@ -152,15 +152,15 @@ def count(known: BadKeys, times: int, address: str = "192.0.2.1") -> int:
 def test_a_minute_later_all_is_forgotten() -> None:
     clock = Clock()
     known = BadKeys(clock)
-    known.note_unknown("x")
-    assert known.is_unknown("x")
-    assert not known.is_unknown("y")
+    known.note_unknown(b"x")
+    assert known.is_unknown(b"x")
+    assert not known.is_unknown(b"y")
     assert count(known, 61) == 1
     clock.now += 59.9
-    assert known.is_unknown("x")
+    assert known.is_unknown(b"x")
     assert count(known, 1) == 1
     clock.now += 0.2
-    assert not known.is_unknown("x")
+    assert not known.is_unknown(b"x")
     assert count(known, 60) == 0
     assert count(known, 1) == 1
 
@@ -177,10 +177,10 @@ def test_no_more_is_remembered_than_has_room(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bad_keys, "REMEMBERED", 3)
     known = BadKeys(Clock())
     for number in range(5):
-        known.note_unknown(str(number))
-        known.note_good(str(number))
+        known.note_unknown(bytes([number]))
+        known.note_good(bytes([number]))
         known.count(f"192.0.2.{number}")
-    assert [known.is_unknown(str(number)) for number in range(5)] == [
+    assert [known.is_unknown(bytes([number])) for number in range(5)] == [
         False,
         False,
         True,
@@ -196,12 +196,12 @@ def test_who_queues_is_one_at_a_time_and_not_too_many(monkeypatch: pytest.Monkey
     async def main() -> None:
         known = BadKeys(Clock())
         count(known, 61)
-        known.note_good("good")
+        known.note_good(b"good")
         inside: list[str] = []
         leave = asyncio.Event()
 
         async def come(name: str) -> None:
-            async with known.turn(name, "192.0.2.1") as queued:
+            async with known.turn(name.encode(), "192.0.2.1") as queued:
                 assert queued
                 inside.append(name)
                 await leave.wait()
@@ -213,7 +213,7 @@ def test_who_queues_is_one_at_a_time_and_not_too_many(monkeypatch: pytest.Monkey
         with pytest.raises(TooManyBadKeys):
             await come("c")
         for secret, address in (("good", "192.0.2.1"), ("d", "192.0.2.2")):
-            async with known.turn(secret, address) as queued:
+            async with known.turn(secret.encode(), address) as queued:
                 assert not queued
         leave.set()
         await asyncio.gather(first, second)

@@ -31,9 +31,10 @@ from billing.models import (
     Period,
 )
 from billing.spending import budgets
-from geekhub.lib.ids import new_request_id
-from images.drawing import abandoned, admit, story
+from images.drawing import abandoned, story
+from images.drawing.admit import admit
 from images.drawing.gateway import open_gateway
+from images.drawing.place import Place
 from images.drawing.repeats import Finished, Sent
 from images.drawing.request import GenerationRequest
 from images.drawing.started import Started
@@ -334,15 +335,16 @@ def test_a_listener_that_hears_nothing_changes_nothing(
     async def draw() -> Finished:
         async with open_gateway() as gateway:
             key = ApiKey.objects.select_related("organization").get
+            sent = Sent()
             begun = await gateway.db.run(
-                lambda: admit.begin(
+                lambda: admit(
                     gateway,
                     key(pk=live_key.row.pk),
                     GenerationRequest(
                         models=("openai/gpt-image-1",), listed=False, prompt="x", n=2, stream=True
                     ),
-                    request_id=new_request_id(),
-                    sent=Sent(),
+                    sent,
+                    Place(gateway, sent.request_id),
                 )
             )
             assert isinstance(begun, Started)

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from images.api.serializers import FILES, EditSerializer
 from tests.api.test_edits import edit
 from tests.server import Api
 
@@ -41,6 +42,11 @@ def test_every_key_of_a_model_is_explained(api: Api) -> None:
     row = api.get("models/openai/gpt-image-1").json()
     told = {path.rpartition(".")[2] for path in keys(row)}
     assert told - named == set()
+
+
+def test_every_field_of_an_edit_is_explained() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", section("Edit: POST /v1/images/edits")))
+    assert {*EditSerializer().fields, *FILES} - named == set()
 
 
 def test_the_answer_is_as_the_sample_shows(sandbox: Api) -> None:

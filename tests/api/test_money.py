@@ -129,7 +129,7 @@ def test_the_model_that_drew_is_the_one_that_is_charged(
     ]
     assert Hold.objects.get().amount_micro == 190_000
     entry = LedgerEntry.objects.get(kind="consumption")
-    assert (entry.model, entry.amount_micro) == (DALLE, -40_000)
+    assert (entry.sku, entry.amount_micro) == (DALLE, -40_000)
     expect_books_agree(images=1, cost_micro=40_000)
 
 

@@ -5,20 +5,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from django.test import RequestFactory
 from django.urls import Resolver404, resolve
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
 from accounts.keys import NewKey
 from accounts.models import Organization
-from billing.models import Period
+from billing.models import Period, scopes
+from billing.models.scopes import Holder
 from billing.spending import budgets
+from geekhub.openapi import _made as made
+from geekhub.openapi import document as view
 from images.api import openapi, serializers
 from images.api.errors import ApiError
 from images.api.serializers import EditSerializer, GenerationSerializer
@@ -118,6 +123,13 @@ def test_anybody_may_have_it_and_keep_it(app: AppServer) -> None:
         assert client.post("/openapi.json").status_code in (403, 405)
 
 
+def test_who_comes_first_together_with_others_gets_the_same() -> None:
+    made.cache_clear()
+    with ThreadPoolExecutor(4) as threads:
+        bodies = list(threads.map(lambda _: view(RequestFactory().get("/")).content, range(4)))
+    assert [json.loads(body) for body in bodies] == [document()] * 4
+
+
 def test_it_has_every_path_and_method_and_no_other(api: Api) -> None:
     found = set()
     for method, path, _ in operations():
@@ -178,6 +190,8 @@ def test_answers_are_as_described(
     live_key: NewKey,
 ) -> None:
     budgets.set_budget(live_key.row, 5_000_000, Period.DAY)
+    tagged = KeyFactory(organization=acme, tags=["summer"])
+    budgets.set_for(acme.pk, Holder(scopes.TAG, "summer"), None, Period.WEEK, limit_images=100)
     few = KeyFactory(organization=acme, allowed_models=[FLUX])
     drawn = api.draw(tags=["summer"], n=2)
     request_id = drawn.json()["id"]
@@ -198,6 +212,7 @@ def test_answers_are_as_described(
         api.get("models"),
         api.get(f"models/{FLUX}"),
         api.get("credits"),
+        connect(tagged.secret).get("credits"),
         api.get("usage"),
         api.get("usage", params={"group_by": "tag", "limit": 1}),
         api.http.delete(f"images/{request_id}/1"),

@@ -18,9 +18,9 @@ from pytest_django.fixtures import Settings
 from accounts.keys import NewKey
 from accounts.models import Organization
 from billing.models import BillingAccount, Hold, HoldState, LedgerEntry
-from geekhub.lib.ids import new_request_id
-from images.drawing import admit
+from images.drawing.admit import Admitted, admit
 from images.drawing.limits import MemoryLimiter, RedisLimiter
+from images.drawing.place import Place
 from images.drawing.repeats import RETRIED_WITHIN, SPOOLED_WITHIN, Running, Sent
 from images.drawing.request import GenerationRequest
 from images.drawing.started import Started
@@ -70,6 +70,11 @@ def in_flight(app: AppServer, organization: Organization) -> int:
         return int(limiter._redis.zcard(f"in_flight:{organization.pk}"))
     assert isinstance(limiter, MemoryLimiter)
     return len(limiter._in_flight.get(organization.pk, {}))
+
+
+def let_in(app: AppServer, key: NewKey, asked: GenerationRequest, sent: Sent) -> Admitted:
+    gateway = gateway_of(app)
+    return admit(gateway, key.row, asked, sent, Place(gateway, sent.request_id))
 
 
 def expect_waiting(
@@ -388,9 +393,7 @@ def test_only_what_may_repeat_something_asks_for_it(
     for name, sent in asking.items():
         asked = GenerationRequest(models=(GPT,), listed=False, prompt=f"a {name} kite")
         with CaptureQueriesContext(connection) as asked_for:
-            begun = admit.begin(
-                gateway_of(app), live_key.row, asked, request_id=new_request_id(), sent=sent
-            )
+            begun = let_in(app, live_key, asked, sent)
         assert isinstance(begun, Started)
         statements = [query["sql"] for query in asked_for]
         selects[name] = len(
@@ -446,15 +449,13 @@ def test_a_first_try_that_its_retry_has_overtaken_joins_it(
     asked = GenerationRequest(models=(GPT,), listed=False, prompt="a kite")
 
     def begin(sent: Sent) -> object:
-        return admit.begin(
-            gateway_of(app), live_key.row, asked, request_id=new_request_id(), sent=sent
-        )
+        return let_in(app, live_key, asked, sent)
 
     arrived = timezone.now() - timedelta(seconds=2)
     retry = begin(Sent(retry=1))
     assert isinstance(retry, Started)
     late = begin(Sent(retry=0, arrived=arrived))
-    assert late == Running(retry.generation)
+    assert late == Running(retry.generation, asked)
     assert BillingAccount.objects.get(organization=acme).held_micro == PRICE
     assert Hold.objects.count() == Generation.objects.count() == 1
     # One that came after the retry is an order of its own, as is one that no SDK counts.

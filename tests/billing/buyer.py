@@ -82,13 +82,13 @@ class Buyer:
     def meter(self, *entries: LedgerEntry, **fields: Any) -> MeterEvent:
         """One accepted event for these entries, sent."""
         first = entries[0]
-        version = PriceVersion.objects.get(pk=first.price_version_id)
+        version = PriceVersion.objects.get(pk=first.price_version_id).counter
         values: dict[str, Any] = {
             "identifier": f"gh1:{first.pk}",
             "organization": self.organization,
             "price_version": version,
             "hour": self.now.replace(minute=0, second=0),
-            "quantity": sum(entry.quantity for entry in entries),
+            "quantity": -sum(entry.amount_micro for entry in entries) // version.unit_micro,
             "timestamp": self.now,
             "state": MeterState.ACCEPTED,
             "next_at": self.now,

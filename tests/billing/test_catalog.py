@@ -317,10 +317,13 @@ def test_nobody_answering_is_not_the_organizations_fault(
 
 
 def test_the_twenty_first_item_waits_for_room(
-    db: None, stripe: Stripe, stripe_account: StripeEmulator
+    db: None, stripe: Stripe, stripe_account: StripeEmulator, settings: Settings
 ) -> None:
     many = {f"m/model{number}": 10_000 for number in range(20)}
+    # As before prices shared an item: each has one, and no place is kept.
+    settings.STRIPE_SUBSCRIPTION_ITEMS = 21
     sync(stripe, stripe_account, many)
+    settings.STRIPE_SUBSCRIPTION_ITEMS = 20
     key = KeyFactory().row
     copy = subscribe(stripe, stripe_account, key)
     assert len(copy.items) == 20

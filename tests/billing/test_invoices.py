@@ -375,7 +375,7 @@ def test_the_first_and_the_last_second_of_a_period(stripe: Stripe, buyer: Buyer)
     [("3", 20, True), ("3", 19, True), ("3", 21, False), ("3", 18, False), ("4", 20, False)],
 )
 def test_a_line_may_be_a_cent_off_and_no_more(quantity: str, cents: int, agrees: bool) -> None:
-    line: Any = {"quantity": quantity, "amount_cents": cents}
+    line: Any = {"quantity": quantity, "unit_cents": "6.5", "amount_cents": cents}
     assert LineTotal(3, 195_000).agrees(line) is agrees
 
 

@@ -36,7 +36,8 @@ from billing.models import (
     StripeOperation,
     Subscription,
 )
-from billing.stripe import catalog, customers, invoices
+from billing.spending import ledger
+from billing.stripe import catalog, credits, customers, invoices
 from billing.stripe.client import connect
 from geekhub.work import due, jobs
 from images.catalog.rows import CATALOG
@@ -257,6 +258,148 @@ def test_every_line_is_the_ledger_to_the_cent(world: World) -> None:
         f"month: {LedgerEntry.objects.count()} ledger rows, {MeterEvent.objects.count()} events,"
         f" {lines} lines on {Invoice.objects.count()} invoices, no difference"
     )
+
+
+# --- More skus than a subscription has items ------------------------------------------------------
+
+SIXTY = {
+    f"lab/model-{model}:{quality}:{size}": 1_300 + 700 * (6 * model + 2 * tier + large)
+    for model in range(10)
+    for tier, quality in enumerate(("low", "medium", "high"))
+    for large, size in enumerate(("1K", "2K"))
+}
+OWN, SHARED = list(SIXTY)[3], list(SIXTY)[40]
+
+
+def change(world: World, *changes: dict[str, int]) -> None:
+    """Publish the sixty with these changes."""
+    wanted = dict(SIXTY)
+    for one in changes:
+        wanted |= one
+    catalog.sync(world.stripe, wanted, now=world.now, names={})
+
+
+@pytest.mark.timeout(600)
+def test_sixty_skus_and_three_price_changes_are_billed_exactly(world: World) -> None:
+    assert len(SIXTY) == 60
+    change(world)
+    items = PriceVersion.objects.filter(counted_in=None)
+    assert items.count() == 20  # nineteen, and the one that forty-one share
+    assert PriceVersion.objects.exclude(counted_in=None).count() == 41
+    alpha = KeyFactory(organization__name="Alpha", organization__bonus="500").row
+    beta = KeyFactory(organization__name="Beta", organization__credit_limit="1000").row
+    for key in (alpha, beta):
+        world.subscribe(key)
+    assert [len(copy.items) for copy in Subscription.objects.all()] == [20, 20]
+    every = {sku: 1 + number % 7 for number, sku in enumerate(SIXTY)}
+
+    for key in (alpha, beta):
+        world.use(key, at(1, 3, 9, 10), every)
+    # Whether one event of the shared item was counted is not known; the others of it wait.
+    world.emulator.faults.add(Fault("drop_after", "/v1/billing/meter_events", "POST", nth=7))
+    world.until(at(1, 3, 10, 5), at(1, 3, 12), at(1, 3, 15))
+
+    # A price that has an item gets a new one without room for another; two that share do so again.
+    begun = authorize(beta, OWN, SHARED, quantity=3)
+    first, second, third = {OWN: 5_000}, {SHARED: 77_700}, {OWN: 5_100}
+    world.until(at(1, 9, 12))
+    change(world, first)
+    world.use(beta, at(1, 9, 12, 30), every)
+    world.until(at(1, 16, 12))
+    change(world, first, second)
+    capture(begun, model=SHARED, delivered=3)
+    old = LedgerEntry.objects.latest("pk")
+    timetravel.move(old, to=at(1, 16, 12, 10))
+    assert -old.amount_micro == 3 * SIXTY[SHARED]
+    for key in (alpha, beta):
+        world.use(key, at(1, 16, 12, 30), every)
+    world.until(at(1, 23, 12))
+    change(world, first, second, third)
+    assert list(
+        PriceVersion.objects.filter(sku__in=[OWN, SHARED])
+        .order_by("sku", "version")
+        .values_list("sku", "unit_micro", "counted_in__sku")
+    ) == [
+        (OWN, SIXTY[OWN], None),
+        (OWN, 5_000, "shared"),
+        (OWN, 5_100, "shared"),
+        (SHARED, SIXTY[SHARED], "shared"),
+        (SHARED, 77_700, "shared"),
+    ]
+    assert items.count() == 20
+    # Away over the end of the month, within the grace.
+    world.until(at(1, 31, 22))
+    world.outage()
+    for key in (alpha, beta):
+        world.use(key, at(1, 31, 23, 30), every)
+    world.until(at(2, 1, 0, 30))
+    world.emulator.clock.advance_to(at(2, 1, 4))
+    world.emulator.faults.clear()
+    world.until(at(2, 1, 4), at(2, 1, 5), at(2, 1, 7), at(2, 2, 0, 5), at(2, 2, 4))
+
+    # Replaced, and on no invoice any more: its item makes room for another price.
+    world.until(at(2, 4, 0, 5))
+    assert PriceVersion.objects.get(sku=OWN, version=1).state == "retired"
+    fourth = {list(SIXTY)[59]: 60_000}
+    change(world, first, second, third, fourth)
+    assert PriceVersion.objects.get(sku=list(SIXTY)[59], version=2).counted_in is None
+    world.use(beta, at(2, 10, 9, 30), every)
+    world.until(at(2, 10, 10, 5), at(2, 10, 13), at(3, 1, 0, 10), at(3, 2, 0, 5), at(3, 2, 3))
+
+    _nothing_is_on_its_way()
+    assert [len(copy.items) for copy in Subscription.objects.all()] == [20, 20]
+    lines = _lines_are_the_ledger_by_sku(world)
+    reconciliation.recount()
+    reconciliation.internal(now=world.now, since=START)
+    reconciliation.usage(world.stripe, now=world.now, since=START)
+    reconciliation.invoices_since(world.stripe, now=world.now, since=START)
+    assert list(reconciliation.open_differences()) == []
+    assert not Difference.objects.filter(state=DifferenceState.FIXED).exists()
+    assert set(MeterEvent.objects.values_list("state", flat=True)) == {MeterState.CONFIRMED}
+    give_requests()
+    call_command("reconcile")  # exits 1 if there were any
+    assert lines["shared v1"] == 3
+    print(f"sixty skus: {LedgerEntry.objects.count()} ledger rows, {lines.total()} lines")
+
+
+def _lines_are_the_ledger_by_sku(world: World) -> Counter[str]:
+    """Compare every line with its entries; return how many bill what, by version."""
+    seen: Counter[int] = Counter()
+    lines: Counter[str] = Counter()
+    billed: Counter[str] = Counter()
+    for invoice in Invoice.objects.all():
+        theirs = world.stripe.v1.invoices.retrieve(invoice.stripe_id)
+        assert (invoice.status, invoice.subtotal_cents) == ("paid", theirs.subtotal)
+        cents = 0
+        for line in invoice.lines:
+            if not line["price"]:
+                cents += line["amount_cents"]
+                continue
+            version = PriceVersion.objects.get(stripe_price=line["price"])
+            entries = list(invoices.entries_of_line(invoice, line))
+            seen.update(entry.pk for entry in entries)
+            micro = -sum(entry.amount_micro for entry in entries)
+            assert {entry.price_version.counter for entry in entries if entry.price_version} <= {
+                version
+            }
+            assert Decimal(line["quantity"]) * version.unit_micro == micro
+            assert line["amount_cents"] == credits.cents(micro)
+            assert invoices.line_total(invoice, line).agrees(line)
+            by_sku = invoices.line_spend(invoice, line)
+            assert sum(one.cost_micro for one in by_sku) == micro
+            billed.update({one.sku: one.cost_micro for one in by_sku})
+            cents += line["amount_cents"]
+            lines[str(version)] += bool(entries)
+        assert cents == invoice.subtotal_cents
+    used = LedgerEntry.objects.filter(kind=EntryKind.CONSUMPTION)
+    # None is lost, and none is there twice.
+    assert set(seen) == set(used.values_list("pk", flat=True))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 8 * 60 + 1
+    spent = {row.sku: row.cost_micro for row in ledger.by_sku(used)}
+    assert billed == spent
+    assert len(spent) == 60
+    return lines
 
 
 def _nothing_is_on_its_way() -> None:

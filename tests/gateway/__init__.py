@@ -123,7 +123,7 @@ def expect_charged(answer: httpx.Response, model: str, count: int) -> None:
     request_id = answer.headers["x-request-id"]
     assert float(answer.headers["x-geekhub-cost-usd"]) == cost / 1_000_000
     entries = LedgerEntry.objects.filter(request_id=request_id, kind="consumption")
-    assert list(entries.values_list("model", "quantity", "amount_micro")) == [(model, count, -cost)]
+    assert list(entries.values_list("sku", "quantity", "amount_micro")) == [(model, count, -cost)]
     row = Generation.objects.get(request_id=request_id)
     assert (row.status, row.model, row.delivered, row.cost_micro) == (
         GenerationStatus.SUCCEEDED,

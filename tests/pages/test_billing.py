@@ -879,6 +879,38 @@ def test_a_line_opens_to_the_pictures_in_it(buyer: Buyer, stripe: Stripe, owner:
     assert re.search(r"2 \$0\.08 .* 6 \$0\.24", text)
 
 
+def test_the_line_of_the_shared_item_opens_to_models_and_pictures(
+    stripe_account: StripeEmulator, key: ApiKey, stripe: Stripe, owner: Client
+) -> None:
+    ultra = "fal/flux-1.1-pro-ultra"
+    shared = PriceVersion.objects.create(sku="shared", version=1, unit="0.0001 USD", unit_micro=100)
+    PriceVersion.objects.filter(sku__in=[FLUX, IMAGEN]).update(counted_in=shared)
+    buyer = Buyer(stripe_account, sell(Shop(stripe_account), ["shared", ultra]), key)
+    entries = [charge(buyer, 2), charge(buyer, 3, IMAGEN)]
+    other = charge(buyer, 1, ultra)
+    invoice, line = billed(stripe, buyer, "shared")
+    page = owner.get(f"{PATH}/invoices/{invoice.stripe_id}")
+    where = f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}"
+    assert f'<a href="{where}">Other models</a>' in page.text
+    answer = owner.get(where)
+    text = text_of(answer.text)
+    assert (
+        "On the invoice $0.20 2000 × $0.0001 In the ledger $0.20 5 pictures Compared Equal" in text
+    )
+    assert f"By model Model Pictures Amount {FLUX} 2 $0.08 {IMAGEN} 3 $0.12" in text
+    for entry in entries:
+        assert f'href="/dashboard/usage/{entry.request_id}"' in answer.text
+    images = Image.objects.filter(generation__hold__ledger_entries__in=entries)
+    assert images.count() == 5
+    assert all(f"{image.reference}/small" in answer.text for image in images)
+    assert other.request_id not in answer.text
+    rows = list(csv.DictReader(file_of(owner, f"{where}/charges.csv").splitlines()))
+    assert [(row["model"], row["images"], row["amount_usd"]) for row in rows] == [
+        (FLUX, "2", "0.08"),
+        (IMAGEN, "3", "0.12"),
+    ]
+
+
 def test_streamed_pictures_are_each_beside_their_own_charge(
     buyer: Buyer, stripe: Stripe, owner: Client
 ) -> None:

@@ -34,12 +34,15 @@ from billing.models import (
     JobRun,
     LedgerEntry,
     MeterEvent,
+    Period,
     PriceVersion,
     Reconciliation,
     StripeEvent,
     StripeOperation,
+    scopes,
 )
-from billing.spending import ledger
+from billing.models.scopes import Holder
+from billing.spending import budgets, ledger
 from billing.stripe import standing
 from geekhub.staff.site import PAGES, site
 from geekhub.work.due import run_due
@@ -300,6 +303,21 @@ def test_nothing_is_counted_further_than_it_is_leafed_through(
     if table is Difference:
         counted = [one for one in counted if "'open'" not in one]
     assert counted == []
+
+
+def test_an_organization_is_shown_with_its_budgets(
+    acme: Organization, globex: Organization, client: Client
+) -> None:
+    log_in(client, staff())
+    path = reverse("admin:accounts_organization_change", args=[acme.pk])
+    assert "Whole organization" not in client.get(path).text
+    budgets.set_for(acme.pk, Holder(scopes.ORGANIZATION), 9_500_000, Period.WEEK)
+    budgets.set_for(acme.pk, Holder(scopes.TAG, "a<b"), None, Period.DAY, limit_images=7)
+    budgets.set_for(globex.pk, Holder(scopes.TAG, "theirs"), 1, Period.DAY)
+    text = " ".join(re.sub(r"<[^>]*>", " ", client.get(path).text).split())
+    assert "Tag a&lt;b all requests with the tag day 0 of 7 pictures" in text
+    assert "Whole organization all keys, playgrounds too week $0.00 of $9.50" in text
+    assert "theirs" not in text
 
 
 def test_a_list_ends_where_one_should_search(acme: Organization, client: Client) -> None:

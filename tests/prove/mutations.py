@@ -149,6 +149,21 @@ MUTATIONS = (
         "::test_a_members_budget_counts_the_keys_of_its_organization_only",
     ),
     Mutation(
+        "h",
+        "a tag that only the request has is in no budget",
+        "billing/models/scopes.py",
+        (("for tag in (*key.tags, *tags)", "for tag in key.tags"),),
+        "tests/billing/test_budget_scopes.py::test_what_each_scope_covers",
+    ),
+    Mutation(
+        "h",
+        "the whole organization's budget covers nothing",
+        "billing/models/scopes.py",
+        (("covers=lambda key, tags: [None],", "covers=lambda key, tags: [],"),),
+        "tests/billing/test_budget_scopes.py"
+        "::test_of_two_keys_that_ask_for_the_last_cent_one_gets_it",
+    ),
+    Mutation(
         "i",
         "a recharge may pass the day's cap",
         "billing/stripe/recharges.py",

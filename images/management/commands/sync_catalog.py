@@ -1,10 +1,13 @@
+from collections.abc import Mapping
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
+from billing.models.prices import SHARED_SKU
 from billing.spending import prices
-from billing.stripe import catalog, client
+from billing.stripe import catalog, client, sharing
+from billing.stripe.sharing import PriceTooFine
 from images.catalog.rows import CATALOG
 from images.catalog.skus import price_list, sku_of
 
@@ -20,7 +23,12 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="print, change nothing")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        wanted = price_list()
+        try:
+            self._sync(price_list(), **options)
+        except PriceTooFine as error:
+            raise CommandError(str(error)) from error
+
+    def _sync(self, wanted: Mapping[str, int], **options: Any) -> None:
         catalog.check_mode()
         if options["dry_run"]:
             connected = client.is_connected()
@@ -28,10 +36,11 @@ class Command(BaseCommand):
             changes = plan(wanted)
         elif client.is_connected():
             names = {sku_of(model): model.name for model in CATALOG.values()}
+            names[SHARED_SKU] = "Other models"
             stripe = client.connect()
             changes = catalog.sync(stripe, wanted, now=timezone.now(), names=names)
         else:
             changes = catalog.price_changes(wanted)
-            prices.publish(wanted)
+            prices.publish(wanted, counting=sharing.counting)
         for change in changes:
             self.stdout.write(change)

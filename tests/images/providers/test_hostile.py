@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from geekhub.lib.http import AiohttpTransport
-from images.api.errors import TABLE
+from images.drawing.errors import ENDINGS
 from images.providers import fal, google, openai, xai
 from images.providers.base import Item, PartialImage, ProviderImage, Shortfall
 from images.providers.downloads import Downloads
@@ -213,7 +213,7 @@ def check_item(item: Item) -> None:
 
 
 def check_error(error: ProviderError) -> None:
-    assert error.code in TABLE
+    assert error.code in ENDINGS
     check_text(error.message)
     check_text(error.detail)
     assert len(error.message) < 300
