@@ -13,7 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 from billing.models import LedgerEntry
 
 BEFORE = [("billing", "0012_budget_scopes")]
-AFTER = [("billing", "0014_more_facts_have_columns")]
+AFTER = [("billing", "0015_more_facts_have_columns")]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 

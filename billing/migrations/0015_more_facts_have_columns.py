@@ -26,7 +26,7 @@ def join_cards(apps, editor):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("billing", "0013_facts_have_columns")]
+    dependencies = [("billing", "0014_shared_item")]
     operations = [
         migrations.AddField(
             model_name="difference",
