@@ -37,9 +37,10 @@ class BillingAccount(models.Model):
     )
     grace_until = models.DateTimeField(null=True)
     stripe_customer = models.CharField(max_length=100, blank=True)
-    card = models.CharField(
-        max_length=60, blank=True, help_text="The card on file, in words: visa 4242."
+    card_brand = models.CharField(
+        max_length=50, blank=True, help_text="Of the card on file, or another means of payment."
     )
+    card_last4 = models.CharField(max_length=4, blank=True)
     metered_from = models.BigIntegerField(
         null=True,
         help_text="Consumption after this ledger entry is billed by Stripe; empty: none is.",

@@ -94,6 +94,8 @@ class Difference(models.Model):
         related_name="+",
     )
     hour = models.DateTimeField(_("hour"), null=True)
+    # Not a key: a draft can be deleted, and what it showed is closed afterwards.
+    stripe_invoice = models.CharField(_("invoice"), max_length=100, blank=True)
     subject = models.CharField(_("subject"), max_length=200, blank=True)
     expected = models.BigIntegerField(_("expected"))
     found = models.BigIntegerField(_("found"))

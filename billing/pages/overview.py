@@ -53,7 +53,7 @@ class Money:
     @property
     def card(self) -> str:
         """Return the card on file for people; empty if there is none."""
-        return card(self.account.card)
+        return card(self.account.card_brand, self.account.card_last4)
 
     @property
     def is_automatic(self) -> bool:

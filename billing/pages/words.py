@@ -54,11 +54,10 @@ BRANDS = {
 }
 
 
-def card(words: str) -> str:
-    """Return "Visa •••• 4242" for "visa 4242", another means of payment as it is called."""
-    name, _space, last = words.partition(" ")
-    name = BRANDS.get(name, name.replace("_", " ").capitalize())
-    return f"{name} •••• {last}" if last else name
+def card(brand: str, last4: str) -> str:
+    """Return "Visa •••• 4242", another means of payment as it is called, or nothing for none."""
+    name = BRANDS.get(brand, brand.replace("_", " ").capitalize())
+    return f"{name} •••• {last4}" if last4 else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class Finding:
     organization_id: uuid.UUID | None = None
     price_version_id: int | None = None
     hour: datetime | None = None
+    stripe_invoice: str = ""
     subject: str = ""
 
     @property
@@ -99,6 +100,7 @@ def _difference(finding: Finding, now: datetime) -> Difference:
         organization_id=finding.organization_id,
         price_version_id=finding.price_version_id,
         hour=finding.hour,
+        stripe_invoice=finding.stripe_invoice,
         subject=finding.subject[:200],
         expected=finding.expected,
         found=finding.found,

@@ -27,7 +27,7 @@ def draft(stripe: Stripe, invoice: Invoice, *, now: datetime) -> Reconciliation:
     fresh = invoices.mirror(stripe, invoice.stripe_id, now=now)
     if fresh is None:
         run = Reconciliation.objects.create(kind=DRAFT, subject=invoice.stripe_id, started_at=now)
-        note([], Q(key__startswith=f"{DRAFT}:{invoice.stripe_id}:"), now)
+        note([], _about(invoice, DRAFT), now)
         return finish(run, 0, 0, now)
     return _compare_invoice(DRAFT if fresh.status == "draft" else FINAL, fresh, now)
 
@@ -98,11 +98,14 @@ def _compare_invoice(kind: Comparison, invoice: Invoice, now: datetime) -> Recon
         *_without_line(kind, invoice, {version.pk for _, version in lines}),
     ]
     # What the draft showed is on the final invoice, or it is gone.
-    about = Q(key__startswith=f"{kind}:{invoice.stripe_id}:")
-    if kind == FINAL:
-        about |= Q(key__startswith=f"{DRAFT}:{invoice.stripe_id}:")
-    opened = note(findings, about, now)
+    compared = (DRAFT, FINAL) if kind == FINAL else (kind,)
+    opened = note(findings, _about(invoice, *compared), now)
     return finish(run, len(lines), len(opened), now)
+
+
+def _about(invoice: Invoice, *kinds: Comparison) -> Q:
+    """Return which differences a comparison of the invoice decides."""
+    return Q(kind__in=kinds, stripe_invoice=invoice.stripe_id)
 
 
 def _line(
@@ -123,6 +126,7 @@ def _line(
         *pair,
         invoice.organization_id,
         version.pk,
+        stripe_invoice=invoice.stripe_id,
         subject=f"{unit} on {invoice.number or invoice.stripe_id}",
     )
 
@@ -146,5 +150,6 @@ def _without_line(kind: str, invoice: Invoice, billed: set[int]) -> Iterator[Fin
             0,
             invoice.organization_id,
             row["price_version_id"],
+            stripe_invoice=invoice.stripe_id,
             subject=f"no line on {invoice.number or invoice.stripe_id}",
         )

@@ -251,7 +251,8 @@ class OrganizationAdmin(StaffAdmin):
     @display(description=_("Card"))
     def card(self, row: Organization) -> str:
         """Return the card on file, in words."""
-        return row.billing_account.card or "–"
+        account = row.billing_account
+        return f"{account.card_brand} {account.card_last4}".strip() or "–"
 
     @display(description=_("Stripe customer"))
     def stripe_customer(self, row: Organization) -> str:

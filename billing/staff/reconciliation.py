@@ -71,7 +71,7 @@ class DifferenceAdmin(StaffAdmin):
     search_help_text = _("An organization's name, slug or UUID, or the key of a difference")
     fields = (
         ("kind", "subject", "key"),
-        ("organization", "price_version", "hour"),
+        ("organization", "price_version", "hour", "stripe_invoice"),
         ("expected", "found_number", "off_by"),
         ("state", "note", "seen"),
         ("first_seen_at", "last_seen_at"),

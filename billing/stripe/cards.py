@@ -22,13 +22,13 @@ def mirror(stripe: Stripe, customer: str, *, now: datetime, offered: str | None 
         return  # none of ours
     found = plain(stripe.call(stripe.v1.customers.retrieve, customer))
     if found.get("deleted"):
-        words = ""
+        brand, last4 = "", ""
     else:
         card = found["invoice_settings"]["default_payment_method"]
         if card is None and offered:
             card = _adopt(stripe, account.organization, customer, offered, now=now)
-        words = _in_words(stripe, card) if card else ""
-    BillingAccount.objects.filter(pk=account.pk).update(card=words)
+        brand, last4 = _shown(stripe, card) if card else ("", "")
+    BillingAccount.objects.filter(pk=account.pk).update(card_brand=brand, card_last4=last4)
 
 
 def _adopt(
@@ -45,9 +45,9 @@ def _adopt(
     return operations.run(stripe, operation, now=now)
 
 
-def _in_words(stripe: Stripe, card: str) -> str:
-    """Return "visa 4242", or the kind of another means of payment."""
+def _shown(stripe: Stripe, card: str) -> tuple[str, str]:
+    """Return a card's brand and last four digits, or the kind of another means of payment."""
     found = plain(stripe.call(stripe.v1.payment_methods.retrieve, card))
     if found["type"] != "card":
-        return str(found["type"])
-    return f"{found['card']['brand']} {found['card']['last4']}"
+        return found["type"], ""
+    return found["card"]["brand"], found["card"]["last4"]

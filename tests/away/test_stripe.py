@@ -40,7 +40,9 @@ SAID = re.compile(r'<p class="message (?:error|info)">[^<]*Stripe')
 def billed(acme: Organization, stripe_account: StripeEmulator) -> Organization:
     """Acme with a customer in Stripe, a card, and an invoice."""
     sell(Shop(stripe_account), [FLUX])
-    BillingAccount.objects.filter(pk=acme.pk).update(stripe_customer="cus_1", card="visa 4242")
+    BillingAccount.objects.filter(pk=acme.pk).update(
+        stripe_customer="cus_1", card_brand="visa", card_last4="4242"
+    )
     now = timezone.now()
     Invoice.objects.create(
         stripe_id="in_1", organization=acme, number="ACME-1", status="open", currency="usd",

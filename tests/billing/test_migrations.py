@@ -13,7 +13,7 @@ from django.db.migrations.executor import MigrationExecutor
 from billing.models import LedgerEntry
 
 BEFORE = [("billing", "0012_budget_scopes")]
-AFTER = [("billing", "0013_facts_have_columns")]
+AFTER = [("billing", "0015_more_facts_have_columns")]
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
@@ -210,6 +210,42 @@ def test_what_went_wrong_with_an_alert_is_told_by_channel(before: Apps) -> None:
 
     back = migrate(BEFORE).get_model("billing", "Notification").objects
     assert all(row.last_error == row.key for row in back.all())
+
+
+def test_a_card_is_a_brand_and_four_digits(before: Apps) -> None:
+    past = Past(before)
+    cards = {
+        "visa 4242": ("visa", "4242"),
+        "us_bank_account": ("us_bank_account", ""),
+        "": ("", ""),
+    }
+    for number, words in enumerate(cards):
+        owner = past.add("Organization", name=words or "None", slug=f"owner-{number}")
+        past.add("BillingAccount", organization=owner, card=words)
+
+    after = migrate(AFTER).get_model("billing", "BillingAccount").objects
+    accounts = after.order_by("organization__slug")
+    assert list(accounts.values_list("card_brand", "card_last4")) == list(cards.values())
+
+    back = migrate(BEFORE).get_model("billing", "BillingAccount").objects
+    accounts = back.order_by("organization__slug")
+    assert list(accounts.values_list("card", flat=True)) == list(cards)
+
+
+def test_a_difference_names_its_invoice(before: Apps) -> None:
+    past = Past(before)
+    numbers = {"expected": 1, "found": 0, "last_seen_at": datetime(2026, 11, 1, tzinfo=UTC)}
+    names = {
+        "invoice_draft:in_1:il_1": "in_1",
+        "invoice_final:in_2:v7": "in_2",
+        "usage:1:2:2026-11-01T10": "",
+    }
+    for key in names:
+        past.add("Difference", key=key, kind=key.partition(":")[0], **numbers)
+
+    after = migrate(AFTER).get_model("billing", "Difference").objects
+
+    assert dict(after.values_list("key", "stripe_invoice")) == names
 
 
 def test_the_ledger_cannot_be_changed_before_or_after(before: Apps) -> None:

@@ -804,6 +804,7 @@ def test_a_draft_that_is_gone_has_no_differences(shop: Metered, stripe: Stripe) 
     Difference.objects.create(
         key="invoice_draft:in_gone:il_1",
         kind="invoice_draft",
+        stripe_invoice="in_gone",
         expected=1,
         found=0,
         last_seen_at=shop.now,

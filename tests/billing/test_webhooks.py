@@ -774,7 +774,7 @@ def test_a_customers_new_card_is_known(stripe: Stripe, buyer: Buyer) -> None:
     told = events_of(buyer.emulator, "customer.updated")
     deliver(buyer.emulator, *told)
     assert process(stripe, buyer) == len(told)
-    assert buyer.account.card == "mastercard 4444"
+    assert (buyer.account.card_brand, buyer.account.card_last4) == ("mastercard", "4444")
     assert not StripeEvent.objects.exclude(error="").exists()
 
 

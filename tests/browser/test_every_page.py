@@ -360,7 +360,9 @@ def test_billing(
     live_key: NewKey,
 ) -> None:
     buyer = Buyer(stripe_account, sell(Shop(stripe_account), [FLUX]), live_key.row)
-    BillingAccount.objects.filter(pk=buyer.organization.pk).update(card="visa 4242")
+    BillingAccount.objects.filter(pk=buyer.organization.pk).update(
+        card_brand="visa", card_last4="4242"
+    )
     for entry in LedgerEntry.objects.filter(kind="consumption"):
         buyer.meter(entry)
     buyer.subscribed(period_end=buyer.now + timedelta(days=9))

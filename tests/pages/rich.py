@@ -140,7 +140,8 @@ def _money(acme: Organization) -> None:
             payment_failed=status == "open", created=NOW, fetched_at=NOW, finalized_at=NOW,
         )  # fmt: skip
     BillingAccount.objects.filter(pk=acme.pk).update(
-        status="grace", status_reason="invoice A-1 could not be collected", card="visa 4242",
+        status="grace", status_reason="invoice A-1 could not be collected",
+        card_brand="visa", card_last4="4242",
         grace_until=timezone.now() + timedelta(days=3), stripe_customer="cus_1",
     )  # fmt: skip
     AlertEndpoint.objects.create(organization=acme, url="https://hooks.test/x", secret="s")

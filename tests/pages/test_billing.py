@@ -396,7 +396,7 @@ def test_a_card_is_given_on_stripes_page_and_known_on_return(
     assert (answer.status_code, answer["location"]) == (302, PATH)
     copy = Subscription.objects.get()
     assert (copy.organization, copy.ended_at) == (acme, None)
-    assert account_of(acme).card == "visa 4242"
+    assert (account_of(acme).card_brand, account_of(acme).card_last4) == ("visa", "4242")
     text = owner.get(PATH).text
     for words in ("The card is on file.", "Visa •••• 4242", "Monthly invoices"):
         assert words in text
@@ -426,7 +426,7 @@ def test_the_portal_is_for_who_is_known_to_stripe(
     assert session["return_url"] == back
     shop.save_card(customer, "5555555555554444")
     assert owner.get(back).status_code == 302
-    assert account_of(acme).card == "mastercard 4444"
+    assert (account_of(acme).card_brand, account_of(acme).card_last4) == ("mastercard", "4444")
     assert "Mastercard •••• 4444" in owner.get(PATH).text
 
 
@@ -596,7 +596,7 @@ def automatic_of(acme: Organization) -> tuple[int | None, int | None, int | None
 def test_the_automatic_recharge_is_set_shown_and_stopped(
     acme: Organization, shop: StripeEmulator, owner: Client
 ) -> None:
-    BillingAccount.objects.filter(pk=acme.pk).update(card="visa 4242")
+    BillingAccount.objects.filter(pk=acme.pk).update(card_brand="visa", card_last4="4242")
     assert "Turn on" in owner.get(PATH).text
     owner.post(f"{PATH}/automatic", {**AUTOMATIC, "automatic-below": "7.50"})
     assert automatic_of(acme) == (7_500_000, 25 * USD, 100 * USD)
