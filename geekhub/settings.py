@@ -72,7 +72,6 @@ INSTALLED_APPS = [
     "allauth.socialaccount",
     "allauth.mfa",
     "allauth.usersessions",
-    "django_htmx",
     "rest_framework",
 ]
 # For the pages. The public API under /v1 has its own handler, geekhub/asgi.py.
@@ -89,8 +88,6 @@ MIDDLEWARE = [
     "accounts.staff.viewing.OnlyLooking",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "allauth.usersessions.middleware.UserSessionsMiddleware",
-    "django_htmx.middleware.HtmxMiddleware",
     "geekhub.middleware.viewer",
 ]
 ROOT_URLCONF = "geekhub.urls"
@@ -193,7 +190,6 @@ ACCOUNT_RATE_LIMITS = {
     "change_password": "5/m/user",
     "reauthenticate": "10/m/user",
 }
-USERSESSIONS_TRACK_ACTIVITY = False
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "Geek Hub"

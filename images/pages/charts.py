@@ -33,11 +33,6 @@ class Chart:
     height: int = HEIGHT
 
     @property
-    def is_empty(self) -> bool:
-        """Tell whether there is nothing above zero."""
-        return not any(bar.value for bar in self.bars)
-
-    @property
     def days(self) -> list[date]:
         """Return the days that the axis names: first, middle and last."""
         count = len(self.bars)

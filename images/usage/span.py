@@ -9,7 +9,6 @@ from django.db.models import Q
 
 from geekhub.lib.ids import REQUEST_ID
 
-DIMENSIONS = ("day", "model", "key", "tag", "error")
 NAMES = {"key": "api_key_id"}
 EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
