@@ -79,7 +79,7 @@ def _readable(encoded: str) -> str:
 def _unusual() -> ValidationError:
     return ValidationError(
         _(
-            "This spelling of an address cannot be used. Write it as name@example.com, without "
+            "This form of address is not supported. Use name@example.com, without "
             "quotation marks or special characters before the @."
         ),
         code="unusual",

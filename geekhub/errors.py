@@ -110,7 +110,7 @@ def out_of_date(request: HttpRequest, reason: str = "") -> HttpResponse:
         context = {"form_page": page and page + UNSENT}
         return render(request, "403_csrf.html", context, status=403)
     messages.warning(
-        request, _("The form was out of date, and nothing was changed. Check it and send it again.")
+        request, _("The form had expired. Nothing was changed. Check it and send it again.")
     )
     return redirect(page + UNSENT)
 

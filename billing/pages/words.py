@@ -151,23 +151,23 @@ def alert(row: Notification, budget: str) -> str:
         case "budget":
             period = PERIODS.get(told["period"], told["period"])
             whose = told.get("member") or budget or _now("a key")
-            text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
+            text = _now("%(whose)s: %(percent)s%% of the budget for this %(period)s is used.")
             return text % {"percent": told["percent"], "whose": whose, "period": period}
         case "low_balance":
-            text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
+            text = _now("Only $%(left)s is available, less than $%(below)s.")
             return text % {"left": told["available_usd"], "below": told["below_usd"]}
         case "recharge_failed":
             text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
             return text % {"usd": told["amount_usd"], "why": told["reason"]}
         case "payment_failed":
-            text = _now("Invoice %(number)s could not be collected.")
+            text = _now("Payment of invoice %(number)s failed.")
             return text % {"number": told["invoice"]}
         case "suspended":
             return _now("The organization was suspended.")
         case "resumed":
             return _now("The organization was resumed.")
         case "test":
-            return _now("A test that %(by)s asked for.") % {"by": told["by"]}
+            return _now("A test requested by %(by)s.") % {"by": told["by"]}
     return row.kind
 
 
@@ -184,18 +184,18 @@ def delivery(row: Notification) -> Delivery:
     """Return whether people and the organization's software were told."""
     if row.settled_at and not row.attempts:
         # A lower threshold that was passed in the same moment.
-        return Delivery(_now("Told with a higher one"), "")
+        return Delivery(_now("Included in a later alert"), "")
     # What our mail server says is of no use to anybody outside.
     parts = [one for one in row.last_error.split("; ") if one.startswith("endpoint: ")]
     problem = parts[0].removeprefix("endpoint: ") if parts else ""
     if row.settled_at is None:
         if row.attempts:
-            return Delivery(_now("Trying again"), "warning", problem)
-        return Delivery(_now("Under way"), "")
+            return Delivery(_now("Retrying"), "warning", problem)
+        return Delivery(_now("Sending"), "")
     if not row.emailed_at and not row.posted_at:
-        return Delivery(_now("Given up"), "wrong", problem)
+        return Delivery(_now("Not delivered"), "wrong", problem)
     if not row.posted_at:
-        return Delivery(_now("E-mail"), "warning" if row.last_error else "good", problem)
+        return Delivery(_now("Email"), "warning" if row.last_error else "good", problem)
     if not row.emailed_at:
-        return Delivery(_now("Endpoint"), "warning")
-    return Delivery(_now("E-mail and endpoint"), "good")
+        return Delivery(_now("Webhook"), "warning")
+    return Delivery(_now("Email and webhook"), "good")

@@ -32,8 +32,8 @@ class LedgerAdmin(StaffAdmin):
     newest = 200_000
     search_fields = ("entry_key",)
     search_help_text = _(
-        "An organization's name, slug or UUID, a member's address, the key of an entry. Without "
-        "words: the newest 200,000 entries"
+        "An organization's name, slug or UUID, a member's address, or an entry key. "
+        "Without a search: the newest 200,000 entries"
     )
     fields = (
         ("created_at", "organization", "kind"),
@@ -68,7 +68,7 @@ class HoldFilter(SimpleListFilter):
     def choices(self, changelist: Any) -> Any:
         """Return the choices; no state means `held` while nothing is looked for."""
         first, *others = super().choices(changelist)
-        yield first | {"display": _("held, or what the words find")}
+        yield first | {"display": _("held, or any when searching")}
         yield from others
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -147,7 +147,7 @@ class PriceAdmin(StaffAdmin):
         """Return versions of models."""
         return queryset.filter(model__icontains=term)
 
-    @display(description=_("USD per picture"), ordering="unit_micro")
+    @display(description=_("USD per image"), ordering="unit_micro")
     def price(self, row: PriceVersion) -> str:
         """Return the price."""
         return usd(row.unit_micro)

@@ -40,23 +40,23 @@ RELAXED = {
 PATIENCE = timedelta(minutes=2)
 # What runs in the background, by the names of geekhub.work.
 JOBS: Mapping[str, "StrPromise"] = {
-    "alerts noticed": _("alerts noticed"),
+    "alerts noticed": _("alerts raised"),
     "alerts delivered": _("alerts delivered"),
     "accounts moved": _("accounts suspended and resumed"),
-    "differences in older books": _("older books compared"),
-    "differences in our books": _("our books compared"),
-    "events from Stripe": _("events from Stripe taken in"),
+    "differences in older books": _("older books checked"),
+    "differences in our books": _("our books checked"),
+    "events from Stripe": _("Stripe events processed"),
     "writes to Stripe": _("writes sent to Stripe"),
-    "prices brought to Stripe": _("prices brought to Stripe"),
+    "prices brought to Stripe": _("prices published to Stripe"),
     "subscriptions repaired": _("subscriptions repaired"),
     "usage frozen": _("usage closed for billing"),
     "usage sent": _("usage sent to Stripe"),
-    "uncertain usage decided": _("uncertain usage decided"),
+    "uncertain usage decided": _("uncertain usage resolved"),
     "automatic recharges": _("automatic recharges"),
     "invoices compared": _("invoices compared"),
     "differences in usage": _("usage compared with Stripe"),
-    "changes swept": _("changes at Stripe looked for"),
-    "prices retired": _("old prices taken out of Stripe"),
+    "changes swept": _("Stripe swept for changes"),
+    "prices retired": _("old prices removed from Stripe"),
 }
 CIRCUITS: Mapping[str, "StrPromise"] = {
     "closed": _("closed"),

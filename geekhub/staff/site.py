@@ -107,7 +107,7 @@ def turned_away(request: HttpRequest) -> HttpResponse | None:
     if not viewing.may_enter(request.user):
         messages.warning(
             request,
-            _now("Staff log in with a second factor. Set one up here, then come back to /staff/."),
+            _now("Staff need two-factor authentication. Set it up here, then return to /staff/."),
         )
         return redirect("mfa_index")
     return None

@@ -69,7 +69,7 @@ class FilterForm(forms.Form):
         self._choices("status").choices = [
             *any_of,
             *((status.value, word) for status, word in BEGUN.items()),
-            (_("Failed with"), codes),
+            (_("Error"), codes),
         ]
 
     def _choices(self, name: str) -> forms.ChoiceField:
@@ -80,7 +80,7 @@ class FilterForm(forms.Form):
         data = super().clean() or self.cleaned_data
         since, until = data.get("since"), data.get("until")
         if since and until and since > until:
-            self.add_error("until", _("The last day is before the first."))
+            self.add_error("until", _("The end date is before the start date."))
         return data
 
     def wanted(self) -> Wanted:

@@ -315,9 +315,9 @@ def test_the_api_says_it_in_english(api: Api) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("nothing", "Esta no es una dirección web."),
-        ("https://hooks.test:99/", "La dirección debe empezar con https://"),
-        ("https://10.0.0.1/", "La dirección debe llevar un nombre, no un número."),
+        ("nothing", "Esto no es una URL."),
+        ("https://hooks.test:99/", "La URL debe empezar con https://"),
+        ("https://10.0.0.1/", "La URL debe llevar un nombre de host, no una dirección IP."),
     ],
 )
 def test_why_alerts_cannot_be_sent_there_is_told_in_spanish(
