@@ -61,7 +61,7 @@ class User(AbstractBaseUser, PermissionsMixin):
 
 
 class OnRefusal(models.TextChoices):
-    """What a list of models does when one refuses the prompt or the picture."""
+    """What a list of models does when one refuses the prompt or the image."""
 
     NEXT = "next", _("Next")
     STOP = "stop", _("Stop")

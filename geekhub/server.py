@@ -46,7 +46,7 @@ NO_HTTP = (
 )
 TOO_LARGE = (
     "request_too_large",
-    f"The request line and the headers may have at most {HEAD_BYTES} bytes together.",
+    f"The request line and the headers can have at most {HEAD_BYTES} bytes in total.",
 )
 
 log = logging.getLogger("uvicorn.error")

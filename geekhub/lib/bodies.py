@@ -27,7 +27,7 @@ class BodyTooLarge(BodyRefused):
     """It has more bytes than are taken, as it came or unpacked."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"The body may have at most {most} bytes.")
+        super().__init__(f"The body can have at most {most} bytes.")
 
 
 class BodyTooSlow(BodyRefused):
@@ -35,7 +35,7 @@ class BodyTooSlow(BodyRefused):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The body took too long to arrive; all of it must be here within {seconds:g} seconds."
+            f"The body took too long to arrive; it must arrive within {seconds:g} seconds."
         )
 
 

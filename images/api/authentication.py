@@ -79,7 +79,7 @@ def _check_guardrails(key: ApiKey, request: Request) -> None:
         if not addresses.within(address, key.allowed_ips):
             raise ApiError(
                 "guardrail_blocked",
-                f"This API key may not be used from {address or 'an unknown address'}: its "
+                f"This API key cannot be used from {address or 'an unknown address'}: its "
                 f"allowed IP ranges are {', '.join(key.allowed_ips)}.",
                 retry=False,
             )

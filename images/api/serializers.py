@@ -97,7 +97,7 @@ class Usd(serializers.Field[int, Any, int, Any]):
 
     def to_internal_value(self, data: Any) -> int:
         if not isinstance(data, (int, float)) or isinstance(data, bool):
-            raise serializers.ValidationError("must be a number of USD, such as 0.25.")
+            raise serializers.ValidationError("must be an amount in USD, such as 0.25.")
         if not 0 < data <= MAX_COST_USD:
             raise serializers.ValidationError(f"must be above 0 and at most {MAX_COST_USD} USD.")
         return int(Decimal(str(data)) * money.MICRO)
@@ -118,7 +118,7 @@ class Texts(serializers.Field[list[str], Any, list[str], Any]):
             )
         texts = [self._item(*one) for one in enumerate(data, 1)]
         if twice := next((text for text in texts if texts.count(text) > 1), None):
-            raise serializers.ValidationError(f"must not name the same twice: {twice!r}.")
+            raise serializers.ValidationError(f"must not contain duplicates: {twice!r}.")
         return texts
 
     def _item(self, number: int, item: Any) -> str:
@@ -240,15 +240,16 @@ def parse(data: Any, body: type[DrawingSerializer] = GenerationSerializer) -> Ge
     listed = isinstance(data["model"], list) or models == [AUTO]
     routing = fields.pop("routing", {})
     if routing and not listed:
-        raise invalid("routing", "is for a list of models or auto; model is one id.")
+        raise invalid("routing", "is only for a list of models or auto; model is a single id.")
     if models != [AUTO] and {"strategy", "candidates"} & routing.keys():
         raise invalid(
             "routing",
-            "with strategy or candidates is for model auto; a list is tried in its own order.",
+            "with strategy or candidates is only for model auto; a list is tried in its own order.",
         )
     if AUTO in models and len(models) > 1:
         raise invalid(
-            "model", "auto stands alone; what it may choose from goes into routing.candidates."
+            "model",
+            "auto cannot be part of a list; put the models to choose from into routing.candidates.",
         )
     if "partial_images" in fields and not fields.get("stream"):
         raise invalid("partial_images", "needs stream: true.")
@@ -287,11 +288,11 @@ def retry(header: str | None) -> int | None:
 def unknown(name: str, fields: Sequence[str]) -> str:
     """Return what is said of a field that is none: which may be meant, or which there are."""
     if name in ENDPOINTS and "prompt" in fields:
-        return f"{UNKNOWN} {ENDPOINTS[name]} has it."
+        return f"{UNKNOWN} It belongs to {ENDPOINTS[name]}."
     near = difflib.get_close_matches(name[:100].strip().lower(), fields, 1, 0.75)
     if near:
         return f"{UNKNOWN} Did you mean {near[0]}?"
-    return f"{UNKNOWN} There are {', '.join(fields)}."
+    return f"{UNKNOWN} Its fields are {', '.join(fields)}."
 
 
 def invalid(param: str, message: str) -> ApiError:

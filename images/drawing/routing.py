@@ -39,7 +39,7 @@ class ModelBlocked(Exception):
     """The key's policy does not allow the model; `allowed` are those that it does."""
 
     def __init__(self, model_id: str, allowed: list[str]) -> None:
-        super().__init__(f"This API key may not use {model_id}.")
+        super().__init__(f"This API key cannot use {model_id}.")
         self.allowed = allowed
 
 
@@ -242,7 +242,7 @@ def candidates(
             skipped.append(Skipped(model.id, reason))
             any_off = True
         else:
-            raise ModelOff(f"{model.id} cannot draw now: {reason}.")
+            raise ModelOff(f"{model.id} is unavailable now: {reason}.")
     if not fitting:
         raise NoCandidate(skipped, params, off=any_off)
     return fitting, skipped
@@ -287,7 +287,7 @@ def fit(
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         form = "" if SIZE.fullmatch(str(request.size)) else " A size is auto or WIDTHxHEIGHT."
         allowed = f"Allowed: auto, {', '.join(model.sizes)}."
-        raise ModelUnfit("size", f"{model.id} does not draw {request.size}.{form} {allowed}")
+        raise ModelUnfit("size", f"{model.id} does not support {request.size}.{form} {allowed}")
     cost_micro = price_micro * request.n
     if request.max_cost_micro is not None and cost_micro > request.max_cost_micro:
         what = "1 image" if request.n == 1 else f"{request.n} images"
@@ -314,17 +314,17 @@ def _fit_inputs(inputs: Inputs, model: ImageModel, quality: str | None, price_mi
     """Raise ModelUnfit when the model cannot start from these pictures at its price."""
     if not model.edits:
         able = ", ".join(row.id for row in editors())
-        raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
+        raise ModelUnfit("model", f"{model.id} cannot edit images. These can: {able}.")
     count = len(inputs.images)
     if count > model.edits:
-        what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
-        raise ModelUnfit("image", f"{model.id} starts from {what}; there are {count}.")
+        what = "one image" if model.edits == 1 else f"at most {model.edits} images"
+        raise ModelUnfit("image", f"{model.id} takes {what} as input; you sent {count}.")
     most = {each: model.most_inputs(each, price_micro) for each in model.qualities or (AUTO,)}
     if count > most[quality if quality in most else AUTO]:
         able = ", ".join(f"{each} {number}" for each, number in most.items())
-        raise ModelUnfit("image", f"{model.id} starts from fewer pictures at this quality: {able}.")
+        raise ModelUnfit("image", f"{model.id} takes fewer input images at this quality: {able}.")
     if inputs.mask is not None and not model.masks:
-        raise ModelUnfit("mask", f"{model.id} takes no mask.")
+        raise ModelUnfit("mask", f"{model.id} does not support masks.")
 
 
 def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> list[Adjustment]:
@@ -334,11 +334,11 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         found.append(Adjustment(param, asked, used, f"{model.id} {why}"))
 
     if asked != model.id:
-        note("model", asked, model.id, f"draws what is asked of {asked}.")
+        note("model", asked, model.id, f"is used in place of {asked}.")
     drawn = _drawn_size(request, model)
     if request.size not in (None, AUTO) and drawn != request.size:
         kept = model.keeps_shape and request.inputs is not None
-        why = "keeps the shape of the picture." if kept else f"draws {drawn} in its place."
+        why = "keeps the shape of the input image." if kept else f"generates {drawn} instead."
         note("size", request.size, drawn, why)
     if request.quality in OPENAI_LEVELS | {"hd"}:
         word = model.qualities.get(request.quality)
@@ -347,15 +347,15 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
         elif request.quality in OPENAI_LEVELS and word != request.quality:
             note("quality", request.quality, word, f"calls its nearest quality {word}.")
     if request.seed is not None and not model.seed:
-        note("seed", request.seed, None, "takes no seed.")
+        note("seed", request.seed, None, "does not support seed.")
     if request.style is not None and not model.style:
         note("style", request.style, None, "has no style setting.")
     if request.background == "transparent" and not model.transparent:
-        note("background", request.background, None, "draws opaque backgrounds only.")
+        note("background", request.background, None, "supports opaque backgrounds only.")
     if request.moderation == "low" and not model.moderation:
         note("moderation", request.moderation, None, "has no moderation setting.")
     if request.partial_images and not model.partial_images:
-        note("partial_images", request.partial_images, None, "has no early views.")
+        note("partial_images", request.partial_images, None, "has no partial images.")
     if request.input_fidelity == "high" and not model.fidelity:
         note("input_fidelity", "high", None, "has no input_fidelity setting.")
     if request.output_compression is not None and request.output_format in (None, "png"):
@@ -363,7 +363,7 @@ def _adjustments(request: GenerationRequest, asked: str, model: ImageModel) -> l
             "output_compression",
             request.output_compression,
             None,
-            "is asked for a lossless picture; set output_format to jpeg or webp.",
+            "returns a lossless image; set output_format to jpeg or webp.",
         )
     return found
 

@@ -53,7 +53,7 @@ def _check(key: ApiKey, now: datetime) -> bool:
     if usual is None or spent < FACTOR * usual:
         return False
     reason = (
-        f"It spent {money.to_usd(spent)} USD within an hour, ten times and more of its usual "
+        f"It spent {money.to_usd(spent)} USD within an hour, at least ten times its usual "
         f"{money.to_usd(usual)} USD."
     )
     if not keys.pause(key, reason):

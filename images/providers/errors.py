@@ -59,7 +59,7 @@ class ProviderError(Exception):
 
 def refused(stage: Stage, *, charged: bool = False, detail: str = "") -> ProviderError:
     """Return the error for a refusal: of the prompt, of the picture, or of one or the other."""
-    what = {"prompt": "prompt", "output": "picture", "provider": "prompt or the picture"}[stage]
+    what = {"prompt": "prompt", "output": "image", "provider": "prompt or image"}[stage]
     return ProviderError(
         REFUSAL,
         f"The provider's content policy does not allow this {what}.",
@@ -107,7 +107,7 @@ def rejected(param: object = None, *, detail: str = "") -> ProviderError:
 def gone(*, detail: str = "") -> ProviderError:
     """Return the error for a model that the provider no longer serves."""
     return ProviderError(
-        "model_not_found", "The provider does not serve this model any more.", detail=detail
+        "model_not_found", "The provider no longer serves this model.", detail=detail
     )
 
 

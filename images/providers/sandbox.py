@@ -35,17 +35,17 @@ DEFAULT_SIZE = "1024x1024"
 COARSEST = 32
 CROWDED_SECONDS = 5.0
 CROWDED = (
-    "The sandbox still draws what your organization asked for. Wait a moment, or ask for fewer or "
-    "smaller pictures."
+    "The sandbox is still generating your organization's earlier requests. Wait a moment, or "
+    "request fewer or smaller images."
 )
 ERRORS = {
-    "provider_unavailable": "The sandbox imitates a provider that is down.",
-    "rate_limit_exceeded": "The sandbox imitates a rate limit.",
-    "insufficient_balance": "The sandbox imitates an empty balance.",
-    "guardrail_blocked": "The sandbox imitates a key's guardrail.",
-    "model_not_found": "The sandbox imitates a model that is gone.",
-    "invalid_request_error": "The sandbox imitates a value that the provider does not take.",
-    "internal_error": "The sandbox imitates a fault of ours.",
+    "provider_unavailable": "The sandbox simulates a provider that is down.",
+    "rate_limit_exceeded": "The sandbox simulates a rate limit.",
+    "insufficient_balance": "The sandbox simulates an empty balance.",
+    "guardrail_blocked": "The sandbox simulates a key's guardrail.",
+    "model_not_found": "The sandbox simulates a model that is gone.",
+    "invalid_request_error": "The sandbox simulates a value the provider does not accept.",
+    "internal_error": "The sandbox simulates a fault on our side.",
 }
 
 

@@ -282,7 +282,7 @@ def test_a_failing_provider_is_left_alone_after_five_failures(
     calls = len(openai.calls)
     openai.always(Behaviour())
 
-    expect_error(api.draw(), DOWN, param="model", says="left alone for a moment")
+    expect_error(api.draw(), DOWN, param="model", says="paused for a moment")
     listed = api.draw(model=[GPT, DALLE])
     expect_error(listed, DOWN, kind="all_candidates_failed", says=(GPT, DALLE))
     assert len(openai.calls) == calls == 5
@@ -364,7 +364,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(
             assert answer.headers["x-ratelimit-limit-requests"] == "3"
             assert answer.headers["x-ratelimit-remaining-requests"] == left
         answer = client.draw()
-        expect_error(answer, "rate_limit_exceeded", says="3 requests a minute")
+        expect_error(answer, "rate_limit_exceeded", says="3 requests per minute")
         _expect_wait(answer, most=60)
         assert answer.headers["x-ratelimit-limit-requests"] == "3"
         assert answer.headers["x-ratelimit-remaining-requests"] == "0"
@@ -384,7 +384,7 @@ def test_an_organization_may_have_its_own_limit(
     client = connect(live_key.secret)
 
     assert client.draw().headers["x-ratelimit-limit-requests"] == "1"
-    expect_error(client.draw(), "rate_limit_exceeded", says="1 requests a minute")
+    expect_error(client.draw(), "rate_limit_exceeded", says="1 requests per minute")
 
 
 def test_an_organization_may_have_so_many_requests_in_flight(

@@ -131,7 +131,9 @@ def test_a_sandbox_with_too_much_waiting_is_429_and_others_are_not(
     turns = running(app).pixels.turns(acme.pk, free=True)
     one = 1024 * 1024
     with turns.reserved(MAX_FREE_PIXELS - 2 * one):
-        error = expect_error(sandbox.draw(n=3), "rate_limit_exceeded", says="sandbox still draws")
+        error = expect_error(
+            sandbox.draw(n=3), "rate_limit_exceeded", says="sandbox is still generating"
+        )
         assert Generation.objects.get(request_id=error["request_id"]).delivered == 0
         answer = sandbox.draw(n=3, stream=True)
         expect_error(answer, "rate_limit_exceeded")

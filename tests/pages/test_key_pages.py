@@ -240,7 +240,7 @@ def test_a_key_with_networks_works_inside_them_only(
     status, message = draw_from(outside)
     assert status == 403
     assert message == (
-        "This API key may not be used from 127.0.0.1: its allowed IP ranges are 203.0.113.0/24."
+        "This API key cannot be used from 127.0.0.1: its allowed IP ranges are 203.0.113.0/24."
     )
     # Anybody can write the header; nobody stands in front to vouch for it.
     assert draw_from(outside, "203.0.113.7")[0] == 403
