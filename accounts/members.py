@@ -1,6 +1,6 @@
 """Organizations and who belongs to them: found, invite, accept, change, hand over, leave.
 
-Whoever changes who owns an organization holds the lock on its row, so that two changes at once see
+A change of an organization's owners holds the lock on its row, so that two changes at once see
 each other: an organization always has an owner.
 """
 
@@ -27,7 +27,7 @@ SESSION = "invitation"
 
 
 class MembersError(Exception):
-    """It was not done. The message is a sentence for whoever asked."""
+    """It was not done. The message is a sentence for the person who asked."""
 
 
 class LastOwner(MembersError):
@@ -47,7 +47,7 @@ class AlreadyAMember(MembersError):
 
 
 class InvitationOver(MembersError):
-    """There is no such invitation, or it was used, revoked, or has expired."""
+    """The invitation does not exist, was used or revoked, or has expired."""
 
 
 class WrongAddress(MembersError):
@@ -232,7 +232,7 @@ def change_role(organization: Organization, user: User, role: Role, *, actor: Us
 def hand_over(organization: Organization, user: User, *, actor: User) -> None:
     """Make a member the owner and the actor, until now an owner, an admin.
 
-    Raises NotAllowed when the actor is no owner, NotAMember.
+    Raises NotAllowed if the actor is not an owner, NotAMember.
     """
     with transaction.atomic():
         row = _locked(organization)
@@ -314,5 +314,5 @@ def _create(name: str) -> Organization:
     except IntegrityError:
         if not Organization.objects.filter(slug=slug).exists():
             raise
-        # Taken, perhaps this very moment: asking first would not have told.
+        # Taken, perhaps this very moment: asking first would not have shown it.
         return Organization.objects.create(name=name, slug=f"{slug}-{secrets.token_hex(3)}")

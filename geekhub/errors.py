@@ -116,7 +116,7 @@ def out_of_date(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 
 def _is_ours(request: HttpRequest) -> bool:
-    """Tell whether a page of ours sent it: every browser says so of a POST."""
+    """Return whether one of our pages sent it: browsers say so with every POST."""
     origin = request.headers.get("Origin", "")
     known = {f"{request.scheme}://{request.get_host()}", *settings.CSRF_TRUSTED_ORIGINS}
     return bool(urlsplit(origin).netloc) and origin in known

@@ -250,7 +250,7 @@ class HourlyTagUsage(HourOfUse):
 
 
 class DailyUsage(HourOfUse):
-    """HourlyUsage, summed by days of UTC; `hour` is the day's first.
+    """HourlyUsage, summed by day in UTC; `hour` is the day's first.
 
     The newest day lacks the hours that are not closed.
     """
@@ -299,7 +299,7 @@ class HourlyLatency(Bar):
 
 
 class DailyLatency(Bar):
-    """HourlyLatency, summed by days of UTC; `hour` is the day's first."""
+    """HourlyLatency, summed by day in UTC; `hour` is the day's first."""
 
     class Meta:
         constraints = [
@@ -311,7 +311,7 @@ class DailyLatency(Bar):
 
 
 class ClosedHours(models.Model):
-    """The one row that says up to when hours are rolled up, and that whoever does it locks."""
+    """The one row that says up to when hours are rolled up; rolling up locks it."""
 
     until = models.DateTimeField(null=True)
 

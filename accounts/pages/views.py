@@ -195,7 +195,7 @@ def invitation_revoke(request: MemberRequest, invitation_id: int) -> HttpRespons
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def invitation(request: HttpRequest, token: str) -> HttpResponse:
-    """Show what an invitation is to, and accept it for whoever is logged in with its address."""
+    """Show an invitation, and accept it for the person logged in with its address."""
     try:
         found = members.find_invitation(token)
         if request.method == "POST" and isinstance(request.user, User):

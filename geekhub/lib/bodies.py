@@ -13,7 +13,7 @@ type Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 type Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 type Headers = list[tuple[bytes, bytes]]
 
-# How long a client that is refused may go on sending before its connection is closed.
+# How long a refused client may keep sending before its connection is closed.
 LINGER_SECONDS = 5.0
 # What a compressed body is unpacked by, so that a bomb fills no memory before it is counted.
 STEP_BYTES = 64 * 1024

@@ -57,7 +57,7 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
     final_catch_all_view = False
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Tell whether somebody gets in."""
+        """Return whether somebody gets in."""
         return viewing.may_enter(request.user)
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:

@@ -10,7 +10,7 @@ GAP = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One day: its value as told, and its place in an SVG of WIDTH by HEIGHT."""
+    """One day: its value, its text, and its place in an SVG of WIDTH by HEIGHT."""
 
     day: date
     value: int

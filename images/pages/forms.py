@@ -129,7 +129,7 @@ class KeyForm(forms.Form):
 
 
 class RotateForm(forms.Form):
-    """How long the old key goes on working."""
+    """How long the old key keeps working."""
 
     overlap = forms.TypedChoiceField(
         label=_("The old key keeps working for"),

@@ -39,7 +39,7 @@ SEARCHED = timedelta(days=90)
 
 
 class FilterForm(forms.Form):
-    """What to show; it stands in the URL."""
+    """What to show; it is in the URL."""
 
     q = forms.CharField(
         label=_("Search prompts"),
@@ -88,7 +88,7 @@ def index(request: MemberRequest) -> HttpResponse:
     form = FilterForm(request.GET, organization=organization)
     filters = form.filters() if form.is_valid() else Filters()
     if request.access.viewing_until is not None:
-        # Whether a word is found would tell what the prompts say.
+        # Whether a word is found would reveal what the prompts say.
         filters = replace(filters, words=())
     try:
         images, after = browse.browse(
@@ -118,7 +118,7 @@ def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
 
 
 def _one(request: MemberRequest, reference: str) -> Image:
-    """Return the organization's picture of that name; 404 when there is none, or not any more."""
+    """Return the organization's picture of that name; 404 if it does not exist, or no longer."""
     try:
         images = browse.pick(request.access.organization, [reference])
     except NoSuchPicture as error:

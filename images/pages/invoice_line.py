@@ -96,7 +96,7 @@ def _rows(organization: Organization, entries: list[LedgerEntry]) -> list[Row]:
 
 
 def _pictures(entry: LedgerEntry, pictures: dict[int, Image]) -> list[Image]:
-    """Return the pictures of a charge; one that was streamed is charged by itself.
+    """Return the pictures of a charge; one that was streamed is charged individually.
 
     A charge is named by the first picture it is for, see `billing.spending.holds`.
     """

@@ -41,7 +41,7 @@ TONES = {GenerationStatus.SUCCEEDED: "good", GenerationStatus.FAILED: "wrong"}
 
 
 class FilterForm(forms.Form):
-    """Which requests to show; it stands in the URL."""
+    """Which requests to show; it is in the URL."""
 
     since = DayField(label=_("From"))
     until = DayField(label=_("To"))
@@ -117,7 +117,7 @@ class Row:
 
     @property
     def asked(self) -> str:
-        """Return the models asked for, if they tell more than who drew."""
+        """Return the requested models, if they say more than the one that delivered."""
         asked = ", ".join(self.request.requested)
         return asked if asked != self.request.model else ""
 

@@ -31,7 +31,7 @@ class TooManyBadKeys(Exception):
 
 
 class BadKeys:
-    """What one process remembers; `clock` tells seconds and never goes back."""
+    """What one process remembers; `clock` returns seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -94,7 +94,7 @@ class SupabaseStorage(Storage):
         self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             WeakKeyDictionary()
         )
-        # A link is signed anew when half its time is over, so that one handed out has the rest.
+        # A link is signed again when half its time is over, so that one handed out has the rest.
         self._sign_once = functools.lru_cache(4096)(
             lambda name, _half: self.sign(name, self.expires_in or 0)
         )
@@ -392,7 +392,7 @@ class SupabaseStorage(Storage):
     def _retried(
         self, method: str, path: str, *, seconds: float | None = None, **options: Any
     ) -> bytes:
-        """See `_send`; for calls that may be done twice. After `seconds` there is no other try."""
+        """See `_send`; for calls that may be repeated. After `seconds` it is not tried again."""
         seconds = seconds or self._seconds
         end = time.monotonic() + seconds
         pauses = _pauses(self.attempts, self._backoff)
@@ -494,7 +494,7 @@ class _UploadResponse(http.Response):
     """The answer to an upload; a refused one ends its connection at once.
 
     A server that refuses an upload answers at once, promises to keep the connection and never reads
-    the rest of the body: the next request on that connection waits for ever. aiohttp returns it to
+    the rest of the body: the next request on that connection waits forever. aiohttp returns it to
     the pool when the answer is complete, before anybody has seen the status.
     """
 
@@ -514,7 +514,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _base(url: str) -> str:
-    """Return the address of the storage server, which a project's address stands for too."""
+    """Return the storage server's address; a project's address is accepted too."""
     return url.rstrip("/").removesuffix("/storage/v1") + "/storage/v1"
 
 

@@ -30,7 +30,7 @@ class Wanted:
 
     @property
     def is_picky(self) -> bool:
-        """Tell whether more than the time decides."""
+        """Return whether anything but the time filters."""
         return bool(self.key or self.model or self.status or self.tag)
 
 

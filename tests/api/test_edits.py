@@ -58,7 +58,7 @@ def photo(width: int = 96, height: int = 64, fmt: str = "png", colour: str = "re
 
 
 def mask(width: int = 96, height: int = 64) -> bytes:
-    """Return a mask whose left half is to be drawn anew."""
+    """Return a mask whose left half is to be redrawn."""
     image = Pillow.new("RGBA", (width, height), (0, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, width // 2, height))
     out = io.BytesIO()
@@ -321,7 +321,7 @@ def test_xai_gets_the_picture_as_a_data_uri(api: Api, xai: XaiEmulator) -> None:
     kind, _, data = call.body["image"]["url"].partition(",")
     assert kind == "data:image/webp;base64"
     assert base64.b64decode(data) == first
-    # xAI takes the ratio of the picture, and wants to be told none.
+    # xAI uses the picture's ratio and must not be sent one.
     assert "aspect_ratio" not in call.body
     assert "adjusted" not in answer.json()
     expect_books_agree(images=3, cost_micro=75_000)

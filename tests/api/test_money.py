@@ -55,7 +55,7 @@ def test_who_cannot_pay_gets_402_and_nobody_is_called(
     answer = client.draw(n=2)
     expect_error(answer, "insufficient_balance", says=("balance", "Recharge"))
     assert answer.headers["x-should-retry"] == "false"
-    # A list must be able to pay for the dearest of its models.
+    # The balance must cover the most expensive model of a list.
     expect_error(client.draw(model=[DALLE, GPT], n=2), "insufficient_balance")
     expect_nothing_happened(openai)
     assert client.draw().status_code == 200
@@ -260,7 +260,7 @@ def test_a_provider_that_is_too_slow_is_given_up_before_the_deadline(
 def test_a_store_that_cannot_keep_charges_nothing(
     api: Api, openai: OpenAIEmulator, settings: Settings
 ) -> None:
-    # A file stands where the folder should be.
+    # A file is where the folder should be.
     (settings.DATA_DIR / "images").write_text("in the way")
     answer = api.draw(n=2)
 

@@ -76,7 +76,7 @@ def tried(answer: httpx.Response) -> list[tuple[str, str | None]]:
 
 
 def expect_left_alone(answer: httpx.Response, model: str) -> None:
-    """Check that a single model's provider was not called, and that SDKs are told so."""
+    """Check that a single model's provider was not called, and that SDKs can see it."""
     expect_error(answer, DOWN, param="model", says=(model, LEFT_ALONE))
     assert answer.headers["x-should-retry"] == "false"
 
@@ -479,7 +479,7 @@ def test_auto_orders_its_candidates_by_the_strategy(
     strategy: str | None,
     order: list[str],
 ) -> None:
-    # Medians of 20, 1 and 0.5 seconds; the means would tell another story.
+    # Medians of 20, 1 and 0.5 seconds; the means would differ.
     history(live_key, DALLE, 20_000, 20_000, 100)
     history(live_key, IDEOGRAM, 1_000, 1_000, 60_000)
     history(live_key, GPT, 500, 500, 90_000)
@@ -801,7 +801,7 @@ def test_a_wrong_key_of_ours_opens_the_circuit_at_once(
     wrong = settings.PROVIDERS[name] | {"key": "sk-wrong-key"}
     settings.PROVIDERS = {**settings.PROVIDERS, name: wrong}
     app, api = begin()
-    # An application that starts sets the logs up anew, and forgets whoever listened.
+    # Starting an application sets up logging again and removes our handler.
     logging.getLogger().addHandler(caplog.handler)
     model = {"openai": GPT, "google": IMAGEN, "xai": GROK, "fal": FLUX}[name]
 

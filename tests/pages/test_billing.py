@@ -404,7 +404,7 @@ def test_a_card_is_given_on_stripes_page_and_known_on_return(
         account_of(acme).stripe_customer
     ]
     assert actions(acme)[-2:] == ["billing.card_begun", "billing.portal_opened"]
-    # The news by webhook change nothing any more.
+    # The webhook changes nothing more.
     assert deliver(shop, *shop.events) == [200] * len(shop.events)
 
 
@@ -777,7 +777,7 @@ def test_an_invoice_shows_its_lines(buyer: Buyer, stripe: Stripe, owner: Client)
     assert re.search(r"fal/flux-1\.1-pro .* 30 \$0\.04 \$1\.20", text)
     assert re.search(r"google/imagen-4 .* 2 \$0\.04 \$0\.08", text)
     assert f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}" in answer.text
-    # The links themselves are asked for on a click, and stand on no page.
+    # The links are requested on a click, and are on no page.
     found = invoices.links(stripe, invoice)
     assert found.pdf not in answer.text
     assert found.page not in answer.text

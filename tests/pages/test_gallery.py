@@ -152,7 +152,7 @@ def test_filters_find_exactly_what_they_say(alice: Client, key: ApiKey, acme: Or
     today = timezone.localdate().isoformat()
     assert found(since=today) == {"kite", "boat", "other"}
     assert found(until=(now - timedelta(days=90)).date().isoformat()) == {"old"}
-    # What is no filter is said, and shows no other organization's.
+    # An invalid filter is reported, and shows no other organization's images.
     page = alice.get("/dashboard/gallery", {"key": str(uuid.uuid4()), "since": "tomorrow"})
     assert page.status_code == 200
     assert "Enter a valid date." in page.text

@@ -242,7 +242,7 @@ def test_a_key_with_networks_works_inside_them_only(
     assert message == (
         "This API key cannot be used from 127.0.0.1: its allowed IP ranges are 203.0.113.0/24."
     )
-    # Anybody can write the header; nobody stands in front to vouch for it.
+    # Anyone can write the header; no proxy is in front to vouch for it.
     assert draw_from(outside, "203.0.113.7")[0] == 403
     assert ledger.balance(acme).balance_micro == 10_000_000
     inside = connect(KeyFactory(organization=acme, allowed_ips=["127.0.0.0/8"]).secret)

@@ -182,7 +182,7 @@ def test_a_forgotten_password(client: Client, acme: Organization) -> None:
 def test_the_second_factor(
     client: Client, acme: Organization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Time stands still: a code is good for its half minute only, which may be over at once.
+    # Time is frozen: a code is valid for its half minute only, which may be over immediately.
     counter = 4711
     monkeypatch.setattr(
         "allauth.mfa.totp.internal.auth.yield_hotp_counters_from_time", lambda: iter([counter])

@@ -1,4 +1,4 @@
-"""The playground draws as the API does: charged, limited, kept, and told in plain words."""
+"""The playground works like the API: charged, limited, stored, and explained in plain words."""
 
 import logging
 import re
@@ -388,7 +388,7 @@ def test_an_organization_that_keeps_no_prompts_keeps_none(
     draw(alice, "openai/dall-e-3")
     answer = api.draw(prompt=PROMPT, model="openai/dall-e-3")
     app.drain()
-    # Who asked is told what the model made of it; nobody later.
+    # Only the person who asked sees the revised prompt, once.
     assert answer.json()["data"][0]["revised_prompt"] == f"{PROMPT}, in detail"
     assert set(Generation.objects.values_list("prompt", flat=True)) == {""}
     assert set(Image.objects.values_list("revised_prompt", flat=True)) == {""}

@@ -146,7 +146,7 @@ def organization_page(acme: Organization, action: str = "") -> str:
 
 
 def send(client: Client, path: str, **data: Any) -> HttpResponse:
-    """Send a form, confirmed and with a reason unless told otherwise."""
+    """Send a form, confirmed and with a reason unless given otherwise."""
     return client.post(path, {"reason": "asked by phone", "confirmed": "on"} | data)
 
 
@@ -716,7 +716,7 @@ def test_staff_see_no_prompt_when_they_look(
     assert "not kept" not in page.replace("THE PROMPT WAS NOT KEPT", "")
     picture = client.get(f"/dashboard/gallery/{request.request_id}-0").text
     assert "The prompt is hidden from staff." in picture
-    # Nor does a word that is found, or not, tell what the prompts say.
+    # Nor does a search reveal what the prompts say.
     assert content(client.get("/dashboard/gallery?q=recipe")).count(b"<img") == content(
         client.get("/dashboard/gallery?q=potato")
     ).count(b"<img")

@@ -289,7 +289,7 @@ def test_a_passkeys_name_has_a_label(spanish: Client, acme: Organization) -> Non
     assert re.search(r"\bName\b", text) is None
 
 
-# --- What is kept, or told, in English ------------------------------------------------------------
+# --- What stays in English, and what does not ---------------------------------------------------
 
 
 def test_the_playground_says_in_spanish_what_a_model_is_good_for(

@@ -272,7 +272,7 @@ def test_a_request_in_detail(page: Client, key: ApiKey) -> None:
         "&quot;model&quot;: [&quot;fal/flux-1.1-pro&quot;, &quot;google/imagen-4&quot;]",
         "&quot;routing&quot;: {&quot;on_refusal&quot;: &quot;stop&quot;}",
         "&quot;max_cost&quot;: 0.5", "&quot;strict&quot;: true",
-        # Without the key's own tag, which comes again by itself.
+        # Without the key's own tag, which is added again automatically.
         "&quot;tags&quot;: [&quot;summer&quot;]",
     ):  # fmt: skip
         assert told in code[1], told

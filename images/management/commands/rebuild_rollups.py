@@ -21,5 +21,5 @@ class Command(BaseCommand):
 
 
 def midnight(day: date | None) -> datetime | None:
-    """Return the beginning of a day of UTC."""
+    """Return the start of a day in UTC."""
     return None if day is None else datetime.combine(day, time(), UTC)

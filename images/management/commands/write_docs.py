@@ -40,7 +40,7 @@ class Command(BaseCommand):
 
 
 def with_tables(page: str) -> str:
-    """Return the page with what stands between its marks written anew; raises ValueError."""
+    """Return the page with the part between its marks rewritten; raises ValueError."""
     begin = page.index(BEGIN) + len(BEGIN)
     end = page.index(END, begin)
     return f"{page[:begin]}\n\n{tables()}\n\n{page[end:]}"
