@@ -29,7 +29,7 @@ LABELS: Mapping[str, "StrPromise"] = {
     "key.resumed": _("Resumed a key"),
     "pictures.deleted": _("Deleted images"),
     "retention.changed": _("Changed how long images are kept"),
-    "budget.set": _("Set a budget"),
+    "budget.set": _("Saved a budget"),
     "budget.removed": _("Removed a budget"),
     "recharge.begun": _("Started a recharge"),
     "recharge.automatic": _("Changed automatic recharge"),

@@ -213,7 +213,7 @@ class EndpointForm(forms.Form):
     """Where alerts are sent beside the e-mail."""
 
     url = forms.CharField(
-        label=_("Address"),
+        label=_("URL"),
         max_length=500,
         help_text=_("Public https:// URL, default port."),
         widget=forms.URLInput(
