@@ -73,7 +73,7 @@ class Access:
         return Role(self.membership.role)
 
     def may(self, permission: Permission) -> bool:
-        """Tell whether the person's role allows it."""
+        """Return whether the person's role allows it."""
         return permission in (MAY[self.role] if self.viewing_until is None else LOOKING)
 
     @property
@@ -192,7 +192,7 @@ def form_on[**P](
 
 
 def to_login(request: HttpRequest) -> HttpResponse:
-    """Return the way to the login, and after it back to the page: of a form to where it stood."""
+    """Redirect to the login, and afterwards back to the page; for a form, to the page it was on."""
     if request.method in viewing.SAFE:
         return redirect_to_login(request.get_full_path())
     return redirect_to_login(came_from(request) or reverse("dashboard"))

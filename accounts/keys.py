@@ -35,7 +35,7 @@ class KeyRefused(Exception):
 
 
 class InvalidKey(KeyRefused):
-    """There is no such key."""
+    """The key does not exist."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -90,7 +90,7 @@ def create(
             allowed_ips=allowed_ips or [],
             tags=tags or [],
             on_refusal=rotated_from.on_refusal if rotated_from else "",
-            # Whoever rotates a key does not take it into a budget of their own.
+            # Rotating a key does not move it into a budget of the person who rotates it.
             created_by=rotated_from.created_by if rotated_from else actor,
             rotated_from=rotated_from,
             family=rotated_from.family if rotated_from else uuid.uuid4(),
@@ -128,7 +128,7 @@ def playground(organization: Organization, person: User, *, sandbox: bool) -> Ap
 def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> NewKey:
     """Return a successor with the same rights; the old key keeps working for `overlap`.
 
-    Both belong to one family, so a budget goes on counting where the old key left off.
+    Both belong to one family, so a budget continues where the old key left off.
 
     Raises RevokedKey when the key is already revoked, expired or rotated.
     """

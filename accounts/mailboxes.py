@@ -22,14 +22,14 @@ GMAIL = {"gmail.com", "googlemail.com"}
 def spelled(address: str) -> str:
     """Return the one spelling of an address, its domain readable.
 
-    Raises ValidationError when it is no address, or when the spelling hides where mail would go:
+    Raises ValidationError if it is not an address, or if the spelling hides where mail would go:
     a quoted local part, one that is not ASCII, a domain that is an IP address or no name.
     """
     validate_email(address)
     local, _at, domain = address.lower().rpartition("@")
     try:
         encoded = domain.encode("idna").decode("ascii").lower().removesuffix(".")
-        # What was invisible, or another sign, may have hidden that it is no domain.
+        # Invisible or lookalike characters may have hidden that it is not a domain.
         validate_email(f"{local}@{encoded}")
     except (UnicodeError, ValidationError) as error:
         raise _unusual() from error
@@ -41,7 +41,7 @@ def spelled(address: str) -> str:
 
 
 def as_kept(address: str) -> str:
-    """Return the one spelling; in lower case what an older row has and no form takes any more."""
+    """Return the one spelling; an older row that no form accepts today, in lower case."""
     try:
         return spelled(address)
     except ValidationError:
@@ -79,7 +79,7 @@ def _readable(encoded: str) -> str:
 def _unusual() -> ValidationError:
     return ValidationError(
         _(
-            "This spelling of an address cannot be used. Write it as name@example.com, without "
+            "This form of address is not supported. Use name@example.com, without "
             "quotation marks or special characters before the @."
         ),
         code="unusual",

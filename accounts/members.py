@@ -1,6 +1,6 @@
 """Organizations and who belongs to them: found, invite, accept, change, hand over, leave.
 
-Whoever changes who owns an organization holds the lock on its row, so that two changes at once see
+A change of an organization's owners holds the lock on its row, so that two changes at once see
 each other: an organization always has an owner.
 """
 
@@ -27,7 +27,7 @@ SESSION = "invitation"
 
 
 class MembersError(Exception):
-    """It was not done. The message is a sentence for whoever asked."""
+    """It was not done. The message is a sentence for the person who asked."""
 
 
 class LastOwner(MembersError):
@@ -47,7 +47,7 @@ class AlreadyAMember(MembersError):
 
 
 class InvitationOver(MembersError):
-    """There is no such invitation, or it was used, revoked, or has expired."""
+    """The invitation does not exist, was used or revoked, or has expired."""
 
 
 class WrongAddress(MembersError):
@@ -116,7 +116,7 @@ def invite(organization: Organization, email: str, role: Role, *, actor: User) -
         row = _locked(organization)
         _require(row, actor, Permission.MANAGE_MEMBERS, role)
         if row.memberships.filter(user__email__iexact=email).exists():
-            raise AlreadyAMember(_("%(email)s is a member already.") % {"email": email})
+            raise AlreadyAMember(_("%(email)s is already a member.") % {"email": email})
         _open(row).filter(email__iexact=email).update(revoked_at=timezone.now())
         invitation = Invitation.objects.create(
             organization=row,
@@ -136,7 +136,7 @@ def revoke_invitation(invitation: Invitation, *, actor: User) -> None:
         organization = _locked(invitation.organization)
         _require(organization, actor, Permission.MANAGE_MEMBERS)
         if not _open(organization).filter(pk=invitation.pk).update(revoked_at=timezone.now()):
-            raise InvitationOver(_("The invitation has ended already."))
+            raise InvitationOver(_("This invitation is no longer valid."))
         audit.record(
             "member.uninvited", organization=organization, actor=actor, subject=invitation.email
         )
@@ -162,7 +162,7 @@ def find_invitation(token: str) -> Invitation:
     )
     if invitation is None:
         raise InvitationOver(
-            _("This invitation was used, withdrawn, or has expired. Ask for a new one.")
+            _("This invitation was used or withdrawn, or it has expired. Ask for a new one.")
         )
     return invitation
 
@@ -177,18 +177,18 @@ def accept(token: str, *, user: User) -> Membership:
         organization = _locked(invitation.organization)
         if as_kept(invitation.email) != as_kept(user.email):
             raise WrongAddress(
-                _("The invitation is for %(invited)s, and you are logged in as %(email)s.")
+                _("This invitation is for %(invited)s, but you are logged in as %(email)s.")
                 % {"invited": invitation.email, "email": user.email}
             )
         if organization.memberships.filter(user=user).exists():
-            raise AlreadyAMember(_("You belong to this organization already."))
+            raise AlreadyAMember(_("You are already a member of this organization."))
         # The guard decides between two clicks, and between a click and a withdrawal.
         taken = Invitation.objects.filter(
             pk=invitation.pk, accepted_at=None, revoked_at=None, expires_at__gt=timezone.now()
         ).update(accepted_at=timezone.now())
         if not taken:
             raise InvitationOver(
-                _("This invitation was used, withdrawn, or has expired. Ask for a new one.")
+                _("This invitation was used or withdrawn, or it has expired. Ask for a new one.")
             )
         membership = Membership.objects.create(
             organization=organization, user=user, role=invitation.role
@@ -232,14 +232,14 @@ def change_role(organization: Organization, user: User, role: Role, *, actor: Us
 def hand_over(organization: Organization, user: User, *, actor: User) -> None:
     """Make a member the owner and the actor, until now an owner, an admin.
 
-    Raises NotAllowed when the actor is no owner, NotAMember.
+    Raises NotAllowed if the actor is not an owner, NotAMember.
     """
     with transaction.atomic():
         row = _locked(organization)
         _require(row, actor, Permission.MANAGE_MEMBERS, Role.OWNER)
         successor = _membership(row, user)
         if user == actor:
-            raise AlreadyAMember(_("You are the owner already."))
+            raise AlreadyAMember(_("You are already the owner."))
         successor.role = Role.OWNER
         successor.save(update_fields=["role"])
         row.memberships.filter(user=actor).update(role=Role.ADMIN)
@@ -274,7 +274,7 @@ def _keep_an_owner(organization: Organization, *, without: User) -> None:
     owners = organization.memberships.filter(role=Role.OWNER, user__is_active=True)
     if not owners.exclude(user=without).exists():
         raise LastOwner(
-            _("An organization needs an owner. Hand it over to somebody, or make another owner.")
+            _("An organization needs an owner. Transfer ownership or add another owner first.")
         )
 
 
@@ -284,7 +284,7 @@ def _require(organization: Organization, actor: User, permission: Permission, *r
     if permission not in MAY[role]:
         raise NotAllowed(_("Your role does not allow this."))
     if Role.OWNER in roles and role != Role.OWNER:
-        raise NotAllowed(_("Only an owner can make, change or remove an owner."))
+        raise NotAllowed(_("Only an owner can add, change or remove an owner."))
 
 
 def _locked(organization: Organization) -> Organization:
@@ -294,7 +294,7 @@ def _locked(organization: Organization) -> Organization:
 def _membership(organization: Organization, user: User) -> Membership:
     membership = organization.memberships.select_related("user").filter(user=user).first()
     if membership is None:
-        raise NotAMember(_("This person does not belong to the organization."))
+        raise NotAMember(_("This person is not a member of the organization."))
     return membership
 
 
@@ -314,5 +314,5 @@ def _create(name: str) -> Organization:
     except IntegrityError:
         if not Organization.objects.filter(slug=slug).exists():
             raise
-        # Taken, perhaps this very moment: asking first would not have told.
+        # Taken, perhaps this very moment: asking first would not have shown it.
         return Organization.objects.create(name=name, slug=f"{slug}-{secrets.token_hex(3)}")

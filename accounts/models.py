@@ -61,7 +61,7 @@ class User(AbstractBaseUser, PermissionsMixin):
 
 
 class OnRefusal(models.TextChoices):
-    """What a list of models does when one refuses the prompt or the picture."""
+    """What a list of models does when one refuses the prompt or the image."""
 
     NEXT = "next", _("Next")
     STOP = "stop", _("Stop")
@@ -76,34 +76,34 @@ class Organization(models.Model):
     keeps_prompts = models.BooleanField(
         _("keep prompts"),
         default=True,
-        help_text=_("Whether the words of a request are stored with it."),
+        help_text=_("Whether prompts are stored with their requests."),
     )
     rate_limit_rpm = models.PositiveIntegerField(
-        _("requests a minute, per key"),
+        _("requests per minute, per key"),
         null=True,
         blank=True,
-        help_text=_("Requests a minute per key; empty means the default."),
+        help_text=_("Requests per minute per key; empty means the default."),
     )
     max_in_flight = models.PositiveIntegerField(
-        _("requests at the same time"),
+        _("concurrent requests"),
         null=True,
         blank=True,
-        help_text=_("Requests at the same time; empty means the default."),
+        help_text=_("Concurrent requests; empty means the default."),
     )
     on_refusal = models.CharField(
         _("when a model refuses a prompt"), max_length=4, choices=OnRefusal, default=OnRefusal.NEXT
     )
     retention_days = models.PositiveIntegerField(
-        _("days pictures are kept"),
+        _("days images are kept"),
         null=True,
         blank=True,
-        help_text=_("Days a picture is kept; empty means for ever."),
+        help_text=_("Days an image is kept; empty means forever."),
     )
     prompts_days = models.PositiveIntegerField(
         _("days prompts are kept"),
         null=True,
         blank=True,
-        help_text=_("Days a prompt is kept; empty means for ever."),
+        help_text=_("Days a prompt is kept; empty means forever."),
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     members = models.ManyToManyField(
@@ -170,20 +170,20 @@ class ApiKey(models.Model):
     digest = models.CharField(max_length=64, unique=True)
     sandbox = models.BooleanField(_("sandbox"), default=False)
     private = models.BooleanField(
-        _("private pictures"),
+        _("private images"),
         default=False,
-        help_text=_("Draws pictures that only signed, expiring addresses show."),
+        help_text=_("Its images can be opened only through signed URLs that expire."),
     )
     playground = models.BooleanField(
         _("playground"),
         default=False,
-        help_text=_("The key under which its maker draws on the pages."),
+        help_text=_("Used by its creator's playground."),
     )
     allowed_models = models.JSONField(
         _("allowed models"),
         null=True,
         blank=True,
-        help_text=_("Ids the key may use; empty means all."),
+        help_text=_("Model ids the key can use; empty means all."),
     )
     on_refusal = models.CharField(
         _("when a model refuses a prompt"),
@@ -208,7 +208,7 @@ class ApiKey(models.Model):
         _("allowed IP ranges"),
         default=list,
         blank=True,
-        help_text=_("Networks it may be used from; none means anywhere."),
+        help_text=_("Networks it can be used from; empty means anywhere."),
     )
     tags = models.JSONField(
         _("tags"), default=list, blank=True, help_text=_("The customer's own labels.")
@@ -219,13 +219,13 @@ class ApiKey(models.Model):
         _("resumed at"),
         null=True,
         blank=True,
-        help_text=_("What was spent before does not pause it again."),
+        help_text=_("Spending before this time does not pause it again."),
     )
     family = models.UUIDField(
         _("family"),
         default=uuid.uuid4,
         editable=False,
-        help_text=_("Shared by a key and its successors."),
+        help_text=_("Shared by a key and its rotations."),
     )
     rotated_from = models.OneToOneField(
         "self",
@@ -316,7 +316,7 @@ class AuditEvent(models.Model):
     subject = models.CharField(_("subject"), max_length=200, blank=True)
     details = models.JSONField(_("details"), default=dict)
     ip = models.GenericIPAddressField(
-        _("IP address"), null=True, help_text=_("Empty: a command, or not known.")
+        _("IP address"), null=True, help_text=_("Empty: a command, or unknown.")
     )
     created_at = models.DateTimeField(_("created at"), db_default=Now())
 

@@ -110,13 +110,13 @@ def out_of_date(request: HttpRequest, reason: str = "") -> HttpResponse:
         context = {"form_page": page and page + UNSENT}
         return render(request, "403_csrf.html", context, status=403)
     messages.warning(
-        request, _("The form was out of date, and nothing was changed. Check it and send it again.")
+        request, _("The form had expired. Nothing was changed. Check it and send it again.")
     )
     return redirect(page + UNSENT)
 
 
 def _is_ours(request: HttpRequest) -> bool:
-    """Tell whether a page of ours sent it: every browser says so of a POST."""
+    """Return whether one of our pages sent it: browsers say so with every POST."""
     origin = request.headers.get("Origin", "")
     known = {f"{request.scheme}://{request.get_host()}", *settings.CSRF_TRUSTED_ORIGINS}
     return bool(urlsplit(origin).netloc) and origin in known

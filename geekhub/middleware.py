@@ -1,4 +1,4 @@
-"""What a page knows of whoever looks at it: the address it is asked from, and the time zone."""
+"""What a page knows about its viewer: the client's address and the time zone."""
 
 import zoneinfo
 from collections.abc import Callable

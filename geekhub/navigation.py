@@ -48,9 +48,9 @@ ENTRIES = (
 NEW = Entry("organization_new", _("New organization"), "plus")
 # A person's own pages, in the menu.
 ACCOUNT = (
-    Entry("account_email", _("E-mail addresses"), "mail", root="/accounts/"),
+    Entry("account_email", _("Email addresses"), "mail", root="/accounts/"),
     Entry("account_change_password", _("Password"), "lock", root="/accounts/password/"),
-    Entry("mfa_index", _("Two factors and passkeys"), "shield"),
+    Entry("mfa_index", _("Two-factor & passkeys"), "shield"),
     Entry("usersessions_list", _("Sessions"), "device"),
 )
 

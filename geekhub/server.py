@@ -34,7 +34,7 @@ IGNORED_BYTES = 1024 * 1024
 MOST_QUEUED = 100
 MOST_CONNECTIONS = 10_000
 WARNING_SECONDS = 60.0
-# What an HTTP/1 client asks for to go on with HTTP/2, beside WebSockets: we do neither.
+# What an HTTP/1 client sends to switch to HTTP/2, or to WebSockets: we support neither.
 UPGRADES = (b"upgrade", b"http2-settings")
 REQUEST_LINE = re.compile(rb"\s*([!#-'*+.^_`|~\w-]{1,40}) +(\S{1,8000})(?: HTTP/1\.[01])?\r?\n")
 # What is answered to what cannot be read: a code of the API, and a message.
@@ -46,7 +46,7 @@ NO_HTTP = (
 )
 TOO_LARGE = (
     "request_too_large",
-    f"The request line and the headers may have at most {HEAD_BYTES} bytes together.",
+    f"The request line and the headers can have at most {HEAD_BYTES} bytes in total.",
 )
 
 log = logging.getLogger("uvicorn.error")
@@ -196,7 +196,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(piece, TOO_LARGE)
 
     def _without_upgrade(self, rest: bytes) -> bytes:
-        """Return the message, to be read anew, as if it had not asked for another protocol.
+        """Return the message, to be read again as if it had not asked for another protocol.
 
         The parser takes what follows such a head for that protocol's, and drops the body.
         """
@@ -243,7 +243,7 @@ class Connection(HttpToolsProtocol):
     # --- What cannot be read ----------------------------------------------------------------------
 
     def _refuse(self, data: bytes, why: tuple[str, str]) -> None:
-        """Answer what is no request, or the requests before it, and close."""
+        """Answer an invalid request, or the requests before it, and close."""
         self._refused = True
         if self.pipeline and self.cycle.more_body:
             # It broke while it waited, and its turn never comes.

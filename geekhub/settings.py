@@ -72,7 +72,6 @@ INSTALLED_APPS = [
     "allauth.socialaccount",
     "allauth.mfa",
     "allauth.usersessions",
-    "django_htmx",
     "rest_framework",
 ]
 # For the pages. The public API under /v1 has its own handler, geekhub/asgi.py.
@@ -89,8 +88,6 @@ MIDDLEWARE = [
     "accounts.staff.viewing.OnlyLooking",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "allauth.usersessions.middleware.UserSessionsMiddleware",
-    "django_htmx.middleware.HtmxMiddleware",
     "geekhub.middleware.viewer",
 ]
 ROOT_URLCONF = "geekhub.urls"
@@ -157,7 +154,7 @@ DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.str(
     "DEFAULT_FROM_EMAIL", default=f"Geek Hub <noreply@{urlsplit(PUBLIC_URL).hostname}>"
 )
 
-# How many proxies stand in front and each add an address to X-Forwarded-For.
+# How many proxies are in front, each adding an address to X-Forwarded-For.
 TRUSTED_PROXIES = env.int("TRUSTED_PROXIES", default=0)
 if TRUSTED_PROXIES < 0:
     raise ImproperlyConfigured("TRUSTED_PROXIES is 0 or more")
@@ -193,7 +190,6 @@ ACCOUNT_RATE_LIMITS = {
     "change_password": "5/m/user",
     "reauthenticate": "10/m/user",
 }
-USERSESSIONS_TRACK_ACTIVITY = False
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_ISSUER = "Geek Hub"
@@ -262,7 +258,7 @@ SECURE_REDIRECT_EXEMPT = [r"^health$", r"^ready$"]
 
 # --- Database and cache ---------------------------------------------------------------------
 
-# How long a server waits for an answer of PostgreSQL; manage.py's commands wait for ever.
+# How long a server waits for an answer of PostgreSQL; manage.py's commands wait without a limit.
 DATABASE_TIMEOUT_SECONDS = env.float("DATABASE_TIMEOUT_SECONDS", default=30)
 if DATABASE_TIMEOUT_SECONDS < 0:
     raise ImproperlyConfigured("DATABASE_TIMEOUT_SECONDS is 0 or more")
@@ -439,7 +435,7 @@ if STRIPE_SECRET_KEY and not STRIPE_SECRET_KEY.startswith(
     raise ImproperlyConfigured("STRIPE_SECRET_KEY begins with sk_ or rk_, then test_ or live_")
 if bool(STRIPE_SECRET_KEY) != bool(STRIPE_WEBHOOK_SECRETS):
     raise ImproperlyConfigured("STRIPE_SECRET_KEY and STRIPE_WEBHOOK_SECRET are set together")
-# Where Stripe's payment page and portal stand; in an imitation of Stripe, beside its API.
+# Where Stripe's payment page and portal are; with an emulated Stripe, beside its API.
 STRIPE_PAGE_ORIGINS = env.list(
     "STRIPE_PAGE_ORIGINS",
     default=["https://checkout.stripe.com", "https://billing.stripe.com"]
@@ -463,7 +459,7 @@ if LOG_FORMAT not in ("json", "console"):
 # Prompts are private: the request line carries one only when an operator asks for it.
 LOG_PROMPTS = env.bool("LOG_PROMPTS", default=False)
 
-# /metrics answers whoever sends this as a Bearer token, and nobody when it is empty.
+# /metrics answers requests with this Bearer token; none if it is empty.
 METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
 
 LOGGING = logs.configured(LOG_FORMAT, level=env.str("LOG_LEVEL", default="INFO"))

@@ -22,7 +22,7 @@ class StaticFiles(WhiteNoiseMiddleware):  # type: ignore[misc]
             with found.file as file:
                 content = file.read()
         response = HttpResponse(content, status=int(found.status))
-        # Whitenoise tells the type, and none for an answer without content.
+        # Whitenoise sets the type, except for an answer without content.
         del response["Content-Type"]
         for name, value in found.headers:
             response[name] = value

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the public API."""
+"""The public API's metrics for Prometheus."""
 
 from collections.abc import Mapping
 
@@ -28,6 +28,6 @@ _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
 def note_circuits(providers: Mapping[str, Provider]) -> None:
-    """Write down where each provider's circuit stands in this process."""
+    """Record the state of each provider's circuit in this process."""
     for name, provider in providers.items():
         CIRCUIT.labels(name).set(_STATES[provider.circuit.state])

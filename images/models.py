@@ -43,29 +43,30 @@ class Generation(models.Model):
     hold = models.OneToOneField(
         Hold, verbose_name=_("hold"), null=True, on_delete=models.PROTECT, related_name="generation"
     )
-    owner = models.UUIDField(
-        _("server process"), help_text=_("The server process that works on it.")
-    )
+    owner = models.UUIDField(_("server process"), help_text=_("The server process handling it."))
     status = models.CharField(
         _("status"), max_length=9, choices=GenerationStatus, default=GenerationStatus.RUNNING
     )
     requested = models.JSONField(
-        _("models asked for"), help_text=_("The models asked for, in order.")
+        _("requested models"), help_text=_("The requested models, in order.")
     )
     parameters = models.JSONField(
         _("parameters"), help_text=_("The request as sent, without model and prompt.")
     )
     prompt = models.TextField(blank=True, help_text="Empty when the organization keeps none.")
     tags = models.JSONField(_("tags"), default=list)
-    n = models.PositiveSmallIntegerField(_("asked for"))
+    n = models.PositiveSmallIntegerField(_("requested"))
     retry = models.PositiveSmallIntegerField(
-        _("retry"), default=0, db_default=0, help_text=_("Which retry of an SDK it is; 0: none.")
+        _("retry"),
+        default=0,
+        db_default=0,
+        help_text=_("Which retry by an SDK this is; 0: not a retry."),
     )
     idempotency_key = models.CharField(_("idempotency key"), max_length=255, null=True)
     fingerprint = models.CharField(_("fingerprint"), max_length=64)
 
     model = models.CharField(
-        _("model"), max_length=100, blank=True, help_text=_("Who drew it in the end.")
+        _("model"), max_length=100, blank=True, help_text=_("The provider that delivered it.")
     )
     provider = models.CharField(_("provider"), max_length=20, blank=True)
     delivered = models.PositiveSmallIntegerField(_("delivered"), default=0)
@@ -78,13 +79,13 @@ class Generation(models.Model):
     error_message = models.CharField(_("error message"), max_length=500, blank=True)
     created_at = models.DateTimeField(_("created at"), db_default=Now())
     deadline_at = models.DateTimeField(
-        _("deadline"), help_text=_("After this nobody works on it any more.")
+        _("deadline"), help_text=_("No process works on it after this time.")
     )
     finished_at = models.DateTimeField(_("finished at"), null=True)
     draw_ms = models.PositiveIntegerField(
-        _("drawn in ms"), null=True, help_text=_("How long the model that delivered took.")
+        _("generation time, ms"), null=True, help_text=_("How long the delivering model took.")
     )
-    latency_ms = models.PositiveIntegerField(_("took, ms"), null=True)
+    latency_ms = models.PositiveIntegerField(_("duration, ms"), null=True)
 
     class Meta:
         verbose_name = _("request")
@@ -249,7 +250,7 @@ class HourlyTagUsage(HourOfUse):
 
 
 class DailyUsage(HourOfUse):
-    """HourlyUsage, summed by days of UTC; `hour` is the day's first.
+    """HourlyUsage, summed by day in UTC; `hour` is the day's first.
 
     The newest day lacks the hours that are not closed.
     """
@@ -298,7 +299,7 @@ class HourlyLatency(Bar):
 
 
 class DailyLatency(Bar):
-    """HourlyLatency, summed by days of UTC; `hour` is the day's first."""
+    """HourlyLatency, summed by day in UTC; `hour` is the day's first."""
 
     class Meta:
         constraints = [
@@ -310,7 +311,7 @@ class DailyLatency(Bar):
 
 
 class ClosedHours(models.Model):
-    """The one row that says up to when hours are rolled up, and that whoever does it locks."""
+    """The one row that says up to when hours are rolled up; rolling up locks it."""
 
     until = models.DateTimeField(null=True)
 

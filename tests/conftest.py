@@ -153,7 +153,7 @@ def _stripe_account() -> Iterator[StripeEmulator]:
 
 @pytest.fixture
 def stripe_account(_stripe_account: StripeEmulator, settings: Settings) -> Iterator[StripeEmulator]:
-    """An empty Stripe account, which the settings point to; its clock stands at the real time.
+    """An empty Stripe account, which the settings point to; its clock shows the real time.
 
     Every call and answer is checked against Stripe's OpenAPI document.
     """

@@ -14,7 +14,7 @@ def empty(alias: str = "default") -> None:
     postgresql = connection.vendor == "postgresql"
     with transaction.atomic(using=alias), connection.cursor() as cursor:
         if postgresql:
-            # As TRUNCATE would: whoever still writes is waited for, so that no row appears later.
+            # Like TRUNCATE: waits for running writes, so that no row appears later.
             cursor.execute(f"LOCK TABLE {', '.join(_tables(alias))} IN EXCLUSIVE MODE")
             # Neither foreign keys nor the ledger's trigger look at what follows.
             cursor.execute("SET LOCAL session_replication_role = replica")

@@ -154,7 +154,7 @@ def run_suite(arguments: list[str]) -> int:
     print(_summary(outcomes, missing), flush=True)
     ran = bool(outcomes) and all(outcome.exit_code == 0 for outcome in outcomes)
     if os.environ.get("CI") and options.only is None and len(outcomes) < 2:
-        # A machine of ours has all that the suite needs; half of it is no proof there.
+        # Our machines have all that the suite needs; running half of it proves nothing there.
         ran = False
     return 0 if ran else 1
 
@@ -300,7 +300,7 @@ def pytest_configure() -> None:
     """Let SIGTERM end the tests as Ctrl-C does, with their cleaning up, which it would skip."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        # It can come twice, from whoever signals the whole group and from the process that started
+        # It can come twice, from a signal to the whole group and from the process that started
         # us.
         signal.signal(signum, signal.SIG_IGN)
         raise KeyboardInterrupt

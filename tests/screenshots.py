@@ -32,7 +32,7 @@ CHOSEN = ROOT / "docs" / "screenshots"
 LOGIN = "ana@geekhub.test"
 START_SECONDS = 60
 PROMPTS = (
-    "A lighthouse at dusk, its light on the waves, woodcut",
+    "A lighthouse at dusk, its beam on the waves, woodcut",
     "A red kite over the sea",
     "Street food stand in Oaxaca at night, neon, film grain",
     "An axolotl librarian, watercolour",
@@ -242,7 +242,7 @@ def draw(page: Page) -> None:
         return
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") in MODELS[:3])
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("article[data-state=succeeded]").nth(2).wait_for()
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
 

@@ -18,7 +18,7 @@ START_SECONDS = 60
 
 
 class _Server(uvicorn.Server):
-    """Stops as soon as it is told to; uvicorn's own looks ten times a second, and sleeps once more.
+    """Stops as soon as requested; uvicorn's own looks ten times a second, and sleeps once more.
 
     That took as long as a test.
     """
@@ -28,12 +28,12 @@ class _Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._told.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and be ready to be told."""
+        """Start, and be ready to be stopped."""
         self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
         await super().startup(sockets)
 
     async def main_loop(self) -> None:
-        """Serve until told to stop."""
+        """Serve until stopped."""
         await self.on_tick(0)
         await self._told.wait()
 
@@ -99,7 +99,7 @@ class AppServer:
     def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(START_SECONDS)
-        # The socket already queues; the first answer tells that the application is up.
+        # The socket already queues; the first answer shows that the application is up.
         with httpx.Client(verify=False, timeout=START_SECONDS) as first:
             first.get(f"{self.origin}/health").raise_for_status()
         return self
@@ -123,7 +123,7 @@ class Api:
     def __init__(self, origin: str, key: str | None, *, timeout: float = 60) -> None:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.origin = origin
-        # Nothing is verified, there is no TLS; loading the certificates took longer than a request.
+        # Without TLS nothing is verified; loading the certificates took longer than a request.
         self.http = httpx.Client(
             base_url=f"{origin}/v1/", headers=headers, timeout=timeout, verify=False
         )

@@ -133,7 +133,7 @@ def test_an_organization_is_made_with_owner_account_and_bonus(
     assert (membership.user.email, membership.role) == ("alice@acme.test", Role.OWNER)
     account = ledger.balance(organization)
     assert (account.balance_micro, account.credit_limit_micro) == (2_500_000, 1_000_000)
-    # The password is told once, where a script does not read it.
+    # The password is printed once, where a script does not read it.
     told = re.fullmatch(r"New user alice@acme\.test, password (\S+)\n", capsys.readouterr().err)
     assert told is not None
     assert membership.user.check_password(told[1])

@@ -1,4 +1,4 @@
-"""Connections: how long each may take over what, how many there are, and what is no request."""
+"""Connections: how long each may take over what, how many there are, and invalid requests."""
 
 import re
 import socket
@@ -227,7 +227,7 @@ def test_a_get_with_an_upgrade_is_a_get(app: AppServer) -> None:
     assert send_raw(app.origin, request).json() == {"status": "ok"}
 
 
-# --- What is no request -----------------------------------------------------------------------
+# --- Invalid requests ---------------------------------------------------------------------------
 
 START = "HTTP/1.1\r\nHost: x\r\n"
 ODD = {
@@ -361,7 +361,7 @@ def test_a_head_is_not_longer_than_it_may_be_however_it_comes(
     whole = head + b"x" * most + b"\r\n\r\n"
     assert len(whole) == HEAD_BYTES
     with connect_raw(app.origin, WAIT_SECONDS) as connection:
-        # A body before it, in the same packet, is no part of it.
+        # A body before it, in the same packet, is not part of it.
         connection.sendall(_request(live_key.secret, {"prompt": "x" * 90_000}) + whole)
         read = read_to_end(connection)
     codes = re.findall(rb'"code":"(\w+)"', read)

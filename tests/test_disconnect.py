@@ -61,7 +61,7 @@ def test_what_a_client_began_is_finished_charged_once_and_can_be_fetched(
         assert (row.status, Hold.objects.get().state) == ("running", HoldState.HELD)
     finally:
         gate.set()
-    # Stopping waits for requests that nobody waits for any more.
+    # Stopping waits for requests whose clients have disconnected.
     server.__exit__(None, None, None)
 
     row.refresh_from_db()
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_gives_its_place_in_flight_back(
         with connect_raw(api.origin) as client:
             client.sendall(_request(live_key.secret, BODY))
             openai.wait_for_calls(1)
-        # The work goes on, and so does its place.
+        # The work continues and keeps its place.
         assert api.draw().status_code == 429
     finally:
         gate.set()

@@ -62,7 +62,7 @@ def test_sigkill_in_a_burst_leaves_pictures_delivered_equal_to_pictures_charged(
         assert settled >= STUCK
         assert f"abandoned requests settled: {settled}" in told
         _expect_settled(organization, service, answers, tmp_path)
-        # A second round finds nothing to do, and the service goes on drawing.
+        # A second round finds nothing to do, and the service keeps working.
         assert "abandoned requests settled: 0" in service.manage("worker", "--once")
         after = _draw(service, key)
         assert after is not None
@@ -98,7 +98,7 @@ def _expect_settled(
     assert account.held_micro == 0
     assert account.spent_micro == images * PRICE
     assert account.balance_micro == 100_000_000 - images * PRICE
-    # Whoever got an answer was charged for it, and every picture that was charged can be seen.
+    # Every client with an answer was charged for it, and every charged picture can be seen.
     assert {answer.json()["id"] for answer in answers} <= set(
         succeeded.values_list("request_id", flat=True)
     )

@@ -1,4 +1,4 @@
-"""bin/setup in a copy of the checkout, with an interpreter that writes down what it is told."""
+"""bin/setup in a copy of the checkout, with an interpreter that records its arguments."""
 
 import os
 import shutil

@@ -29,10 +29,10 @@ WORDS: Mapping[str | None, "StrPromise"] = {
     "day": _("day"),
     "week": _("week"),
     "month": _("month"),
-    OnRefusal.NEXT.value: _("ask the next model of the list"),
-    OnRefusal.STOP.value: _("stop and say so"),
+    OnRefusal.NEXT.value: _("try the next model on the list"),
+    OnRefusal.STOP.value: _("stop and return the refusal"),
     None: _("not set"),
-    "the hour was over": _("the hour was over"),
+    "the hour was over": _("the hour ended"),
 }
 
 
@@ -69,7 +69,7 @@ def _pictures(value: list[str]) -> str:
 
 def _days(value: int | None) -> str:
     if value is None:
-        return _now("for ever")
+        return _now("forever")
     return ngettext("%d day", "%d days", value) % value
 
 
@@ -87,15 +87,15 @@ DETAILS: Mapping[str, Detail] = {
     "why": Detail(_("Why")),
     "note": Detail(_("Note")),
     "role": Detail(_("Role")),
-    "period": Detail(_("Each")),
+    "period": Detail(_("Period")),
     "usd": Detail(_("Limit"), _dollars),
-    "images": Detail(_("Pictures")),
-    "pictures": Detail(_("Pictures"), _pictures),
-    "days": Detail(_("Days pictures are kept"), _days),
+    "images": Detail(_("Images")),
+    "pictures": Detail(_("Images"), _pictures),
+    "days": Detail(_("Days images are kept"), _days),
     "below_usd": Detail(_("Warn below"), _dollars),
-    "below_micro": Detail(_("When less may be spent than"), _micro),
-    "amount_micro": Detail(_("Recharge by"), _micro),
-    "daily_cap_micro": Detail(_("At most a day"), _micro),
+    "below_micro": Detail(_("When available is below"), _micro),
+    "amount_micro": Detail(_("Recharge amount"), _micro),
+    "daily_cap_micro": Detail(_("Maximum per day"), _micro),
     "amount_usd": Detail(_("Amount"), _dollars),
     "before_usd": Detail(_("Before"), _dollars),
     "after_usd": Detail(_("After"), _dollars),
@@ -113,10 +113,10 @@ FIELDS: Mapping[str, "StrPromise"] = {
     "name": _("Name"),
     "keeps_prompts": _("Keep prompts"),
     "on_refusal": _("When a model refuses a prompt"),
-    "retention_days": _("Days pictures are kept"),
+    "retention_days": _("Days images are kept"),
     "prompts_days": _("Days prompts are kept"),
-    "rate_limit_rpm": _("Requests a minute, per key"),
-    "max_in_flight": _("Requests at the same time"),
+    "rate_limit_rpm": _("Requests per minute, per key"),
+    "max_in_flight": _("Concurrent requests"),
 }
 
 

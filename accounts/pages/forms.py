@@ -25,27 +25,27 @@ class SettingsForm(OrganizationForm):
     keeps_prompts = forms.BooleanField(
         label=_("Keep prompts"),
         required=False,
-        help_text=_("Without it the words of a request are forgotten when it ends."),
+        help_text=_("If off, each prompt is discarded when its request ends."),
     )
     retention_days = forms.IntegerField(
-        label=_("Days pictures are kept"),
+        label=_("Days images are kept"),
         required=False,
         min_value=1,
         max_value=36500,
-        help_text=_("Empty: for ever. Older ones are deleted; what they cost stays in the ledger."),
+        help_text=_("Empty: forever. Older images are deleted; their charges stay in the ledger."),
     )
     prompts_days = forms.IntegerField(
         label=_("Days prompts are kept"),
         required=False,
         min_value=1,
         max_value=36500,
-        help_text=_("Empty: for ever. Older ones are forgotten; pictures and costs stay."),
+        help_text=_("Empty: forever. Older prompts are deleted; images and charges stay."),
     )
     on_refusal = forms.ChoiceField(
         label=_("When a model refuses a prompt"),
         choices=[
-            (OnRefusal.NEXT.value, _("ask the next model of the list")),
-            (OnRefusal.STOP.value, _("stop and say so")),
+            (OnRefusal.NEXT.value, _("try the next model on the list")),
+            (OnRefusal.STOP.value, _("stop and return the refusal")),
         ],
     )
 
@@ -58,7 +58,7 @@ class SettingsForm(OrganizationForm):
 class InviteForm(forms.Form):
     """An address and a role."""
 
-    email = AddressField(label=_("E-mail"), widget=forms.EmailInput(attrs={"autocomplete": "off"}))
+    email = AddressField(label=_("Email"), widget=forms.EmailInput(attrs={"autocomplete": "off"}))
     role = forms.ChoiceField(label=_("Role"), choices=Role.choices, initial=Role.DEVELOPER)
 
     def __init__(self, *args: Any, may_make_owners: bool, **kwargs: Any) -> None:

@@ -52,7 +52,7 @@ def organization_settings(request: MemberRequest) -> HttpResponse:
             return denied(request, Permission.MANAGE_ORGANIZATION)
         if form.is_valid():
             members.change_settings(access.organization, actor=access.user, **form.cleaned_data)
-            messages.success(request, _("The settings are saved."))
+            messages.success(request, _("Settings saved."))
             return redirect("settings")
     if not access.may(Permission.MANAGE_ORGANIZATION):
         for field in form.fields.values():
@@ -83,7 +83,7 @@ def organization_members(request: MemberRequest) -> HttpResponse:
                 link = request.build_absolute_uri(reverse("invitation", args=[new.token]))
                 sent = settings.SENDS_MAIL and _send(new.row, link)
                 if sent:
-                    messages.success(request, _("The invitation is on its way to %s.") % email)
+                    messages.success(request, _("Invitation sent to %s.") % email)
                     return redirect("settings_members")
                 form = InviteForm(may_make_owners=access.role == Role.OWNER)
     # The link is shown once, to who invites, where no mail brings it.
@@ -104,7 +104,7 @@ def organization_members(request: MemberRequest) -> HttpResponse:
 
 
 def _send(invitation: Invitation, link: str) -> bool:
-    subject = _("Invitation to %s on Geek Hub") % invitation.organization.name
+    subject = _("Invitation to join %s on Geek Hub") % invitation.organization.name
     return mail.send(
         [invitation.email], subject, "invitation", {"invitation": invitation, "link": link}
     )
@@ -138,7 +138,7 @@ def member_role(request: MemberRequest, user_id: int) -> HttpResponse:
         raise Http404
     return _do(
         request,
-        _("The role of %s is changed.") % user.email,
+        _("Role of %s updated.") % user.email,
         lambda: members.change_role(access.organization, user, Role(role), actor=access.user),
     )
 
@@ -150,7 +150,7 @@ def member_remove(request: MemberRequest, user_id: int) -> HttpResponse:
     access, user = request.access, _member(request, user_id)
     return _do(
         request,
-        _("%s is no member any more.") % user.email,
+        _("%s was removed from the organization.") % user.email,
         lambda: members.remove(access.organization, user, actor=access.user),
     )
 
@@ -162,7 +162,7 @@ def member_owner(request: MemberRequest, user_id: int) -> HttpResponse:
     access, user = request.access, _member(request, user_id)
     return _do(
         request,
-        _("%s owns the organization now; you are an admin.") % user.email,
+        _("%s is now the owner; you are an admin.") % user.email,
         lambda: members.hand_over(access.organization, user, actor=access.user),
     )
 
@@ -174,7 +174,7 @@ def leave(request: MemberRequest) -> HttpResponse:
     access = request.access
     return _do(
         request,
-        _("You have left %s.") % access.organization.name,
+        _("You left %s.") % access.organization.name,
         lambda: members.leave(access.organization, access.user),
         then="dashboard",
     )
@@ -188,21 +188,21 @@ def invitation_revoke(request: MemberRequest, invitation_id: int) -> HttpRespons
     found = get_object_or_404(access.organization.invitations, pk=invitation_id)
     return _do(
         request,
-        _("The invitation of %s is withdrawn.") % found.email,
+        _("Invitation for %s withdrawn.") % found.email,
         lambda: members.revoke_invitation(found, actor=access.user),
     )
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def invitation(request: HttpRequest, token: str) -> HttpResponse:
-    """Show what an invitation is to, and accept it for whoever is logged in with its address."""
+    """Show an invitation, and accept it for the person logged in with its address."""
     try:
         found = members.find_invitation(token)
         if request.method == "POST" and isinstance(request.user, User):
             accepted = members.accept(token, user=request.user)
             request.session.pop(members.SESSION, None)
             request.session[SESSION] = str(accepted.organization_id)
-            messages.success(request, _("Welcome to %s.") % accepted.organization.name)
+            messages.success(request, _("Welcome to %s!") % accepted.organization.name)
             return redirect("dashboard")
     except members.MembersError as error:
         over = isinstance(error, members.InvitationOver)

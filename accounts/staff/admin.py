@@ -25,7 +25,7 @@ class PersonAdmin(StaffAdmin):
     list_filter = ("is_staff", "is_active")
     ordering = ("-pk",)
     search_fields = ("email",)
-    search_help_text = _("An address, or a part of one")
+    search_help_text = _("An address or part of one")
     fields = (
         ("email", "name"),
         ("is_active", "is_staff", "is_superuser"),
@@ -55,7 +55,7 @@ class KeyAdmin(StaffAdmin):
     list_select_related = ("organization",)
     ordering = ("-created_at",)
     search_fields = ("prefix",)
-    search_help_text = _("A prefix or its beginning; an organization's name, slug or UUID")
+    search_help_text = _("A key prefix or its beginning; an organization's name, slug or UUID")
     fields = (
         ("prefix", "name", "organization"),
         ("state", "sandbox", "private", "playground"),
@@ -81,7 +81,7 @@ class KeyAdmin(StaffAdmin):
             return _now("revoked")
         if row.expires_at is not None and row.expires_at <= timezone.now():
             return _now("expired")
-        return _now("paused") if row.paused_at is not None else _now("works")
+        return _now("paused") if row.paused_at is not None else _now("active")
 
     @on_row(description=_("Revoke…"), url_path="revoke")
     def revoke(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -89,16 +89,16 @@ class KeyAdmin(StaffAdmin):
 
         def do(key: ApiKey, data: dict[str, Any]) -> str:
             if key.revoked_at is not None:
-                raise keys.RevokedKey(_now("The key is revoked already."))
+                raise keys.RevokedKey(_now("The key is already revoked."))
             keys.revoke(key, actor=cast(User, request.user), reason=data["reason"])
-            return _now("The key is revoked, on every host.")
+            return _now("Key revoked on every host.")
 
         return self.act(
             request,
             object_id,
             ReasonForm,
             title=_("Revoke a key"),
-            text=_("It opens nothing any more from the next request on. There is no way back."),
+            text=_("The key stops working with the next request. This cannot be undone."),
             do=do,
             refused=(keys.RevokedKey,),
         )

@@ -21,13 +21,13 @@ class ReasonForm(forms.Form):
     reason = forms.CharField(
         label=_("Reason"),
         max_length=200,
-        help_text=_("Written into the organization's audit log, which its members can read."),
+        help_text=_("Recorded in the organization's audit log, which its members can read."),
         widget=UnfoldAdminTextInputWidget(),
     )
     confirmed = forms.BooleanField(
-        label=_("Yes, do this now"),
+        label=_("Yes, do it now"),
         widget=UnfoldBooleanWidget(),
-        error_messages={"required": _("Confirm that it is meant.")},
+        error_messages={"required": _("Tick this to confirm.")},
     )
 
     def __init__(self, *args: Any, row: Any, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class UsdField(forms.CharField):
             return money.from_usd(text)
         except ValueError as error:
             raise forms.ValidationError(
-                _now("Not an amount of USD. Write it like 12.50, at most six decimals.")
+                _now("Enter an amount in USD, such as 12.50, with up to six decimals.")
             ) from error
 
 
@@ -61,7 +61,7 @@ class RatesForm(ReasonForm):
     """An organization's own limits; empty means the default."""
 
     rate_limit_rpm = forms.IntegerField(
-        label=_("Requests a minute, per key"),
+        label=_("Requests per minute, per key"),
         required=False,
         min_value=1,
         max_value=1_000_000,
@@ -69,7 +69,7 @@ class RatesForm(ReasonForm):
         widget=UnfoldAdminIntegerFieldWidget(),
     )
     max_in_flight = forms.IntegerField(
-        label=_("Requests at the same time"),
+        label=_("Concurrent requests"),
         required=False,
         min_value=1,
         max_value=1_000_000,

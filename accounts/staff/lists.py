@@ -50,11 +50,11 @@ class StaffAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
     newest: int | None = None
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        """Let in whoever passed the gate of the site."""
+        """Return True: the site's gate has decided."""
         return True
 
     def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        """Let in whoever passed the gate of the site."""
+        """Return True: the site's gate has decided."""
         return True
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -98,7 +98,7 @@ class StaffAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
         do: Callable[[Any, Any], str],
         refused: tuple[type[Exception], ...] = (),
     ) -> HttpResponse:
-        """Show a form about a row; when it is sent whole, `do(row, data)` and tell its answer.
+        """Show a form about a row; when it is sent whole, `do(row, data)` and show its message.
 
         What `do` raises of `refused` is shown in the form. All it does is one transaction.
         """

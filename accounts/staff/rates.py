@@ -13,7 +13,7 @@ def change_rate_limits(
     reason: str,
     actor: User,
 ) -> bool:
-    """Give an organization limits of its own, None: the default; tell whether they are others."""
+    """Set an organization's own limits (None: the default); return whether they changed."""
     after = {"rate_limit_rpm": rate_limit_rpm, "max_in_flight": max_in_flight}
     with transaction.atomic():
         row = Organization.objects.select_for_update().get(pk=organization.pk)

@@ -28,12 +28,12 @@ STILL = ("stop_viewing", "logout", "account_logout", "set_language")
 
 
 def is_staff(user: User | AnonymousUser) -> bool:
-    """Tell whether somebody is staff, with a second factor or without."""
+    """Return whether somebody is staff, with or without a second factor."""
     return isinstance(user, User) and user.is_active and user.is_staff
 
 
 def may_enter(user: User | AnonymousUser) -> bool:
-    """Tell whether somebody is staff whose login asks for a second factor."""
+    """Return whether somebody is staff with a second factor set up."""
     return is_staff(user) and bool(is_mfa_enabled(user, types=FACTORS))
 
 
@@ -55,7 +55,7 @@ def start(request: HttpRequest, organization: Organization, reason: str) -> None
 
 
 def stop(request: HttpRequest, *, ran_out: bool = False) -> bool:
-    """End it, and tell whether there was anything to end."""
+    """End it; return whether there was anything to end."""
     kept = request.session.pop(SESSION, None)
     if kept is None:
         return False
@@ -101,7 +101,7 @@ class OnlyLooking:
     def process_view(
         self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any
     ) -> HttpResponse | None:
-        """Return the refusal, or None to go on; a logout ends the looking first."""
+        """Return the refusal, or None to continue; a logout ends the viewing first."""
         if request.method in SAFE or SESSION not in request.session:
             return None
         name = request.resolver_match.url_name if request.resolver_match else None

@@ -68,19 +68,19 @@ def client_for(url: str) -> Callable[[], httpx.AsyncClient]:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
     except (ValidationError, ValueError) as error:
-        raise EndpointRefused(gettext("This is not an address of the web.")) from error
+        raise EndpointRefused(gettext("This is not a URL.")) from error
     if len(url) > URL_LENGTH:
-        words = gettext("The address is longer than %d characters.")
+        words = gettext("The URL is longer than %d characters.")
         raise EndpointRefused(words % URL_LENGTH)
     if f"{parts.scheme}://{parts.netloc}" in settings.ALERT_LOCAL_ORIGINS:
         return _exact_client
     if parts.scheme != "https" or port not in (None, 443) or "@" in parts.netloc:
         raise EndpointRefused(
-            gettext("The address must begin with https:// and have no port or password.")
+            gettext("The URL must start with https:// and have no port or password.")
         )
     if is_address(host):
         # No resolver is asked for it, so none would refuse a private one.
-        raise EndpointRefused(gettext("The address must have a name, not a number."))
+        raise EndpointRefused(gettext("The URL must contain a host name, not an IP address."))
     return _public_client
 
 

@@ -79,7 +79,7 @@ def warning(request: MemberRequest) -> HttpResponse:
     limits.set_warning(
         request.access.organization, form.cleaned_data["below"], actor=request.access.user
     )
-    messages.success(request, _("The warning is set."))
+    messages.success(request, _("Warning saved."))
     return redirect("billing_alerts")
 
 
@@ -106,9 +106,9 @@ def test(request: MemberRequest) -> HttpResponse:
     """Send an alert that says that alerts arrive."""
     access = request.access
     if raising.send_test(access.organization, access.user, now=timezone.now()):
-        messages.success(request, _("A test alert is on its way."))
+        messages.success(request, _("Test alert sent."))
     else:
-        messages.warning(request, _("One was sent in this minute. Try again in the next."))
+        messages.warning(request, _("A test was sent less than a minute ago. Try again shortly."))
     return redirect("billing_alerts")
 
 
@@ -117,5 +117,5 @@ def test(request: MemberRequest) -> HttpResponse:
 def endpoint_remove(request: MemberRequest) -> HttpResponse:
     """Send alerts by e-mail only."""
     endpoints.remove_endpoint(request.access.organization, request.access.user)
-    messages.success(request, _("Alerts are sent by e-mail only."))
+    messages.success(request, _("Webhook removed. Alerts are sent by email only."))
     return redirect("billing_alerts")

@@ -112,9 +112,11 @@ def _set(request: MemberRequest, holder: Holder, period: Period, form: LimitsFor
             actor=request.access.user,
         )
     except NoSuchHolder:
-        messages.error(request, _("Nobody holds this budget any more. It can only be removed."))
+        messages.error(
+            request, _("The key or member of this budget no longer exists. You can only remove it.")
+        )
     else:
-        messages.success(request, _("The budget is set."))
+        messages.success(request, _("Budget saved."))
     return redirect("billing_budgets")
 
 
@@ -147,5 +149,5 @@ def remove(request: MemberRequest, budget_id: int) -> HttpResponse:
     if budget.holder.scope not in _settable(request.access):
         return denied(request, Permission.MANAGE_BILLING)
     limits.remove_budget(budget, actor=request.access.user)
-    messages.success(request, _("The budget is removed."))
+    messages.success(request, _("Budget removed."))
     return redirect("billing_budgets")

@@ -24,7 +24,7 @@ MOST_IMAGES = 1_000_000_000
 KINDS = {
     EntryKind.BONUS: _("Bonus"),
     EntryKind.RECHARGE: _("Recharge"),
-    EntryKind.CONSUMPTION: _("Pictures"),
+    EntryKind.CONSUMPTION: _("Images"),
     EntryKind.REFUND: _("Refund"),
     EntryKind.ADJUSTMENT: _("Adjustment"),
 }
@@ -46,9 +46,9 @@ class UsdField(forms.CharField):
         try:
             micro = money.from_usd(text)
         except ValueError as error:
-            raise forms.ValidationError(gettext("Write an amount such as 25 or 7.50.")) from error
+            raise forms.ValidationError(gettext("Enter an amount such as 25 or 7.50.")) from error
         if not 0 <= micro <= MOST_MICRO:
-            raise forms.ValidationError(gettext("This amount is not possible."))
+            raise forms.ValidationError(gettext("This amount is not allowed."))
         return micro
 
     def prepare_value(self, value: Any) -> Any:
@@ -59,10 +59,10 @@ class UsdField(forms.CharField):
 def _check_recharge(form: forms.Form, name: str, micro: int) -> None:
     if not recharges.MINIMUM_MICRO <= micro <= recharges.MAXIMUM_MICRO:
         least, most = dollars(recharges.MINIMUM_MICRO), dollars(recharges.MAXIMUM_MICRO)
-        text = gettext("A recharge is between %(least)s and %(most)s.")
+        text = gettext("Enter an amount between %(least)s and %(most)s.")
         form.add_error(name, text % {"least": least, "most": most})
     elif micro % MICRO_PER_CENT:
-        form.add_error(name, gettext("A recharge is a whole number of cents."))
+        form.add_error(name, gettext("Use at most two decimals."))
 
 
 class RechargeForm(forms.Form):
@@ -82,7 +82,7 @@ class RechargeForm(forms.Form):
         chosen = data.get("amount")
         if chosen == OTHER and "other" in data:
             if data["other"] is None:
-                self.add_error("other", gettext("Write an amount such as 25 or 7.50."))
+                self.add_error("other", gettext("Enter an amount such as 25 or 7.50."))
             else:
                 data["micro"] = data["other"]
                 _check_recharge(self, "other", data["other"])
@@ -94,9 +94,9 @@ class RechargeForm(forms.Form):
 class AutomaticForm(forms.Form):
     """When to recharge by itself, by how much, and how much a day at most."""
 
-    below = UsdField(label=_("When less than this may be spent"))
-    amount = UsdField(label=_("Recharge by"))
-    cap = UsdField(label=_("At most a day"), help_text=_("A day is one of UTC."))
+    below = UsdField(label=_("When available is below"))
+    amount = UsdField(label=_("Recharge amount"))
+    cap = UsdField(label=_("Maximum per day"), help_text=_("Days are in UTC."))
 
     @classmethod
     def of(cls, account: BillingAccount, data: Any = None) -> "AutomaticForm":
@@ -116,7 +116,9 @@ class AutomaticForm(forms.Form):
         if amount is not None:
             _check_recharge(self, "amount", amount)
             if cap is not None and cap < amount:
-                self.add_error("cap", gettext("The most of a day is not less than one recharge."))
+                self.add_error(
+                    "cap", gettext("The daily maximum cannot be less than one recharge.")
+                )
         return data
 
 
@@ -138,14 +140,14 @@ class LimitsForm(forms.Form):
 
     usd = UsdField(label=_("USD"), required=False)
     images = forms.IntegerField(
-        label=_("Pictures"), required=False, min_value=0, max_value=MOST_IMAGES
+        label=_("Images"), required=False, min_value=0, max_value=MOST_IMAGES
     )
 
     def clean(self) -> dict[str, Any]:
         """Check that there is a limit."""
         data = super().clean() or self.cleaned_data
         if data.get("usd") is None and data.get("images") is None and not self.errors:
-            self.add_error(None, gettext("Set a limit in USD, in pictures, or both."))
+            self.add_error(None, gettext("Set a limit in USD, in images, or both."))
         return data
 
 
@@ -157,7 +159,7 @@ class BudgetForm(LimitsForm):
 
     holder = forms.ChoiceField(label=_("For"))
     period = forms.ChoiceField(
-        label=_("Each"), choices=list(PERIODS.items()), initial=Period.MONTH.value
+        label=_("Period"), choices=list(PERIODS.items()), initial=Period.MONTH.value
     )
 
     def __init__(
@@ -210,8 +212,8 @@ class WarningForm(forms.Form):
     """When to warn that little is left."""
 
     below = UsdField(
-        label=_("Warn when less than this may be spent, in USD"),
-        help_text=_("Balance and credit limit, less what is held. 0: no warning."),
+        label=_("Warn when available is below (USD)"),
+        help_text=_("Available is your balance plus credit limit, minus holds. 0: no warning."),
     )
 
 
@@ -219,9 +221,9 @@ class EndpointForm(forms.Form):
     """Where alerts are sent beside the e-mail."""
 
     url = forms.CharField(
-        label=_("Address"),
+        label=_("URL"),
         max_length=500,
-        help_text=_("https, with a name and no port."),
+        help_text=_("Public https:// URL, default port."),
         widget=forms.URLInput(
             attrs={"placeholder": "https://example.com/geekhub", "autocomplete": "off"}
         ),

@@ -168,10 +168,10 @@ def _to_stripe(
     try:
         if url := which(invoices.links(connect(), invoice)):
             return redirect(url)
-        messages.info(request, _("A draft has neither a page nor a PDF yet."))
+        messages.info(request, _("A draft has no page or PDF yet."))
     except NotConnected as error:
         raise Http404 from error
     except StripeFailure as error:
         log.warning("Stripe does not show %s: %s", invoice.stripe_id, error)
-        messages.error(request, _("Stripe did not answer. Try again in a moment."))
+        messages.error(request, _("Stripe did not respond. Try again in a moment."))
     return redirect("billing_invoice", invoice_id=invoice.stripe_id)

@@ -116,10 +116,10 @@ def _visit(request: MemberRequest, page: Callable[[Stripe], str]) -> HttpRespons
     except NotConnected as error:
         raise Http404 from error
     except NothingToSell:
-        messages.error(request, _("Nothing is sold by invoice yet. Please try again later."))
+        messages.error(request, _("Monthly invoices are not available yet. Try again later."))
     except StripeFailure as error:
         log.warning("no page of Stripe's for %s: %s", request.access.organization.pk, error)
-        messages.error(request, _("Stripe did not answer, and nothing was changed. Try again."))
+        messages.error(request, _("Stripe did not respond. Nothing was changed. Try again."))
     return redirect("billing")
 
 
@@ -182,14 +182,14 @@ def automatic(request: MemberRequest) -> HttpResponse:
     access = request.access
     if "stop" in request.POST:
         recharges.stop_automatic(access.organization, access.user)
-        messages.success(request, _("Nothing is recharged by itself any more."))
+        messages.success(request, _("Automatic recharge is off."))
         return redirect("billing")
     if not is_connected():
         raise Http404
     form = AutomaticForm.of(ledger.balance(access.organization), request.POST)
     if not form.is_valid() or not _set_automatic(request, form):
         return _page(request, automatic=form)
-    messages.success(request, _("The automatic recharge is set."))
+    messages.success(request, _("Automatic recharge is on."))
     return redirect("billing")
 
 
@@ -220,12 +220,14 @@ def back(request: MemberRequest) -> HttpResponse:
         elif left == "portal":
             visits.from_portal(connect(), request.access.organization, now=timezone.now())
         elif left:
-            messages.info(request, _("You came back without paying. Nothing was charged."))
+            messages.info(request, _("You did not complete the payment. Nothing was charged."))
     except (NotConnected, NotTheirs) as error:
         raise Http404 from error
     except StripeFailure as error:
         log.warning("a visit to Stripe is not known yet: %s", error)
-        messages.info(request, _("Stripe has not told us yet. It will appear here shortly."))
+        messages.info(
+            request, _("Stripe has not confirmed the payment yet. This page will update shortly.")
+        )
     return redirect("billing")
 
 
@@ -234,13 +236,16 @@ def _tell(request: MemberRequest, session: str) -> None:
         connect(), request.access.organization, session, now=timezone.now()
     )
     told: dict[Came, tuple[Callable[..., Any], str]] = {
-        Came.PAID: (messages.success, _("%s is on the balance.") % dollars(visit.micro)),
+        Came.PAID: (messages.success, _("%s was added to your balance.") % dollars(visit.micro)),
         Came.PENDING: (
             messages.info,
-            _("The payment is on its way. It is on the balance as soon as your bank says yes."),
+            _(
+                "The payment is processing. It will be added to your balance once your bank "
+                "confirms it."
+            ),
         ),
-        Came.UNPAID: (messages.info, _("You came back without paying. Nothing was charged.")),
-        Came.SUBSCRIBED: (messages.success, _("The card is on file.")),
+        Came.UNPAID: (messages.info, _("You did not complete the payment. Nothing was charged.")),
+        Came.SUBSCRIBED: (messages.success, _("Card saved.")),
     }
     say, words = told[visit.came]
     say(request, words)

@@ -74,13 +74,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc] # allauth shi
                 raise ImmediateHttpResponse(self._again(AGAIN[template_prefix])) from error
 
     def _again(self, place: str) -> HttpResponse:
-        words = _now("The e-mail could not be sent. Try again in a few minutes.")
+        words = _now("The email could not be sent. Try again in a few minutes.")
         if place == "login" and self.request.user.is_authenticated:
             place = "account_email"
         elif place == "login":
             words = _now(
-                "The e-mail with your code could not be sent. Log in in a few minutes to get "
-                "another one."
+                "The email with your code could not be sent. Log in again in a few minutes "
+                "to get a new one."
             )
         messages.error(self.request, words)
         return redirect(place)

@@ -149,12 +149,12 @@ type Told = dict[str, Any]
 def _budget(told: Told, budget: Called | None) -> str:
     period = PERIODS.get(told["period"], told["period"])
     whose = told.get("member") or (budget or scopes.called_in(told)).phrase
-    text = _now("%(percent)s %% of the budget of %(whose)s for the %(period)s is used.")
+    text = _now("%(percent)s%% of the budget of %(whose)s for this %(period)s is used.")
     return text % {"percent": told["percent"], "whose": whose, "period": period}
 
 
 def _low_balance(told: Told, budget: Called | None) -> str:
-    text = _now("Only $%(left)s may still be spent, less than $%(below)s.")
+    text = _now("Only $%(left)s is available, less than $%(below)s.")
     return text % {"left": told["available_usd"], "below": told["below_usd"]}
 
 
@@ -164,7 +164,7 @@ def _recharge_failed(told: Told, budget: Called | None) -> str:
 
 
 def _payment_failed(told: Told, budget: Called | None) -> str:
-    return _now("Invoice %(number)s could not be collected.") % {"number": told["invoice"]}
+    return _now("Payment of invoice %(number)s failed.") % {"number": told["invoice"]}
 
 
 def _suspended(told: Told, budget: Called | None) -> str:
@@ -176,7 +176,7 @@ def _resumed(told: Told, budget: Called | None) -> str:
 
 
 def _test(told: Told, budget: Called | None) -> str:
-    return _now("A test that %(by)s asked for.") % {"by": told["by"]}
+    return _now("A test requested by %(by)s.") % {"by": told["by"]}
 
 
 # Every kind of alert, and what it says on the page; what it says by e-mail is the template of that
@@ -214,17 +214,17 @@ def delivery(row: Notification) -> Delivery:
     """Return whether people and the organization's software were told."""
     if row.settled_at and not row.attempts:
         # A lower threshold that was passed in the same moment.
-        return Delivery(_now("Told with a higher one"), "")
+        return Delivery(_now("Included in a later alert"), "")
     # What our mail server says is of no use to anybody outside.
     problem = row.post_error
     if row.settled_at is None:
         if row.attempts:
-            return Delivery(_now("Trying again"), "warning", problem)
-        return Delivery(_now("Under way"), "")
+            return Delivery(_now("Retrying"), "warning", problem)
+        return Delivery(_now("Sending"), "")
     if not row.emailed_at and not row.posted_at:
-        return Delivery(_now("Given up"), "wrong", problem)
+        return Delivery(_now("Not delivered"), "wrong", problem)
     if not row.posted_at:
-        return Delivery(_now("E-mail"), "warning" if problem else "good", problem)
+        return Delivery(_now("Email"), "warning" if problem else "good", problem)
     if not row.emailed_at:
-        return Delivery(_now("Endpoint"), "warning")
-    return Delivery(_now("E-mail and endpoint"), "good")
+        return Delivery(_now("Webhook"), "warning")
+    return Delivery(_now("Email and webhook"), "good")

@@ -40,12 +40,15 @@ def check_may_found(person: User) -> None:
     most, a_day = settings.ORGANIZATIONS_PER_PERSON, settings.ORGANIZATIONS_PER_DAY
     if founded.count() >= most:
         raise TooManyOrganizations(
-            _("You have created %(most)d organizations, the most one person can. Write to us.")
+            _(
+                "You have created %(most)d organizations, the most one person can have. "
+                "Contact us for more."
+            )
             % {"most": most}
         )
     if founded.filter(created_at__gt=timezone.now() - DAY).count() >= a_day:
         raise TooManyOrganizations(
-            _("You can create %(most)d organizations within 24 hours. Try again tomorrow.")
+            _("You can create up to %(most)d organizations in 24 hours. Try again tomorrow.")
             % {"most": a_day}
         )
 

@@ -33,8 +33,8 @@ class LedgerAdmin(StaffAdmin):
     newest = 200_000
     search_fields = ("entry_key", "payment_id")
     search_help_text = _(
-        "An organization's name, slug or UUID, a member's address, the key of an entry, Stripe's "
-        "id of a payment. Without words: the newest 200,000 entries"
+        "An organization's name, slug or UUID, a member's address, an entry key, or Stripe's "
+        "id of a payment. Without a search: the newest 200,000 entries"
     )
     fields = (
         ("created_at", "organization", "kind"),
@@ -71,7 +71,7 @@ class HoldFilter(SimpleListFilter):
     def choices(self, changelist: Any) -> Any:
         """Return the choices; no state means `held` while nothing is looked for."""
         first, *others = super().choices(changelist)
-        yield first | {"display": _("held, or what the words find")}
+        yield first | {"display": _("held, or any when searching")}
         yield from others
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -151,7 +151,7 @@ class PriceAdmin(StaffAdmin):
         """Return versions of skus."""
         return queryset.filter(sku__icontains=term)
 
-    @display(description=_("USD per picture"), ordering="unit_micro")
+    @display(description=_("USD per image"), ordering="unit_micro")
     def price(self, row: PriceVersion) -> str:
         """Return the price."""
         return usd(row.unit_micro)

@@ -47,11 +47,11 @@ class LimitForm(ReasonForm):
 class AdjustmentForm(ReasonForm):
     """An amount, and the ticket by which it happens once."""
 
-    amount = UsdField(label=_("Amount, USD"), help_text=_("-5 takes 5 dollars off the balance."))
+    amount = UsdField(label=_("Amount, USD"), help_text=_("-5 subtracts $5 from the balance."))
     ticket = forms.CharField(
         label=_("Ticket"),
         max_length=corrections.TICKET_LENGTH,
-        help_text=_("A ticket corrects once: sent again, nothing more happens."),
+        help_text=_("Each ticket is applied once; sending it again changes nothing."),
         widget=UnfoldAdminTextInputWidget(),
     )
 
@@ -64,7 +64,7 @@ class RefundForm(AdjustmentForm):
         label=_("Invoice"),
         queryset=Invoice.objects.none(),
         required=False,
-        help_text=_("If it is for a final invoice, the refund becomes a credit note of it."),
+        help_text=_("For a final invoice, the refund becomes a credit note on that invoice."),
     )
     field_order = ["amount", "ticket", "invoice"]
 
@@ -210,18 +210,18 @@ class OrganizationAdmin(StaffAdmin):
         """Return how far below zero it may go."""
         return usd(row.billing_account.credit_limit_micro)
 
-    @display(description=_("May still spend"))
+    @display(description=_("Available"))
     def available(self, row: Organization) -> str:
         """Return what is left."""
         account = row.billing_account
         return usd(account.available_micro)
 
-    @display(description=_("Spent in all"))
+    @display(description=_("Total spent"))
     def spent(self, row: Organization) -> str:
         """Return what was ever spent."""
         return usd(row.billing_account.spent_micro)
 
-    @display(description=_("Spent in 30 days"))
+    @display(description=_("Spent, last 30 days"))
     def spent_lately(self, row: Organization) -> str:
         """Return what was spent in thirty days."""
         if not hasattr(row, "spent_micro"):
@@ -272,7 +272,7 @@ class OrganizationAdmin(StaffAdmin):
 
         def do(row: Organization, data: dict[str, Any]) -> str:
             viewing.start(request, row, data["reason"])
-            return _now("You look at the pages as a customer now, read-only.")
+            return _now("You are now viewing the pages as a customer, read-only.")
 
         answer = self.act(
             request,
@@ -280,8 +280,9 @@ class OrganizationAdmin(StaffAdmin):
             ReasonForm,
             title=_("View as customer"),
             text=_(
-                "For 60 minutes every page is this organization's, read-only and without "
-                "prompts. Its members read in their audit log that you looked, and why."
+                "For 60 minutes you see every page as this organization does, read-only "
+                "and without prompts. Its audit log shows its members that you looked, and "
+                "why."
             ),
             do=do,
         )
@@ -295,14 +296,14 @@ class OrganizationAdmin(StaffAdmin):
             changed = change_credit_limit(
                 row, data["limit"], data["reason"], cast(User, request.user)
             )
-            return _now("The credit limit is changed.") if changed else _now("It was so already.")
+            return _now("Credit limit changed.") if changed else _now("Nothing to change.")
 
         return self.act(
             request,
             object_id,
             LimitForm,
             title=_("Change the credit limit"),
-            text=_("The balance may go so far below zero. It counts from the next request on."),
+            text=_("How far below zero the balance can go. Applies from the next request."),
             do=do,
             refused=(ValueError,),
         )
@@ -319,14 +320,14 @@ class OrganizationAdmin(StaffAdmin):
                 data["reason"],
                 cast(User, request.user),
             )
-            return _now("The limits are changed.") if changed else _now("It was so already.")
+            return _now("Rate limits changed.") if changed else _now("Nothing to change.")
 
         return self.act(
             request,
             object_id,
             RatesForm,
             title=_("Change the rate limits"),
-            text=_("They count from the next request on."),
+            text=_("They apply from the next request."),
             do=do,
         )
 
@@ -336,8 +337,8 @@ class OrganizationAdmin(StaffAdmin):
 
         def do(row: Organization, data: dict[str, Any]) -> str:
             if standing.suspend(row, data["reason"], cast(User, request.user)):
-                return _now("The organization is suspended.")
-            return _now("Staff had suspended it already.")
+                return _now("Organization suspended.")
+            return _now("Staff have already suspended it.")
 
         return self.act(
             request,
@@ -345,8 +346,8 @@ class OrganizationAdmin(StaffAdmin):
             ReasonForm,
             title=_("Suspend the organization"),
             text=_(
-                "New requests are refused until staff resume; a payment does not. Requests that "
-                "run are finished. Its owners are told, with the reason."
+                "New requests are refused until staff resume it; a payment alone does not. "
+                "Running requests are completed. Owners are notified of the reason."
             ),
             do=do,
         )
@@ -359,14 +360,14 @@ class OrganizationAdmin(StaffAdmin):
             user = cast(User, request.user)
             if not standing.resume(row, user, data["reason"]):
                 return _now("It was not suspended.")
-            return _now("The organization may draw again.")
+            return _now("Organization resumed.")
 
         return self.act(
             request,
             object_id,
             ReasonForm,
             title=_("Resume the organization"),
-            text=_("If invoices are still owed, a new grace period begins."),
+            text=_("If invoices are still unpaid, a new grace period starts."),
             do=do,
         )
 
@@ -383,14 +384,16 @@ class OrganizationAdmin(StaffAdmin):
                 data["ticket"],
                 data["invoice"],
             )
-            return _now("%(amount)s is on the balance.") % {"amount": usd(entry.amount_micro)}
+            return _now("%(amount)s was added to the balance.") % {
+                "amount": usd(entry.amount_micro)
+            }
 
         return self.act(
             request,
             object_id,
             RefundForm,
             title=_("Refund"),
-            text=_("Money for pictures that were paid goes back onto the balance."),
+            text=_("Returns money for paid images to the balance."),
             do=do,
             refused=(corrections.CorrectionRefused,),
         )
@@ -403,14 +406,14 @@ class OrganizationAdmin(StaffAdmin):
             entry = corrections.adjust(
                 row, data["amount"], data["reason"], cast(User, request.user), data["ticket"]
             )
-            return _now("The balance moved by %(amount)s.") % {"amount": usd(entry.amount_micro)}
+            return _now("Balance adjusted by %(amount)s.") % {"amount": usd(entry.amount_micro)}
 
         return self.act(
             request,
             object_id,
             AdjustmentForm,
             title=_("Adjustment"),
-            text=_("It moves the balance, up or down. What is taken is on the next invoice, too."),
+            text=_("Moves the balance up or down. A deduction also appears on the next invoice."),
             do=do,
             refused=(corrections.CorrectionRefused,),
         )

@@ -45,7 +45,7 @@ class AcceptForm(ReasonForm):
 
     def __init__(self, *args: Any, row: Difference, **kwargs: Any) -> None:
         super().__init__(*args, row=row, **kwargs)
-        self.fields["reason"].help_text = _("Written beside the difference and into the audit log.")
+        self.fields["reason"].help_text = _("Recorded with the difference and in the audit log.")
 
 
 class DifferenceAdmin(StaffAdmin):
@@ -110,14 +110,16 @@ class DifferenceAdmin(StaffAdmin):
 
         def do(row: Difference, data: dict[str, Any]) -> str:
             reconciliation.resolve(row, data["reason"], cast(User, request.user))
-            return _now("The difference is accepted; it comes back only if its numbers change.")
+            return _now("Difference accepted. It reopens only if its numbers change.")
 
         return self.act(
             request,
             object_id,
             AcceptForm,
             title=_("Accept a difference"),
-            text=_("Nothing is put right by it: it says that a person knows why the two differ."),
+            text=_(
+                "Accepting corrects nothing: it records that somebody knows why the two differ."
+            ),
             do=do,
             refused=(ValueError, reconciliation.AlreadyResolved),
         )

@@ -26,7 +26,7 @@ class MeterFilter(SimpleListFilter):
     def choices(self, changelist: Any) -> Any:
         """Return the choices; no state means what is under way."""
         first, *others = super().choices(changelist)
-        yield first | {"display": _("under way, or what the words find")}
+        yield first | {"display": _("unfinished, or any when searching")}
         yield from others
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -167,7 +167,7 @@ class InvoiceAdmin(StaffAdmin):
         """Return what is due."""
         return usd(row.amount_due_cents * 10_000)
 
-    @display(description=_("Owed"), boolean=True)
+    @display(description=_("Unpaid"), boolean=True)
     def owed(self, row: Invoice) -> bool:
         """Return whether Stripe could not collect it."""
         return row.payment_failed

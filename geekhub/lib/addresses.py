@@ -22,7 +22,7 @@ def client(peer: str, forwarded: str, proxies: int) -> str:
     """Return the client's IP address; empty when it is not known.
 
     `peer` is the other end of the socket, `forwarded` the X-Forwarded-For header. Each of our
-    `proxies` adds on the right whom it talked to; what stands further left anybody can write.
+    `proxies` appends the address it talked to; anything further left can be forged.
     """
     if not proxies:
         return _ip(peer)
@@ -37,7 +37,7 @@ def network(text: str) -> str:
 
 
 def within(address: str, networks: Iterable[str]) -> bool:
-    """Tell whether an address is in one of the networks; an unknown one is in none."""
+    """Return whether an address is in one of the networks; an unknown one is not."""
     if not address:
         return False
     one = ipaddress.ip_address(address)
@@ -45,7 +45,7 @@ def within(address: str, networks: Iterable[str]) -> bool:
 
 
 def is_address(host: str) -> bool:
-    """Tell whether a host is an IP address and not a name."""
+    """Return whether a host is an IP address rather than a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:

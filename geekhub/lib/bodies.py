@@ -13,7 +13,7 @@ type Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 type Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 type Headers = list[tuple[bytes, bytes]]
 
-# How long a client that is refused may go on sending before its connection is closed.
+# How long a refused client may keep sending before its connection is closed.
 LINGER_SECONDS = 5.0
 # What a compressed body is unpacked by, so that a bomb fills no memory before it is counted.
 STEP_BYTES = 64 * 1024
@@ -27,7 +27,7 @@ class BodyTooLarge(BodyRefused):
     """It has more bytes than are taken, as it came or unpacked."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"The body may have at most {most} bytes.")
+        super().__init__(f"The body can have at most {most} bytes.")
 
 
 class BodyTooSlow(BodyRefused):
@@ -35,7 +35,7 @@ class BodyTooSlow(BodyRefused):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"The body took too long to arrive; all of it must be here within {seconds:g} seconds."
+            f"The body took too long to arrive; it must arrive within {seconds:g} seconds."
         )
 
 

@@ -49,7 +49,7 @@ class _Client:
                 if self._seldom.passes():
                     log.error("Redis does not answer; each process has its own cache: %s", error)
             except ValueError:
-                # Its way to say that there is no such key.
+                # Its way to say that the key does not exist.
                 self._breaker.worked()
                 raise
             else:

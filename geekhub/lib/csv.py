@@ -29,7 +29,7 @@ def _marked(parts: Iterator[str]) -> Iterator[str]:
 
 
 def csv_text(columns: Sequence[str], pages: Iterable[Iterable[Iterable[object]]]) -> Iterator[str]:
-    """Yield rows as CSV, a part for each page of them; the columns stand before the first."""
+    """Yield rows as CSV, a part for each page of them; the columns come before the first."""
     text = io.StringIO(newline="")
     write = csv.writer(text).writerow
     write(columns)

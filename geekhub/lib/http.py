@@ -131,7 +131,7 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         limits = request.extensions.get("timeout", {})
         # Host and Content-Length are httpx's own and must not be written twice; aiohttp chunks a
-        # streamed body itself and refuses to be told.
+        # streamed body itself and refuses an override.
         sent = [
             (name.decode(), value.decode())
             for name, value in request.headers.raw

@@ -7,7 +7,7 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def hour_of(moment: datetime) -> datetime:
-    """Return the beginning of its hour of UTC."""
+    """Return the start of its hour in UTC."""
     return moment.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 

@@ -21,7 +21,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class BadStream(Exception):
-    """What came is no stream of events, or an event is over the limit."""
+    """The data is not a stream of events, or an event is over the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class _Block:
         return self.data == [b"[DONE]"]
 
     def parsed(self) -> Event:
-        """Return the event; raises BadStream when its data is no JSON object."""
+        """Return the event; raises BadStream if its data is not a JSON object."""
         try:
             value = foreign.parse(b"\n".join(self.data))
         except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 async def to_its_end[T](work: Coroutine[Any, Any, T]) -> T:
     """Return what the work returns; if the caller is cancelled, that waits for the work's end.
 
-    For work whose part in a thread goes on whoever stops waiting for it.
+    For work whose part in a thread continues even if nobody waits for it.
     """
     task = asyncio.create_task(work)
     try:

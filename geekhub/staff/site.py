@@ -57,7 +57,7 @@ class StaffSite(UnfoldAdminSite):  # type: ignore[misc] # unfold ships no types
     final_catch_all_view = False
 
     def has_permission(self, request: HttpRequest) -> bool:
-        """Tell whether somebody gets in."""
+        """Return whether somebody gets in."""
         return viewing.may_enter(request.user)
 
     def admin_view(self, view: View, cacheable: bool = False) -> View:
@@ -107,7 +107,7 @@ def turned_away(request: HttpRequest) -> HttpResponse | None:
     if not viewing.may_enter(request.user):
         messages.warning(
             request,
-            _now("Staff log in with a second factor. Set one up here, then come back to /staff/."),
+            _now("Staff need two-factor authentication. Set it up here, then return to /staff/."),
         )
         return redirect("mfa_index")
     return None

@@ -57,7 +57,7 @@ WITH_STRIPE = tuple(
     for name, title, every, work in (
         (
             "events from Stripe",
-            _("events from Stripe taken in"),
+            _("Stripe events processed"),
             5 * SECOND,
             lambda s, now: inbox.process_due(s, now=now),
         ),
@@ -69,7 +69,7 @@ WITH_STRIPE = tuple(
         ),
         (
             "prices brought to Stripe",
-            _("prices brought to Stripe"),
+            _("prices published to Stripe"),
             MINUTE,
             lambda s, now: len(catalog.resume(s, now)),
         ),
@@ -88,7 +88,7 @@ WITH_STRIPE = tuple(
         ),
         (
             "uncertain usage decided",
-            _("uncertain usage decided"),
+            _("uncertain usage resolved"),
             MINUTE,
             lambda s, now: doubt.resolve_uncertain(StripeSink(s), now=now),
         ),
@@ -110,17 +110,17 @@ WITH_STRIPE = tuple(
             HOUR,
             lambda s, now: reconciliation.usage(s, now=now).differences,
         ),
-        ("changes swept", _("changes at Stripe looked for"), DAY, _sweep),
+        ("changes swept", _("Stripe swept for changes"), DAY, _sweep),
         (
             "prices retired",
-            _("old prices taken out of Stripe"),
+            _("old prices removed from Stripe"),
             DAY,
             lambda s, now: len(catalog.retire(s, now)),
         ),
     )
 )
 LOCAL = (
-    Job("alerts noticed", _("alerts noticed"), MINUTE, lambda now: raising.scan(now=now)),
+    Job("alerts noticed", _("alerts raised"), MINUTE, lambda now: raising.scan(now=now)),
     Job(
         "alerts delivered",
         _("alerts delivered"),
@@ -135,13 +135,13 @@ LOCAL = (
     ),
     Job(
         "differences in older books",
-        _("older books compared"),
+        _("older books checked"),
         DAY,
         lambda now: reconciliation.internal(now=now, since=now - WHOLE_MONTH).differences,
     ),
     Job(
         "differences in our books",
-        _("our books compared"),
+        _("our books checked"),
         10 * MINUTE,
         lambda now: reconciliation.internal(now=now).differences,
     ),

@@ -158,8 +158,8 @@ def translate(error: Exception) -> ApiError | None:
         case AccountSuspended():
             return ApiError(
                 "insufficient_balance",
-                f"The organization is suspended{f': {error}' if str(error) else ''}. What to do "
-                f"is on its billing page: {settings.PUBLIC_URL}/dashboard/billing",
+                f"The organization is suspended{f': {error}' if str(error) else ''}. See its "
+                f"billing page: {settings.PUBLIC_URL}/dashboard/billing",
             )
         case InsufficientBalance():
             return ApiError(
@@ -171,15 +171,15 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("guardrail_blocked", str(error), retry=False)
         case BudgetExceeded():
             page = f"{settings.PUBLIC_URL}/dashboard/billing/budgets"
-            left = f"{'GET /v1/credits' if error.by_key else page} shows what is left of it."
+            left = f"{'GET /v1/credits' if error.by_key else page} shows what is left."
             return ApiError("guardrail_blocked", f"{error} {left}", retry=False)
         case routing.ModelBlocked():
             instead = ", ".join(error.allowed) or "no model"
-            return ApiError("guardrail_blocked", f"{error} It may use {instead}.", "model")
+            return ApiError("guardrail_blocked", f"{error} It can use {instead}.", "model")
         case StillRunning():
             return ApiError(
                 "invalid_request_error",
-                "The request is still running; its pictures can be deleted when it has finished.",
+                "The request is still running; its images can be deleted once it has finished.",
                 "id",
             )
         case routing.ModelNotFound():
@@ -198,7 +198,7 @@ def translate(error: Exception) -> ApiError | None:
         case repeats.IdempotencyKeyInUse():
             return ApiError(
                 "idempotency_key_in_use",
-                "The request that this one repeats is still running. Send it again later.",
+                "The request this one repeats is still running. Try again later.",
                 headers={"retry-after": "2"},
             )
         case repeats.IdempotencyKeyReused():
@@ -209,14 +209,14 @@ def translate(error: Exception) -> ApiError | None:
         case repeats.ImagesDeleted():
             return ApiError(
                 "images_deleted",
-                "This repeats a request whose images have been deleted since. Nothing was drawn or "
-                "charged now. To draw again, send it as a new request, with another "
+                "This repeats a request whose images have since been deleted. Nothing was "
+                "generated or charged. To generate new images, send the request with another "
                 "Idempotency-Key or without one.",
             )
         case repeats.NotStoredYet():
             return _away(
-                "A picture of the request that this one repeats is on its way to the store. "
-                "Nothing was charged now. Try again in a few seconds."
+                "An image of the request this one repeats is still being stored. Nothing was "
+                "charged. Try again in a few seconds."
             )
         case AllCandidatesFailed():
             # Another try would cost us again, or be refused again.
@@ -226,25 +226,25 @@ def translate(error: Exception) -> ApiError | None:
         # In the next three the provider has been paid: a blind repeat would pay it again.
         case StoreFailed():
             return _away(
-                "The pictures were drawn but could not be kept. Nothing was charged. "
+                "The images were generated but could not be stored. Nothing was charged. "
                 "Try again in a few seconds.",
                 retry=False,
             )
         case OutcomeUnknown():
             return _away(
-                "Our database did not answer while the request was running. "
-                f"GET /v1/generation?id={error} shows within a few minutes what became of it.",
+                "Our database did not respond while the request was running. "
+                f"GET /v1/generation?id={error} shows the outcome within a few minutes.",
                 retry=False,
             )
         case HoldLost():
             return ApiError(
                 "internal_error",
-                "The pictures came too late to be delivered. Nothing was charged.",
+                "The images arrived too late to be delivered. Nothing was charged.",
                 retry=False,
             )
         case StorageError():
             return _away(
-                "The store of the pictures does not answer at the moment. Nothing was charged now. "
+                "Image storage is unavailable at the moment. Nothing was charged. "
                 "Try again in a few seconds."
             )
         case RateLimited():
@@ -253,8 +253,8 @@ def translate(error: Exception) -> ApiError | None:
             whole = math.ceil(error.retry_after)
             return ApiError(
                 "rate_limit_exceeded",
-                f"Too many API keys that are not valid came from {error.address or 'there'}. "
-                f"Send a key that is, or wait {whole} s.",
+                f"Too many invalid API keys came from {error.address or 'your address'}. Send a "
+                f"valid key, or wait {whole} s.",
                 # The same key will not be a good one then.
                 retry=False,
                 headers={"retry-after": str(whole), "retry-after-ms": str(whole * 1000)},
@@ -270,7 +270,7 @@ def translate(error: Exception) -> ApiError | None:
             return ApiError("invalid_request_error", str(error))
         case _ if db.is_away(error):
             return _away(
-                "Our database does not answer at the moment. Nothing was charged. "
+                "Our database is unavailable at the moment. Nothing was charged. "
                 "Try again in a few seconds."
             )
         case _:
@@ -292,7 +292,7 @@ def _all_failed(
     begin = (
         f"None of the models delivered: {failed}."
         if failed
-        else "None of the models can be called now."
+        else "None of the models is available now."
     )
     tried = [{"model": one.model, "error": one.error} for one in attempts]
     left_out = [{"model": one.model, "reason": one.reason} for one in skipped]
@@ -351,9 +351,9 @@ def _from_framework(error: Exception) -> ApiError | None:
         case TooManyFieldsSent():
             most = settings.DATA_UPLOAD_MAX_NUMBER_FIELDS
             return ApiError(
-                "invalid_request_error", f"A request may have at most {most} parameters or parts."
+                "invalid_request_error", f"A request can have at most {most} parameters or parts."
             )
         case SuspiciousOperation():
-            return ApiError("invalid_request_error", f"The request was not read: {error}")
+            return ApiError("invalid_request_error", f"The request could not be read: {error}")
         case _:
             return None

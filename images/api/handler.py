@@ -111,9 +111,9 @@ def _nothing_at(method: str, path: str) -> ApiError:
         method = "GET"  # whose answer has the same length
     near = _near(path) or _mistyped(method, path)
     if method == "DELETE" and path.startswith("/v1/images/"):
-        hint = f"{AN_ID} Behind it there may be / and the index of a picture."
+        hint = f"{AN_ID} It can be followed by / and the index of an image."
     elif near is None:
-        hint = "Pictures are drawn by POST /v1/images/generations, models listed by GET /v1/models."
+        hint = "POST /v1/images/generations generates images; GET /v1/models lists the models."
     elif path.lstrip("/").partition("/")[0] == "v1":
         hint = f"Did you mean {near[:100]}?"
     else:

@@ -8,7 +8,7 @@ from rest_framework.parsers import BaseParser
 
 MAX_DEPTH = 20
 MAX_DIGITS = 4000
-TOO_DEEP = f"nested too deeply; it may have {MAX_DEPTH} levels"
+TOO_DEEP = f"nested too deeply; at most {MAX_DEPTH} levels are allowed"
 
 
 class StrictJsonParser(BaseParser):
@@ -35,7 +35,7 @@ class StrictJsonParser(BaseParser):
 def loads(text: str) -> Any:
     """Return the value of a JSON text; raises ValueError with the rest of "The body is …"."""
     if text.startswith("\ufeff"):
-        raise ValueError("not valid JSON: it begins with a byte order mark; leave it out")
+        raise ValueError("not valid JSON: it starts with a byte order mark; remove it")
     try:
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_constant, parse_int=_int
@@ -54,7 +54,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(seen) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice[:100]!r} is there twice")
+        raise ValueError(f"the key {twice[:100]!r} appears twice")
     return seen
 
 

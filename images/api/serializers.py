@@ -62,15 +62,16 @@ def parse(data: Any, body: type[DrawingSerializer] = GenerationSerializer) -> Ge
     listed = isinstance(data["model"], list) or models == [AUTO]
     routing = fields.pop("routing", {})
     if routing and not listed:
-        raise invalid("routing", "is for a list of models or auto; model is one id.")
+        raise invalid("routing", "is only for a list of models or auto; model is a single id.")
     if models != [AUTO] and {"strategy", "candidates"} & routing.keys():
         raise invalid(
             "routing",
-            "with strategy or candidates is for model auto; a list is tried in its own order.",
+            "with strategy or candidates is only for model auto; a list is tried in its own order.",
         )
     if AUTO in models and len(models) > 1:
         raise invalid(
-            "model", "auto stands alone; what it may choose from goes into routing.candidates."
+            "model",
+            "auto cannot be part of a list; put the models to choose from into routing.candidates.",
         )
     if "partial_images" in fields and not fields.get("stream"):
         raise invalid("partial_images", "needs stream: true.")

@@ -42,7 +42,7 @@ LISTS = ("model", "tags", "routing[candidates]")
 ITEM = re.compile(r"\[[0-9]{0,3}\]$")
 # A field of an object, as SDKs send `routing` when they are given one.
 FIELD = re.compile(r"(routing)\[([^\[\]]{1,100})\]")
-TWICE = "is there twice; send it once."
+TWICE = "appears twice; send it once."
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?")
 
@@ -115,12 +115,12 @@ class _Files(FileUploadHandler):
         if self._field == "mask" and others:
             raise invalid("mask", TWICE)
         if len(others) == MAX_INPUTS:
-            raise invalid("image", f"must be 1 to {MAX_INPUTS} files; there are more.")
+            raise invalid("image", f"must be 1 to {MAX_INPUTS} files; you sent more.")
         others.append(self._keep.enter_context(_unnamed()))
 
     def receive_data_chunk(self, raw_data: bytes, start: int) -> None:
         if start + len(raw_data) > pictures.MAX_BYTES:
-            most = f"{self._field} may have at most {pictures.MAX_BYTES} bytes."
+            most = f"{self._field} can have at most {pictures.MAX_BYTES} bytes."
             raise ApiError("request_too_large", most, self._field)
         self.found[self._field][-1].write(raw_data)
 
@@ -151,7 +151,7 @@ def _parse(body: IO[bytes], content_type: str, files: _Files) -> dict[str, list[
         most = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
         raise ApiError(
             "request_too_large",
-            f"The text fields may have at most {most} bytes together. A part without a filename "
+            f"The text fields can have at most {most} bytes in total. A part without a filename "
             "is text: give one to every file.",
         ) from error
     # Django takes a body that breaks off for one that ends there.
@@ -207,7 +207,7 @@ def _typed(texts: Mapping[str, list[str]]) -> dict[str, Any]:
         if inner := FIELD.fullmatch(name):
             name, value = inner[1], {inner[2]: value}
             if name in gathered:
-                raise invalid(name, "is there twice, as JSON and with brackets; send one of them.")
+                raise invalid(name, "appears twice, as JSON and with brackets; send only one.")
             value = {**data.get(name, {}), **value}
         data[name] = value
     return data

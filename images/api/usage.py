@@ -44,14 +44,14 @@ def parse(params: Mapping[str, str]) -> Asked:
     for name in params:
         if name not in PARAMETERS:
             shown = name[:100].encode("utf-8", "backslashreplace").decode()
-            raise invalid(shown, f"is not a parameter; there are {', '.join(PARAMETERS)}.")
+            raise invalid(shown, f"is not a parameter; the parameters are {', '.join(PARAMETERS)}.")
     today = timezone.now().astimezone(UTC).date()
     end = _day(params, "end", today)
     start = _day(params, "start", max(FIRST, end - timedelta(days=DEFAULT_DAYS - 1)))
     if start > end:
         raise invalid("start", "must not be after end.")
     if (end - start).days >= MAX_DAYS:
-        raise invalid("start", f"and end may be at most {MAX_DAYS} days apart.")
+        raise invalid("start", f"and end can be at most {MAX_DAYS} days apart.")
     by = _groups(params.get("group_by", ",".join(GROUPS)))
     return Asked(start, end, by, _limit(params.get("limit", str(MAX_LIMIT))), _after(params, by))
 
@@ -63,9 +63,9 @@ def _day(params: Mapping[str, str], name: str, default: date) -> date:
     try:
         day = datetime.strptime(text, "%Y-%m-%d").date()
     except ValueError:
-        raise invalid(name, "must be a day as YYYY-MM-DD.") from None
+        raise invalid(name, "must be a date, YYYY-MM-DD.") from None
     if len(text) != 10 or not FIRST <= day <= date(9998, 12, 31):
-        raise invalid(name, "must be a day as YYYY-MM-DD, from 2000 on.")
+        raise invalid(name, "must be a date, YYYY-MM-DD, in 2000 or later.")
     return day
 
 
@@ -93,7 +93,7 @@ def _after(params: Mapping[str, str], by: tuple[str, ...]) -> tuple[Any, ...] | 
         return tuple(_value(name, value) for name, value in zip(by, values, strict=True))
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise invalid(
-            "after", "must be next_after of the page before, with the same group_by."
+            "after", "must be next_after from the previous page, with the same group_by."
         ) from None
 
 

@@ -173,7 +173,7 @@ def _mark(call: Call, request_id: str, index: str | None) -> list[Image]:
     marked = deletion.mark_deleted(found, number)
     if not marked:
         there = ", ".join(str(image.index) for image in found.images.all())
-        which = f"picture {number}; it has {there}." if number is not None and there else "picture."
+        which = f"image {number}; it has {there}." if number is not None and there else "image."
         raise ApiError("not_found", f"The request {request_id} has no {which}")
     return marked
 

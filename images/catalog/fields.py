@@ -112,7 +112,7 @@ class Usd(Kind[int]):
 
     def to_internal_value(self, data: Any) -> int:
         if not isinstance(data, (int, float)) or isinstance(data, bool):
-            raise serializers.ValidationError("must be a number of USD, such as 0.25.")
+            raise serializers.ValidationError("must be an amount in USD, such as 0.25.")
         if not 0 < data <= MAX_COST_USD:
             raise serializers.ValidationError(f"must be above 0 and at most {MAX_COST_USD} USD.")
         return int(Decimal(str(data)) * money.MICRO)
@@ -136,7 +136,7 @@ class Texts(Kind[list[str]]):
             )
         texts = [self._item(*one) for one in enumerate(data, 1)]
         if twice := next((text for text in texts if texts.count(text) > 1), None):
-            raise serializers.ValidationError(f"must not name the same twice: {twice!r}.")
+            raise serializers.ValidationError(f"must not contain duplicates: {twice!r}.")
         return texts
 
     def _item(self, number: int, item: Any) -> str:

@@ -152,8 +152,8 @@ def _other_size(asked: Drawing, model: ImageModel) -> Difference:
     if drawn == asked.size:
         return None
     if model.keeps_shape and asked.images:
-        return drawn, "keeps the shape of the picture."
-    return drawn, f"draws {drawn} in its place."
+        return drawn, "keeps the shape of the input image."
+    return drawn, f"generates {drawn} instead."
 
 
 def _other_quality(asked: Drawing, model: ImageModel) -> Difference:
@@ -187,7 +187,7 @@ def _upstream_format(asked: Drawing, model: ImageModel) -> str | None:
 def _lossless(asked: Drawing, model: ImageModel) -> Difference:
     if asked.output_format in ("jpeg", "webp"):
         return None
-    return None, "is asked for a lossless picture; set output_format to jpeg or webp."
+    return None, "returns a lossless image; set output_format to jpeg or webp."
 
 
 def _upstream_compression(asked: Drawing, model: ImageModel) -> int | None:
@@ -217,20 +217,20 @@ _ROWS = [
     Parameter(
         name="prompt",
         field=partial(Text, most=MAX_PROMPT),
-        about=f"1 to {MAX_PROMPT} characters, fewer where the model takes fewer",
+        about=f"1 to {MAX_PROMPT} characters, fewer if the model accepts fewer",
         default="required",
     ),
     Parameter(
         name="n",
         field=partial(Integer, 1, MAX_N),
-        about=f"1 to {MAX_N} pictures; each one delivered is charged",
+        about=f"1 to {MAX_N} images; each one delivered is charged",
         default="1",
         neutral=(1,),
     ),
     Parameter(
         name="size",
         field=partial(Text, most=20),
-        about="`auto` or a `WIDTHxHEIGHT` that the model lists",
+        about="`auto` or a `WIDTHxHEIGHT` listed for the model",
         default="the model's first size",
         neutral=(AUTO,),
         differs=_other_size,
@@ -249,13 +249,13 @@ _ROWS = [
     Parameter(
         name="response_format",
         field=partial(Choice, "url", "b64_json"),
-        about="`url` or `b64_json`; with the latter each picture has its URL as well",
+        about="`url` or `b64_json`; with the latter each image has its URL too",
         default="`url`",
     ),
     Parameter(
         name="output_format",
         field=partial(Choice, "png", "jpeg", "webp"),
-        about="`png`, `jpeg`, `webp`; made here when the provider cannot",
+        about="`png`, `jpeg`, `webp`; converted here if the provider cannot",
         default="what the provider sends",
         sends=_upstream_format,
     ),
@@ -263,7 +263,7 @@ _ROWS = [
         name="output_compression",
         field=partial(Integer, 0, 100),
         about="0 to 100: the quality of a `jpeg` or `webp`",
-        default="90 where it is made here",
+        default="90 when converted here",
         differs=_lossless,
         sends=_upstream_compression,
     ),
@@ -275,30 +275,30 @@ _ROWS = [
         neutral=(AUTO,),
         free=("opaque",),
         takes=lambda model: model.transparent,
-        lacks="draws opaque backgrounds only.",
+        lacks="supports opaque backgrounds only.",
         supports="transparent_background",
     ),
     Parameter(
         name="user",
         field=partial(Text, most=256),
-        about="up to 256 characters naming your end user; providers that take one get a digest of "
-        "it",
+        about="up to 256 characters identifying your end user; providers that accept it get a "
+        "digest",
         sends=_end_user,
     ),
     Parameter(
         name="stream",
         field=Boolean,
-        about="`true`: answer with [events](#streaming)",
+        about="`true`: respond with [events](#streaming)",
         default="`false`",
     ),
     Parameter(
         name="partial_images",
         field=partial(Integer, 0, 3),
-        about="0 to 3 early views; needs `stream`",
+        about="0 to 3 partial images; needs `stream`",
         default="0",
         neutral=(0,),
         takes=lambda model: model.partial_images,
-        lacks="has no early views.",
+        lacks="has no partial images.",
     ),
     Parameter(
         name="routing",
@@ -309,14 +309,14 @@ _ROWS = [
     Parameter(
         name="strict",
         field=Boolean,
-        about="`true`: whatever would be adjusted is a 400 instead",
+        about="`true`: anything that would be adjusted is a 400 instead",
         default="`false`",
         openai=False,
     ),
     Parameter(
         name="max_cost",
         field=Usd,
-        about="a number of USD: refuse when `n` pictures cost more",
+        about="an amount in USD: refuse if `n` images cost more",
         openai=False,
     ),
     Parameter(
@@ -329,8 +329,8 @@ _ROWS = [
     Parameter(
         name="tags",
         field=partial(Texts, least=0, most=MAX_TAGS, each=MAX_TAG),
-        about=f"up to {MAX_TAGS} different strings of up to {MAX_TAG} characters, kept with the "
-        "request after the key's own tags, each once",
+        about=f"up to {MAX_TAGS} different strings of up to {MAX_TAG} characters, stored with "
+        "the request after the key's own tags, without duplicates",
         openai=False,
     ),
     Parameter(
@@ -359,12 +359,12 @@ _ROWS = [
         only=Endpoint.GENERATIONS,
         openai=False,
         takes=lambda model: model.seed,
-        lacks="takes no seed.",
+        lacks="does not support seed.",
     ),
     Parameter(
         name="input_fidelity",
         field=partial(Choice, "low", "high"),
-        about="`low` or `high`; reported in `adjusted` where a model has no such setting",
+        about="`low` or `high`; reported in `adjusted` if the model has no such setting",
         # "Defaults to low": the reference of OpenAI's image edits.
         default="`low`",
         only=Endpoint.EDITS,

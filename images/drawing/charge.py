@@ -130,7 +130,7 @@ def _described(started: Started, drawn: Drawn, kept: list[Kept]) -> Generation:
     if told is not None:
         told["used"] = ", ".join(sizes)
     elif asked not in (None, AUTO) and sizes != [asked]:
-        why = f"{model.id} drew another size than it was asked for."
+        why = f"{model.id} returned a different size than requested."
         adjusted.append({"param": "size", "asked": asked, "used": ", ".join(sizes), "why": why})
     row.model = model.id
     row.provider = model.provider

@@ -92,7 +92,7 @@ class Gateway:
         if provider is None:
             return "its provider is not configured"
         if provider.circuit.is_open_for(caller):
-            return "its provider is failing and is left alone for a moment"
+            return "its provider is failing and is paused for a moment"
         return None
 
 

@@ -38,7 +38,7 @@ class ModelBlocked(Exception):
     """The key's policy does not allow the model; `allowed` are those that it does."""
 
     def __init__(self, model_id: str, allowed: list[str]) -> None:
-        super().__init__(f"This API key may not use {model_id}.")
+        super().__init__(f"This API key cannot use {model_id}.")
         self.allowed = allowed
 
 
@@ -223,7 +223,7 @@ def candidates(
             skipped.append(Skipped(model.id, reason))
             any_off = True
         else:
-            raise ModelOff(f"{model.id} cannot draw now: {reason}.")
+            raise ModelOff(f"{model.id} is unavailable now: {reason}.")
     if not fitting:
         raise NoCandidate(skipped, params, off=any_off)
     return fitting, skipped
@@ -268,7 +268,7 @@ def fit(
     if request.size not in (None, AUTO) and request.size not in model.sizes:
         form = "" if SIZE.fullmatch(str(request.size)) else " A size is auto or WIDTHxHEIGHT."
         allowed = f"Allowed: auto, {', '.join(model.sizes)}."
-        raise ModelUnfit("size", f"{model.id} does not draw {request.size}.{form} {allowed}")
+        raise ModelUnfit("size", f"{model.id} does not support {request.size}.{form} {allowed}")
     cost_micro = price_micro * request.n
     if request.max_cost_micro is not None and cost_micro > request.max_cost_micro:
         what = "1 image" if request.n == 1 else f"{request.n} images"
@@ -286,7 +286,7 @@ def fit(
         raise ModelUnfit("background", "A transparent background needs output_format png or webp.")
     adjusted = tuple(parameters.adjustments(request, model))
     if asked != model.id:
-        why = f"{model.id} draws what is asked of {asked}."
+        why = f"{model.id} is used in place of {asked}."
         adjusted = (Adjustment("model", asked, model.id, why), *adjusted)
     if request.strict and adjusted:
         first = adjusted[0]
@@ -298,14 +298,14 @@ def _fit_inputs(request: GenerationRequest, model: ImageModel, price_micro: int)
     """Raise ModelUnfit when the model cannot start from these pictures at its price."""
     if not model.edits:
         able = ", ".join(row.id for row in editors())
-        raise ModelUnfit("model", f"{model.id} cannot edit pictures. These can: {able}.")
+        raise ModelUnfit("model", f"{model.id} cannot edit images. These can: {able}.")
     count = len(request.images)
     if count > model.edits:
-        what = "one picture" if model.edits == 1 else f"at most {model.edits} pictures"
-        raise ModelUnfit("image", f"{model.id} starts from {what}; there are {count}.")
+        what = "one image" if model.edits == 1 else f"at most {model.edits} images"
+        raise ModelUnfit("image", f"{model.id} takes {what} as input; you sent {count}.")
     most = {each: model.most_inputs(each, price_micro) for each in model.qualities or (AUTO,)}
     if count > most[request.quality if request.quality in most else AUTO]:
         able = ", ".join(f"{each} {number}" for each, number in most.items())
-        raise ModelUnfit("image", f"{model.id} starts from fewer pictures at this quality: {able}.")
+        raise ModelUnfit("image", f"{model.id} takes fewer input images at this quality: {able}.")
     if request.mask is not None and not model.masks:
-        raise ModelUnfit("mask", f"{model.id} takes no mask.")
+        raise ModelUnfit("mask", f"{model.id} does not support masks.")

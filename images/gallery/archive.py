@@ -78,7 +78,7 @@ async def zipped(store: ImageStore, turns: Turns, images: Sequence[Image]) -> As
 
 
 def file_name(image: Image) -> str:
-    """Return a name that tells day, model and request, such as `2026-11-22_fal-x_req_…-0.png`."""
+    """Return a name with day, model and request, such as `2026-11-22_fal-x_req_…-0.png`."""
     row = image.generation
     model = slugify(row.model.replace("/", "-").replace(".", "-"))
     suffix = PurePosixPath(image.name).suffix

@@ -39,7 +39,7 @@ class Filters:
 def browse(
     organization: Organization, filters: Filters, *, after: str, most: int
 ) -> tuple[list[Image], str]:
-    """Return pictures, newest first, and the reference to go on after; empty at the end.
+    """Return pictures, newest first, and the reference to continue after; empty at the end.
 
     `words` are looked for in the prompts, any case, all of them; give a `since` with them, because
     no index helps to find them. Raises NoSuchPicture when `after` is not one of the organization.

@@ -2,7 +2,7 @@
 
 A picture is stored before the transaction that records and charges it. Where that never came, the
 request's row says so: it failed, or delivered fewer than were asked for. The folders of such
-requests are looked at once, a day after they ended, when nobody works on them any more. No other
+requests are looked at once, a day after they ended, when nothing works on them any longer. No other
 folder is, so nothing that we did not put there is ever touched.
 """
 

@@ -30,7 +30,7 @@ def verify(
     """Yield where rows and objects of one store differ.
 
     The kinds are `missing`, `wrong size`, `undeleted` and `orphan`.
-    A missing picture that waits in the spool is no difference. An object of a deleted picture is
+    A missing picture that waits in the spool is not a difference. An object of a deleted picture is
     removed; the rest is for a person to decide.
     """
     waiting = set(spool.names()) if spool else set()

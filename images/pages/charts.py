@@ -10,7 +10,7 @@ GAP = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One day: its value as told, and its place in an SVG of WIDTH by HEIGHT."""
+    """One day: its value, its text, and its place in an SVG of WIDTH by HEIGHT."""
 
     day: date
     value: int
@@ -31,11 +31,6 @@ class Chart:
     ticks: list[str]
     width: int = WIDTH
     height: int = HEIGHT
-
-    @property
-    def is_empty(self) -> bool:
-        """Tell whether there is nothing above zero."""
-        return not any(bar.value for bar in self.bars)
 
     @property
     def days(self) -> list[date]:

@@ -22,7 +22,7 @@ class DayField(forms.DateField):
         """Return the day, None when there is none."""
         day: date | None = super().clean(value)
         if day is not None and not FIRST <= day <= LAST:
-            raise forms.ValidationError(_("Choose a day from 2000 on."))
+            raise forms.ValidationError(_("Choose a day in 2000 or later."))
         return day
 
 

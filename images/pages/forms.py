@@ -23,14 +23,14 @@ class KeyForm(forms.Form):
     name = forms.CharField(
         label=_("Name"),
         max_length=100,
-        help_text=_("Where it is used, such as prod-web."),
+        help_text=_("Where you use it, such as prod-web."),
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
     kind = forms.ChoiceField(
         label=_("Kind"),
         choices=[
-            ("test", _("Sandbox: draws placeholder pictures, costs nothing")),
-            ("live", _("Live: draws with the providers, charged per picture")),
+            ("test", _("Sandbox: placeholder images, free")),
+            ("live", _("Live: real models, charged per image")),
         ],
         initial="test",
         widget=forms.RadioSelect,
@@ -38,7 +38,7 @@ class KeyForm(forms.Form):
     budget_usd = forms.CharField(
         label=_("Budget in USD"),
         required=False,
-        help_text=_("The most it may spend in a period. Empty: no budget."),
+        help_text=_("The most it can spend per period. Empty: no budget."),
         widget=forms.TextInput(attrs={"inputmode": "decimal", "autocomplete": "off"}),
     )
     budget_period = forms.ChoiceField(
@@ -51,19 +51,20 @@ class KeyForm(forms.Form):
         initial=Period.MONTH,
     )
     expires_on = DayField(
-        label=_("Last day"), help_text=_("It stops working when this day ends. Empty: never.")
+        label=_("Last day"),
+        help_text=_("The key stops working at the end of this day. Empty: never."),
     )
     allowed_models = forms.MultipleChoiceField(
         label=_("Allowed models"),
         required=False,
         choices=[(model.id, model.id) for model in CATALOG.values()],
-        help_text=_("None chosen: all of them."),
+        help_text=_("Select none to allow all."),
         widget=forms.CheckboxSelectMultiple,
     )
     allowed_ips = forms.CharField(
         label=_("Allowed IP ranges"),
         required=False,
-        help_text=_("One a line, such as 203.0.113.0/24. Empty: from anywhere."),
+        help_text=_("One per line, such as 203.0.113.0/24. Empty: anywhere."),
         widget=forms.Textarea(attrs={"rows": 3}),
     )
     tags = forms.CharField(
@@ -73,9 +74,9 @@ class KeyForm(forms.Form):
         widget=forms.TextInput(attrs={"autocomplete": "off"}),
     )
     private = forms.BooleanField(
-        label=_("Private pictures"),
+        label=_("Private images"),
         required=False,
-        help_text=_("Their addresses are signed and expire."),
+        help_text=_("Image URLs are signed and expire."),
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,9 +91,9 @@ class KeyForm(forms.Form):
         try:
             micro = money.from_usd(text)
         except ValueError as error:
-            raise forms.ValidationError(gettext("Write an amount such as 25 or 7.50.")) from error
+            raise forms.ValidationError(gettext("Enter an amount such as 25 or 7.50.")) from error
         if micro < 0:
-            raise forms.ValidationError(gettext("A budget is not negative."))
+            raise forms.ValidationError(gettext("A budget cannot be negative."))
         return micro
 
     def clean_expires_on(self) -> datetime | None:
@@ -102,7 +103,7 @@ class KeyForm(forms.Form):
             return None
         end = midnight(day + timedelta(days=1))
         if end <= timezone.now():
-            raise forms.ValidationError(gettext("This day is over."))
+            raise forms.ValidationError(gettext("Choose today or a later day."))
         return end
 
     def clean_allowed_ips(self) -> list[str]:
@@ -112,7 +113,7 @@ class KeyForm(forms.Form):
             try:
                 found.append(addresses.network(line))
             except ValueError as error:
-                message = gettext("%s is not an IP address or a range.") % line[:60]
+                message = gettext("%s is not an IP address or range.") % line[:60]
                 raise forms.ValidationError(message) from error
         return list(dict.fromkeys(found))
 
@@ -128,13 +129,13 @@ class KeyForm(forms.Form):
 
 
 class RotateForm(forms.Form):
-    """How long the old key goes on working."""
+    """How long the old key keeps working."""
 
     overlap = forms.TypedChoiceField(
         label=_("The old key keeps working for"),
         coerce=lambda hours: timedelta(hours=int(hours)),
         choices=[
-            ("0", _("not at all: it ends now")),
+            ("0", _("not at all: it stops now")),
             ("1", _("one hour")),
             ("24", _("one day")),
             ("168", _("seven days")),

@@ -39,10 +39,10 @@ SEARCHED = timedelta(days=90)
 
 
 class FilterForm(forms.Form):
-    """What to show; it stands in the URL."""
+    """What to show; it is in the URL."""
 
     q = forms.CharField(
-        label=_("Words of the prompt"),
+        label=_("Search prompts"),
         required=False,
         max_length=200,
         widget=forms.TextInput(attrs={"type": "search"}),
@@ -88,7 +88,7 @@ def index(request: MemberRequest) -> HttpResponse:
     form = FilterForm(request.GET, organization=organization)
     filters = form.filters() if form.is_valid() else Filters()
     if request.access.viewing_until is not None:
-        # Whether a word is found would tell what the prompts say.
+        # Whether a word is found would reveal what the prompts say.
         filters = replace(filters, words=())
     try:
         images, after = browse.browse(
@@ -118,7 +118,7 @@ def _picked(request: HttpRequest, organization: Organization) -> list[Image]:
 
 
 def _one(request: MemberRequest, reference: str) -> Image:
-    """Return the organization's picture of that name; 404 when there is none, or not any more."""
+    """Return the organization's picture of that name; 404 if it does not exist, or no longer."""
     try:
         images = browse.pick(request.access.organization, [reference])
     except NoSuchPicture as error:
@@ -152,7 +152,7 @@ def links(request: HttpRequest, images: list[Image]) -> dict[str, str]:
     except StorageError as error:
         log.warning("no links to pictures: %s", error)
         messages.error(
-            request, _now("The picture store can't be reached right now. Try again in a moment.")
+            request, _now("Image storage can't be reached right now. Try again in a moment.")
         )
         return {}
 
@@ -185,7 +185,7 @@ def zipped(request: MemberRequest) -> HttpResponse:
     except archive.TooLarge:
         messages.error(
             request,
-            _now("One file takes up to %(pictures)d pictures and %(megabytes)d MB. Choose fewer.")
+            _now("One zip file holds up to %(pictures)d images and %(megabytes)d MB. Select fewer.")
             % {
                 "pictures": archive.MAX_PICTURES,
                 "megabytes": archive.MAX_BYTES // 1024**2,
@@ -193,7 +193,7 @@ def zipped(request: MemberRequest) -> HttpResponse:
         )
         return redirect("gallery")
     if not images:
-        messages.warning(request, _now("Choose pictures first."))
+        messages.warning(request, _now("Select images first."))
         return redirect("gallery")
     name = f"pictures-{timezone.localdate():%Y-%m-%d}.zip"
     response = StreamingHttpResponse(
@@ -220,7 +220,7 @@ def delete(request: MemberRequest) -> HttpResponse:
     organization = request.access.organization
     images = _picked(request, organization)
     if not images:
-        messages.warning(request, _now("Choose pictures first."))
+        messages.warning(request, _now("Select images first."))
         return redirect("gallery")
     if request.method != "POST":
         return render(request, "images/gallery/delete.html", {"images": images})
@@ -228,8 +228,10 @@ def delete(request: MemberRequest) -> HttpResponse:
     try:
         gone = deletion.delete(organization, references, actor=request.access.user)
     except StillRunning:
-        messages.warning(request, _now("A request you chose pictures of is still drawing."))
+        messages.warning(
+            request, _now("Some of these images belong to a request that is still running.")
+        )
         return redirect("gallery")
-    done = ngettext("%d picture is deleted.", "%d pictures are deleted.", gone) % gone
+    done = ngettext("%d image deleted.", "%d images deleted.", gone) % gone
     messages.success(request, done)
     return redirect("gallery")

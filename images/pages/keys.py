@@ -77,7 +77,7 @@ def new(request: MemberRequest) -> HttpResponse:
             made = _create(request.access, form)
         except IntegrityError:
             messages.warning(
-                request, _("This form was sent before, and its key shown then. Make another one.")
+                request, _("This form was already sent and its key shown. Create another key.")
             )
             return redirect("keys")
         return _shown_once(request, made)
@@ -115,7 +115,7 @@ def rotate(request: MemberRequest, key_id: uuid.UUID) -> HttpResponse:
         try:
             made = keys.rotate(key, overlap=form.cleaned_data["overlap"], actor=request.access.user)
         except RevokedKey:
-            messages.error(request, _("This key has ended or was rotated already."))
+            messages.error(request, _("This key has ended or was already rotated."))
             return redirect("keys")
         key.refresh_from_db()
         return _shown_once(request, made, old_ends_at=key.expires_at)
@@ -128,7 +128,7 @@ def revoke(request: MemberRequest, key_id: uuid.UUID) -> HttpResponse:
     """End a key at once."""
     key = get_object_or_404(request.access.organization.api_keys, pk=key_id)
     keys.revoke(key, actor=request.access.user)
-    messages.success(request, _("The key %s is revoked.") % key.name)
+    messages.success(request, _("Key %s revoked.") % key.name)
     return redirect("keys")
 
 
@@ -138,7 +138,7 @@ def resume(request: MemberRequest, key_id: uuid.UUID) -> HttpResponse:
     """Let a paused key work again."""
     key = get_object_or_404(request.access.organization.api_keys, pk=key_id)
     keys.resume(key, actor=request.access.user)
-    messages.success(request, _("The key %s works again.") % key.name)
+    messages.success(request, _("Key %s resumed.") % key.name)
     return redirect("keys")
 
 

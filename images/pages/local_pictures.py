@@ -24,7 +24,7 @@ def local_picture(request: HttpRequest, name: str) -> HttpResponse:
 
 @require_safe
 def local_private_picture(request: HttpRequest, name: str) -> HttpResponse:
-    """Serve a private picture of the local store to whoever has a signed address."""
+    """Serve a private picture of the local store to anyone with a signed URL."""
     store = storages["private_images"]
     if isinstance(store, LocalStorage) and store.is_signed(name, request.GET.get("token", "")):
         return _picture(store, name, "private, no-store")

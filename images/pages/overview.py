@@ -46,7 +46,7 @@ class Balance:
 
     @property
     def is_low(self) -> bool:
-        """Tell whether it should be recharged now."""
+        """Return whether it should be recharged now."""
         if self.account.available_micro < LOW_MICRO:
             return True
         return self.days is not None and self.days < LOW_DAYS

@@ -38,9 +38,9 @@ def rows(row: Generation) -> list[tuple[str, str]]:
         )
     ]
     if many := row.parameters.get("images"):
-        found.append(("image", ngettext("%d picture", "%d pictures", many) % many))
+        found.append(("image", ngettext("%d image", "%d images", many) % many))
     if row.parameters.get("mask"):
-        found.append(("mask", ngettext("%d picture", "%d pictures", 1) % 1))
+        found.append(("mask", ngettext("%d image", "%d images", 1) % 1))
     return found
 
 

@@ -41,7 +41,7 @@ class PlaygroundForm(forms.Form):
         label=_("Prompt"),
         max_length=MAX_PROMPT,
         widget=forms.Textarea(
-            attrs={"rows": 4, "placeholder": _("A lighthouse at dusk, its light on the waves")}
+            attrs={"rows": 4, "placeholder": _("A lighthouse at dusk, its beam on the waves")}
         ),
     )
     models = forms.MultipleChoiceField(
@@ -50,7 +50,7 @@ class PlaygroundForm(forms.Form):
     )
     size = forms.ChoiceField(label=_("Size"), initial=AUTO)
     n = forms.TypedChoiceField(
-        label=_("Pictures of each"),
+        label=_("Images per model"),
         coerce=int,
         choices=[(str(n), str(n)) for n in range(1, MAX_N + 1)],
         initial="1",
@@ -59,7 +59,7 @@ class PlaygroundForm(forms.Form):
         label=_("Quality"),
         required=False,
         choices=[
-            ("", _("the model's own")),
+            ("", _("model default")),
             ("standard", _("standard")),
             ("hd", _("HD")),
             ("low", _("low")),
@@ -72,10 +72,10 @@ class PlaygroundForm(forms.Form):
         required=False,
         min_value=0,
         max_value=MAX_SEED,
-        help_text=_("The same seed draws alike, where the model takes one."),
+        help_text=_("The same seed gives similar images, if the model supports it."),
     )
     sandbox = forms.BooleanField(
-        label=_("Test pictures: free, drawn by us, no provider is called"), required=False
+        label=_("Sandbox: free placeholder images, no provider is called"), required=False
     )
 
     def __init__(self, *args: Any, offers: list[Offer], **kwargs: Any) -> None:
@@ -83,7 +83,7 @@ class PlaygroundForm(forms.Form):
         choices = [(offer.model.id, offer.model.name) for offer in offers]
         cast(forms.MultipleChoiceField, self.fields["models"]).choices = choices
         cast(forms.ChoiceField, self.fields["size"]).choices = [
-            (AUTO, _("the model's own")),
+            (AUTO, _("model default")),
             *((size, size.replace("x", " × ")) for size in playing.sizes()),
         ]
 
@@ -198,7 +198,7 @@ def _is_covered(request: MemberRequest, form: PlaygroundForm, offers: list[Offer
     left = ledger.balance(request.access.organization).available_micro
     if total == 0 or total <= left:
         return True
-    text = _now("The balance does not cover it: %(total)s of %(left)s available.")
+    text = _now("Not enough balance: this costs %(total)s and %(left)s is available.")
     form.add_error("models", text % {"total": dollars(total), "left": dollars(left)})
     return False
 

@@ -26,7 +26,7 @@ def snippets(
     """
     key = "ghub_sk_test_YOUR_KEY" if sandbox else "ghub_sk_live_YOUR_KEY"
     parameters = {"prompt": request.prompt} | request.parameters()
-    del parameters["listed"]  # is told by the body's shape
+    del parameters["listed"]  # follows from the body's shape
     makers = (("curl", "curl", curl), ("python", "Python", python), ("node", "Node", node))
     return [Snippet(id, label, make(parameters, models, origin, key)) for id, label, make in makers]
 

@@ -41,7 +41,7 @@ TONES = {GenerationStatus.SUCCEEDED: "good", GenerationStatus.FAILED: "wrong"}
 
 
 class FilterForm(forms.Form):
-    """Which requests to show; it stands in the URL."""
+    """Which requests to show; it is in the URL."""
 
     since = DayField(label=_("From"))
     until = DayField(label=_("To"))
@@ -69,7 +69,7 @@ class FilterForm(forms.Form):
         self._choices("status").choices = [
             *any_of,
             *((status.value, word) for status, word in BEGUN.items()),
-            (_("Failed with"), codes),
+            (_("Error"), codes),
         ]
 
     def _choices(self, name: str) -> forms.ChoiceField:
@@ -80,7 +80,7 @@ class FilterForm(forms.Form):
         data = super().clean() or self.cleaned_data
         since, until = data.get("since"), data.get("until")
         if since and until and since > until:
-            self.add_error("until", _("The last day is before the first."))
+            self.add_error("until", _("The end date is before the start date."))
         return data
 
     def wanted(self) -> Wanted:
@@ -117,7 +117,7 @@ class Row:
 
     @property
     def asked(self) -> str:
-        """Return the models asked for, if they tell more than who drew."""
+        """Return the requested models, if they say more than the one that delivered."""
         asked = ", ".join(self.request.requested)
         return asked if asked != self.request.model else ""
 

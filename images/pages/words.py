@@ -20,17 +20,15 @@ if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
 
 ERRORS: Mapping[str, "StrPromise"] = {
-    "invalid_request_error": _("The model cannot draw it like that."),
-    "content_policy_violation": _("The provider refused the prompt or the picture."),
-    "insufficient_balance": _("The balance does not cover it."),
-    "guardrail_blocked": _("A limit of the key does not allow it."),
-    "model_not_found": _("The model is not in service."),
+    "invalid_request_error": _("The model cannot generate this request."),
+    "content_policy_violation": _("The provider refused the prompt or the image."),
+    "insufficient_balance": _("Not enough balance."),
+    "guardrail_blocked": _("The limits of this key do not allow it."),
+    "model_not_found": _("The model is not available."),
     "rate_limit_exceeded": _("Too many requests at once. Wait a moment and try again."),
-    "service_unavailable": _(
-        "A part of our service does not answer at the moment. Try again shortly."
-    ),
+    "service_unavailable": _("Part of our service is unavailable. Try again shortly."),
     "provider_unavailable": _("The provider is down, too slow or not set up. Try another model."),
-    "idempotency_key_reused": _("This form was sent before. Load the page again."),
+    "idempotency_key_reused": _("This form was already sent. Reload the page."),
 }
 OURS = _("Something went wrong on our side. Try again.")
 

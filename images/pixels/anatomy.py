@@ -25,7 +25,7 @@ PNG_CHANNELS = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 
 
 class NotAPicture(ValueError):
-    """The bytes are no PNG, JPEG or WebP, not whole, or too large to be decoded safely.
+    """The bytes are not a PNG, JPEG or WebP, incomplete, or too large to decode safely.
 
     The message says what they are, as in: it is a PNG that breaks off at byte 500.
     """
@@ -40,7 +40,7 @@ class Anatomy:
     """A picture's description of itself.
 
     `width` and `height` are those of the pixels as they are stored, `orientation` is EXIF's: how
-    they are turned to be shown. `alpha` tells whether there is an alpha channel, `keyed` whether
+    they are turned to be shown. `alpha` says whether there is an alpha channel, `keyed` whether
     single colors or palette entries are transparent in its place. `depth` is bits per channel;
     `kept` are the ranges of bytes that a decoder needs.
     """

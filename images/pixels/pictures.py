@@ -77,7 +77,7 @@ class Picture:
 class Upload:
     """A picture that was sent to us, in an open file that nobody else writes; sizes in pixels.
 
-    `alpha` tells whether it has an alpha channel. It stays on disk while its request waits, and
+    `alpha` says whether it has an alpha channel. It stays on disk while its request waits, and
     is read where and when it is needed.
     """
 
@@ -94,7 +94,7 @@ class Upload:
         """Return the picture in a file; reads all of it. Raises NotAPicture.
 
         Providers differ in what they make of an orientation or of a transparent color, so a
-        picture that has one is written anew: upright, with an alpha channel. `sha256` stays that
+        picture that has one is rewritten: upright, with an alpha channel. `sha256` stays that
         of the bytes that were sent.
         """
         file.flush()
@@ -249,7 +249,7 @@ def _colored(image: Pillow.Image, depth: int) -> Pillow.Image:
         return whole
     if not image.has_transparency_data:
         return image.convert("RGB")
-    # A transparent color is told in the file's bits, and pixels are in eight.
+    # A transparent color is given in the file's bit depth, and pixels are in eight.
     if isinstance(key, tuple) and depth == 16:
         image.info["transparency"] = tuple(value >> 8 for value in key)
     elif isinstance(key, int) and image.mode == "L" and depth < 8:

@@ -1,4 +1,4 @@
-"""The fuse: a key that suddenly spends ten times its usual hour pauses itself and tells its owners.
+"""The fuse: a key that suddenly spends ten times its usual hour is paused and its owners notified.
 
 The rule, all of it for live keys:
 
@@ -35,7 +35,7 @@ REMEMBERED_SECONDS = 600
 
 
 def blow_fuses() -> int:
-    """Pause each key whose fuse blows, and tell its owners; return how many were paused."""
+    """Pause each key whose fuse blows and notify its owners; return how many were paused."""
     now = timezone.now()
     # Last use is written once a minute.
     recent = ApiKey.objects.filter(
@@ -53,7 +53,7 @@ def _check(key: ApiKey, now: datetime) -> bool:
     if usual is None or spent < FACTOR * usual:
         return False
     reason = (
-        f"It spent {money.to_usd(spent)} USD within an hour, ten times and more of its usual "
+        f"It spent {money.to_usd(spent)} USD within an hour, at least ten times its usual "
         f"{money.to_usd(usual)} USD."
     )
     if not keys.pause(key, reason):

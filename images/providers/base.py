@@ -90,7 +90,7 @@ class PartialImage:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """`count` pictures that will not come, and why."""
+    """`count` pictures that will not be delivered, and why."""
 
     error: ProviderError
     count: int
@@ -101,11 +101,11 @@ type Item = ProviderImage | PartialImage | Shortfall
 
 @dataclass(slots=True)
 class _Patience:
-    """What one request puts up with from a provider, all its calls together."""
+    """How many failures one request tolerates from a provider, over all its calls."""
 
     failures_left: int = FAILURES_PER_REQUEST
     last: ProviderError | None = None
-    # Set when the first call has told something: it succeeded, or patience is at its end.
+    # Set once the first call shows how the provider is: it succeeded, or the wait is over.
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def note(self, error: ProviderError | None) -> None:
@@ -119,14 +119,14 @@ class _Patience:
 
 @dataclass(slots=True, kw_only=True)
 class Provider(ABC):
-    """Whatever draws: fan-out, retries and the circuit around `call()`."""
+    """A source of images: fan-out, retries and the circuit around `call()`."""
 
     name: ClassVar[str]
     #: Upstream calls at the same time for one request.
     parallel: ClassVar[int] = 8
 
     circuit: Circuit = field(default_factory=Circuit)
-    #: Seconds that the first wave of a wide fan-out has to tell how the provider is.
+    #: Seconds that the first wave of a wide fan-out has to show how the provider is.
     head_start: float = 0.5
 
     @abstractmethod
@@ -240,7 +240,7 @@ class Provider(ABC):
 def split(request: ImageRequest) -> list[tuple[int, ImageRequest]]:
     """Return the upstream calls for a request as (index of the first picture, request).
 
-    Each call has the seed of its first picture, so that n pictures differ and can be drawn again.
+    Each call has the seed of its first picture, so that n pictures differ and can be reproduced.
     """
     return [
         (

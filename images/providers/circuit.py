@@ -99,11 +99,11 @@ class Circuit:
         return False
 
     def abandoned(self, *, began: float) -> None:
-        """Note that a call ended without telling anything about the provider."""
+        """Note that a call ended without showing anything about the provider."""
         if self.opened_at is not None and began >= self.opened_at:
             self.probing = False
 
     def close(self) -> None:
-        """Begin anew."""
+        """Start over."""
         self.pause, self.opened_at, self.probing, self.blamed = self.SHORTEST, None, False, None
         self._recent.clear()

@@ -1,7 +1,7 @@
-"""Fetching pictures from the URLs that providers answer with.
+"""Fetches pictures from the URLs in providers' answers.
 
 Such a URL is input from outside: only https to a listed host, no redirects, and no address inside
-our own network. A listed origin such as `http://127.0.0.1:9000` allows exactly itself.
+our own network. A listed origin such as `http://127.0.0.1:9000` allows exactly that origin.
 """
 
 import asyncio

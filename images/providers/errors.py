@@ -1,4 +1,4 @@
-"""What went wrong at a provider, in words of the public API."""
+"""What went wrong at a provider, in the public API's terms."""
 
 import logging
 import re
@@ -20,11 +20,11 @@ class ProviderError(Exception):
     """A provider did not draw.
 
     `code` is one of the public API's: `content_policy_violation`, `invalid_request_error`,
-    `model_not_found` or `provider_unavailable` (the sandbox imitates others too).
+    `model_not_found` or `provider_unavailable` (the sandbox simulates others too).
     `message` may be shown to a customer, `detail` (what the upstream said) only to an operator.
-    `retryable`: the same call may succeed soon. `charged`: the upstream may bill it all the same,
-    so it is never repeated. `account`: our account there is at fault, and every call will fail.
-    `retry_after`: seconds the upstream asked us to wait.
+    `retryable`: the same call may succeed soon. `charged`: the upstream may bill it anyway, so
+    it is never repeated. `account`: the cause is our account there, and every call will fail.
+    `retry_after`: seconds the upstream asks us to wait.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ProviderError(Exception):
 
 def refused(stage: Stage, *, charged: bool = False, detail: str = "") -> ProviderError:
     """Return the error for a refusal: of the prompt, of the picture, or of one or the other."""
-    what = {"prompt": "prompt", "output": "picture", "provider": "prompt or the picture"}[stage]
+    what = {"prompt": "prompt", "output": "image", "provider": "prompt or image"}[stage]
     return ProviderError(
         REFUSAL,
         f"The provider's content policy does not allow this {what}.",
@@ -77,7 +77,7 @@ def unavailable(
     retry_after: float | None = None,
     detail: str = "",
 ) -> ProviderError:
-    """Return the error for a provider that is down, overloaded, too slow or makes no sense."""
+    """Return the error for a provider that is down, overloaded, too slow or unintelligible."""
     return ProviderError(
         "provider_unavailable",
         "The provider did not deliver. Try again, or name another model as a fallback.",
@@ -90,7 +90,7 @@ def unavailable(
 
 
 def rejected(param: object = None, *, detail: str = "") -> ProviderError:
-    """Return the error for a value that the provider does not take.
+    """Return the error for a value that the provider does not accept.
 
     `param` is the provider's name for the field, shown only if it can be one.
     """
@@ -107,7 +107,7 @@ def rejected(param: object = None, *, detail: str = "") -> ProviderError:
 def gone(*, detail: str = "") -> ProviderError:
     """Return the error for a model that the provider no longer serves."""
     return ProviderError(
-        "model_not_found", "The provider does not serve this model any more.", detail=detail
+        "model_not_found", "The provider no longer serves this model.", detail=detail
     )
 
 

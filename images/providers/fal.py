@@ -1,8 +1,12 @@
-"""fal.ai's queue. Source of every fact here: the provider's documentation and its SDK.
+"""fal.ai's queue.
 
-A picture is drawn as a job: submitted once, asked after until it is complete, then fetched. The
-queue is used for every picture, because an answer that is lost on the way can be fetched again;
-only a lost submit may leave a job behind that nobody sees. The pictures are public URLs.
+Sources, read 2026-11-22 unless a comment says otherwise: docs.fal.ai (`documentation/model-apis`:
+`queue`, `errors`, `pricing`), fal-client 1.0.3 from PyPI, @fal-ai/client 1.10.1 from npm
+(`endpoints.d.ts`, for the inputs of the models).
+
+Each request is a job: submitted once, polled until it is complete, then fetched. The queue is used
+for every picture, because an answer that is lost on the way can be fetched again; only a lost
+submit can leave a job behind that nobody sees. The pictures are public URLs.
 """
 
 import asyncio
@@ -45,7 +49,7 @@ IDEOGRAM_RATIOS = (
     "1:1", "10:16", "16:10", "9:16", "16:9", "4:3", "3:4", "1:3", "3:1", "3:2", "2:3",
 )
 POLICY = "content_policy_violation"
-# Errors that come as a 4xx although the request is in order.
+# Errors that come as a 4xx although the request is valid (page `errors`).
 NOT_THE_REQUEST = {"downstream_service_error", "client_cancelled", "client_disconnected"}
 # Our words for the fields that a model may find wrong.
 PARAMS = {
@@ -57,13 +61,13 @@ PARAMS = {
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return what authorises a call; the scheme is `Key`, not `Bearer`."""
+    """Return what authorizes a call; the scheme is `Key`, not `Bearer`."""
     return {"Authorization": f"Key {key}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the queue said of a job: its id and the URLs to follow, which it alone can make."""
+    """The queue's answer about a job: its id and the URLs to follow, which only it can make."""
 
     id: str
     status_url: str
@@ -114,7 +118,7 @@ class Fal(HttpProvider):
                 charged=True, detail=f"fal job {job.id} missed the deadline"
             ) from None
         except BaseException:
-            # Nobody waits any more. What has not begun is then neither drawn nor billed.
+            # Nobody waits any longer. A job that has not started is then neither run nor billed.
             await self._cancel(job)
             raise
         if answer.status != 200:
@@ -124,7 +128,7 @@ class Fal(HttpProvider):
     async def _finish(self, job: Job) -> Answer:
         """Return the model's own answer; a job that is complete need not have succeeded.
 
-        A lost or broken answer on the way is no failure: the job goes on, and so does its price.
+        A lost or broken answer on the way is not a failure: the job continues, and is billed.
         """
         pause = self.poll_seconds
         while True:
@@ -155,7 +159,7 @@ class Fal(HttpProvider):
         return None if passing or early(answer) else answer
 
     async def _cancel(self, job: Job) -> None:
-        """Ask the queue to drop a job; goes on when the caller is cancelled once more."""
+        """Ask the queue to drop a job; continues if the caller is cancelled once more."""
 
         async def ask() -> None:
             try:
@@ -179,12 +183,12 @@ class Fal(HttpProvider):
         rows, flags, prompt = (content.get(k) for k in ("images", "has_nsfw_concepts", "prompt"))
         rows = rows if isinstance(rows, list) else []
         flags = flags if isinstance(flags, list) else []
-        # Models that rewrite the prompt tell the new one, the others what they were given.
+        # Models that rewrite the prompt return the new one, the others the one they were given.
         revised = prompt if isinstance(prompt, str) and prompt != request.prompt else None
 
         async def take(index: int) -> ProviderImage | ProviderError:
             if index < len(flags) and flags[index]:
-                # Whether it is billed is not settled by the documentation.
+                # The documentation does not say whether it is billed.
                 return refused("output", charged=True, detail="has_nsfw_concepts")
             row = rows[index] if index < len(rows) else None
             try:
@@ -199,9 +203,9 @@ class Fal(HttpProvider):
 def submit_headers(seconds_left: float) -> dict[str, str]:
     """Return how a job is to be treated.
 
-    It is not begun when it could only miss our deadline, and it is drawn by the model that was
-    asked for or not at all. What was asked and drawn is not kept for long, since we store the
-    pictures ourselves: fal still has the result for six minutes, time enough to fetch it again.
+    It is not started if it could only miss our deadline, and it is run by the requested model or
+    not at all. Input and output are not kept for long, since we store the pictures ourselves: fal
+    still has the result for six minutes, enough to fetch it again.
     """
     lifecycle = {"expiration_duration_seconds": KEEP_SECONDS}
     return {
@@ -274,7 +278,7 @@ def image_size(size: str | None) -> str | dict[str, int]:
 
 
 def submitted(answer: Answer, queue_url: str, endpoint: str) -> Job:
-    """Return the new job, which is paid for from now on.
+    """Return the new job, which is billed from now on.
 
     Our key is sent to its URLs, so they must be on the queue's origin. When they are not, because a
     proxy or a second domain of fal's is in between, they are made as fal's clients make them: of
@@ -294,7 +298,7 @@ def submitted(answer: Answer, queue_url: str, endpoint: str) -> Job:
 
 
 def early(answer: Answer) -> bool:
-    """Return whether a result was asked for before it was there."""
+    """Return whether a result was requested before it was ready."""
     content = answer.json() if answer.status == 400 else None
     said = words(content.get("detail")) if isinstance(content, dict) else ""
     return "still in progress" in said.lower()
@@ -310,7 +314,7 @@ def same_origin(url: str, base: str) -> bool:
 
 
 def from_ingress(answer: Answer) -> bool:
-    """Return whether an error is the front door's: no request was made of it, no work begun."""
+    """Return whether an error is the ingress's: no request was created, no work started."""
     return answer.status in (502, 503, 504) and "x-fal-request-id" not in answer.headers
 
 
@@ -341,7 +345,7 @@ def error(answer: Answer) -> ProviderError:
             wait = retry_after(answer.headers)
             return unavailable(retryable=True, retry_after=wait, detail=detail)
         case 422 if kind == POLICY:
-            # Of the prompt or of the picture, and perhaps billed: the documentation leaves it open.
+            # For the prompt or the picture, and perhaps billed: the page `errors` leaves it open.
             return refused("provider", charged=True, detail=detail)
         case 422 if kind == "no_media_generated":
             return unavailable(retryable=True, detail=detail)
@@ -350,7 +354,7 @@ def error(answer: Answer) -> ProviderError:
         case 400 | 413 | 422:
             return rejected(wrong_field(first), detail=detail)
         case status if status >= 500:
-            # None of these is billed. What took too long will again, whoever's limit it was.
+            # None of these is billed. What took too long will do so again, whichever limit it hit.
             slow = kind == "generation_timeout"
             slow = slow or answer.headers.get("x-fal-request-timeout-type") == "user"
             return unavailable(

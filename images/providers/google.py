@@ -1,8 +1,10 @@
 """Google's Gemini API: Imagen's `:predict` and the Gemini image models' `:generateContent`.
 
-Source of every fact here: the provider's documentation and the types of its SDK. All answers are
-base64. A refusal is usually a 200 without a picture, and a wrong key is a 400. There is no
-idempotency: an answer that is lost may have been billed.
+Sources, read 2026-11-22 unless a comment says otherwise: google-genai 3.4.0 from PyPI, and of
+ai.google.dev/gemini-api/docs the pages `imagen`, `image-generation`, `pricing` and `deprecations`.
+
+All answers are base64. A refusal is usually a 200 without a picture, and a wrong key is a 400.
+Calls are not idempotent: one whose answer is lost may have been billed.
 """
 
 import re
@@ -15,9 +17,9 @@ from images.providers.http import Answer, HttpProvider, decode, picture, retry_a
 from images.providers.ratios import edges, nearest
 
 IMAGEN_RATIOS = ("1:1", "3:4", "4:3", "9:16", "16:9")
-# gemini-nano-banana-2.1 is said to know more; these every Gemini image model takes.
+# Every Gemini image model takes these; nano-banana-2.1 has 14 (google-genai 3.6.1, 2026-11-28).
 GEMINI_RATIOS = ("1:1", "2:3", "3:2", "3:4", "4:3", "4:5", "5:4", "9:16", "16:9", "21:9")
-# The longest edge a tier draws; beyond the last is the largest tier.
+# The longest edge of a tier's pictures; larger sizes use the last tier.
 IMAGEN_TIERS = ((1408, "1K"), (None, "2K"))
 GEMINI_TIERS = ((1584, "1K"), (3168, "2K"), (None, "4K"))
 MAX_SEED = 2**31
@@ -33,16 +35,16 @@ REFUSALS = {
     "IMAGE_RECITATION",
     "ESCALATION",
 }
-# Our account is limited or disabled for what was asked of it (google-genai 3.6.1, FinishReason).
+# Our account is limited or disabled for its requests (google-genai 3.6.1, FinishReason).
 DISABLED = "PUP_LIMITED_DISABLED"
-# A refused prompt has no code of its own; the wording is not settled by the documentation.
+# A refused prompt has no code of its own; the wording is from reports, not the documentation.
 REFUSED_PROMPT = re.compile(r"prompt could not be submitted|responsible ai|support codes?", re.I)
-# Money, not speed, said in the words of a rate limit or of a bad request; waiting does not help.
+# Money, not speed, worded like a rate limit or a bad request; waiting does not help.
 UNPAID = re.compile(r"prepay|credits are depleted|spending cap|accessible to billed users", re.I)
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return what authorises a call; the key never stands in a URL, which would be logged."""
+    """Return what authorizes a call; the key is never in a URL, which would be logged."""
     return {"x-goog-api-key": key}
 
 
@@ -131,7 +133,7 @@ def predicted(content: dict[str, Any], n: int) -> Iterator[ProviderImage | Provi
 
 
 def generated(content: dict[str, Any]) -> ProviderImage:
-    """Return the picture of a `:generateContent` answer, which may stand between texts."""
+    """Return the picture of a `:generateContent` answer, which may come between texts."""
     match content:
         case {"promptFeedback": {"blockReason": str(blocked)}} if blocked:
             raise refused("prompt", detail=f"blockReason {blocked}")
@@ -153,7 +155,7 @@ def generated(content: dict[str, Any]) -> ProviderImage:
 
 
 def error(answer: Answer) -> ProviderError:
-    """Return what an error answer means; the reason of a 400 stands in its details."""
+    """Return what an error answer means; the reason of a 400 is in its details."""
     content = answer.json()
     told = content.get("error") if isinstance(content, dict) else None
     told = told if isinstance(told, dict) else {}
@@ -169,7 +171,7 @@ def error(answer: Answer) -> ProviderError:
         case 401 | 403:
             return unavailable(account=True, detail=detail)
         case 400 if status == "FAILED_PRECONDITION":
-            # Billing is off, or the API is not sold where this server stands.
+            # Billing is off, or the API is not offered in this server's region.
             return unavailable(account=True, detail=detail)
         case 400 if REFUSED_PROMPT.search(said):
             return refused("prompt", detail=detail)
@@ -189,7 +191,7 @@ def error(answer: Answer) -> ProviderError:
 
 
 def objects(rows: object) -> list[dict[str, Any]]:
-    """Return the objects of a JSON array; none when it is no array."""
+    """Return the objects of a JSON array; none if it is not an array."""
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 

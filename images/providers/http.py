@@ -34,7 +34,7 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """Return the parsed body, or None when it is no JSON."""
+        """Return the parsed body, or None if it is not JSON."""
         try:
             return foreign.parse(self.body)
         except ValueError:

@@ -1,8 +1,11 @@
-"""OpenAI's Images API. Source of every fact here: its API reference and image guide.
+"""OpenAI's Images API.
 
-The GPT image models return base64 only and reject `response_format`; DALL-E 3 returns one picture a
-call, as a URL that lives for an hour. Unknown fields are a 400, so each model has its own list.
-OpenAI has no idempotency for images: an answer that is lost may have been billed.
+Sources, read 2026-11-22 unless a comment says otherwise: openai 3.54.0 from PyPI (`types/image_*`,
+`resources/images.py`), OpenAI's image generation guide and its page of error codes.
+
+The GPT image models return base64 only and reject `response_format`; DALL-E 3 returns one picture
+per call, as a URL that works for an hour. Unknown fields are a 400, so each model has its own list.
+OpenAI has no idempotency for images: a call whose answer is lost may have been billed.
 """
 
 from collections.abc import AsyncIterator
@@ -22,8 +25,9 @@ from images.providers.base import (
 from images.providers.errors import ProviderError, Stage, gone, refused, rejected, unavailable
 from images.providers.http import Answer, HttpProvider, decode, picture, retry_after, words
 
+# The first from the image generation guide; the second was reported for DALL-E.
 REFUSALS = {"moderation_blocked", "content_policy_violation"}
-# Money, not speed: waiting does not help.
+# Money, not speed: waiting does not help. The first four from the page of error codes.
 EXHAUSTED = {
     "insufficient_quota",
     "credit_balance_exhausted",

@@ -1,4 +1,4 @@
-"""Aspect ratios, for the models that take a ratio in place of a size."""
+"""Aspect ratios, for models that take a ratio instead of a size."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ def edges(size: str) -> tuple[int, int]:
 
 
 def nearest(size: str | None, ratios: Iterable[str]) -> str:
-    """Return the one of `ratios` (`W:H`) that is the most like the size; square when there is none.
+    """Return the one of `ratios` (`W:H`) that is closest to the size; square if there is none.
 
     Compared as logarithms, so that 2:1 is as far from 1:1 as 1:2 is.
     """

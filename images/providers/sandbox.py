@@ -1,11 +1,11 @@
-"""The sandbox: draws for `ghub_sk_test_` keys, calls nobody, costs nothing.
+"""The sandbox: generates images for `ghub_sk_test_` keys; calls no provider, costs nothing.
 
-Words in the prompt cause what they say, so that clients can test how they handle it:
+Words in the prompt trigger the following, so that clients can test how they handle it:
 
     sandbox:refuse                        the prompt is refused
     sandbox:refuse=output                 the finished picture is refused
     sandbox:slow=5                        the picture takes five seconds
-    sandbox:deliver=2                     only two of the pictures come
+    sandbox:deliver=2                     only two of the pictures are delivered
     sandbox:error=provider_unavailable    that error; add @MODEL for one candidate of a list
 """
 
@@ -31,28 +31,28 @@ from images.providers.ratios import edges
 DIRECTIVE = re.compile(r"sandbox:(refuse|slow|deliver|error)(?:=([\w.]+))?(?:@(\S+))?")
 LONGEST_SECONDS = 300.0
 DEFAULT_SIZE = "1024x1024"
-# Of the first early view, pixels that are one; half as many in each that follows.
+# Pixels merged into one in the first partial image; half as many in each that follows.
 COARSEST = 32
 CROWDED_SECONDS = 5.0
 CROWDED = (
-    "The sandbox still draws what your organization asked for. Wait a moment, or ask for fewer or "
-    "smaller pictures."
+    "The sandbox is still generating your organization's earlier requests. Wait a moment, or "
+    "request fewer or smaller images."
 )
 ERRORS = {
-    "provider_unavailable": "The sandbox imitates a provider that is down.",
-    "rate_limit_exceeded": "The sandbox imitates a rate limit.",
-    "insufficient_balance": "The sandbox imitates an empty balance.",
-    "guardrail_blocked": "The sandbox imitates a key's guardrail.",
-    "model_not_found": "The sandbox imitates a model that is gone.",
-    "invalid_request_error": "The sandbox imitates a value that the provider does not take.",
-    "internal_error": "The sandbox imitates a fault of ours.",
+    "provider_unavailable": "The sandbox simulates a provider that is down.",
+    "rate_limit_exceeded": "The sandbox simulates a rate limit.",
+    "insufficient_balance": "The sandbox simulates an empty balance.",
+    "guardrail_blocked": "The sandbox simulates a key's guardrail.",
+    "model_not_found": "The sandbox simulates a model that is gone.",
+    "invalid_request_error": "The sandbox simulates a value the provider does not accept.",
+    "internal_error": "The sandbox simulates a fault on our side.",
 }
 
 
 class Sandbox(Provider):
     """Draws the prompt's words on a pattern that follows from prompt, seed and index.
 
-    An edit has the first picture in place of the pattern, darker where it may be drawn anew.
+    An edit has the first picture instead of the pattern, darker where it may be redrawn.
     """
 
     name = "sandbox"

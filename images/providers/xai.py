@@ -1,9 +1,13 @@
-"""xAI's images API. Source of every fact here: the provider's documentation and its SDK.
+"""xAI's images API.
+
+Sources, read 2026-11-22 unless a comment says otherwise: docs.x.ai (`developers/
+model-capabilities/images/generation`, `docs/api-reference`), xai-sdk 1.21.0 from PyPI, and for the
+forms of errors vercel/ai ed857f5 and its issue 19168.
 
 The path is OpenAI's, the fields are its own: `size` and `style` are a 400. Output is JPEG, always
-asked for as base64, which every team may have. A refused picture is billed like a drawn one.
+requested as base64, which is available to every team. A refused picture is billed like any other.
 Edits are JSON too, with the picture as a data URI.
-There is no idempotency: an answer that is lost may have been billed.
+Calls are not idempotent: one whose answer is lost may have been billed.
 """
 
 import re
@@ -17,7 +21,7 @@ from images.providers.errors import ProviderError, gone, refused, rejected, unav
 from images.providers.http import Answer, HttpProvider, decode, picture, retry_after, words
 from images.providers.ratios import edges, nearest
 
-# Those of every grok-imagine model; `auto` would let the model choose.
+# Every grok-imagine model has these; `auto` would let the model choose.
 # fmt: off
 RATIOS = (
     "1:1", "3:4", "4:3", "9:16", "16:9", "2:3", "3:2", "9:19.5", "19.5:9", "9:20", "20:9", "1:2",
@@ -25,7 +29,7 @@ RATIOS = (
 )
 # fmt: on
 LONGEST_1K = 1536
-# Not settled by the documentation, which gives these cases no code: words that were seen in them.
+# The documentation has no code for these cases: words from reported answers.
 REFUSED = re.compile(r"content moderation|moderation_blocked|usage guidelines", re.I)
 RETIRED = re.compile(r"deprecated|no longer (available|supported)", re.I)
 EXHAUSTED = re.compile(r"credits|spending limit", re.I)
@@ -33,7 +37,7 @@ UNKNOWN = re.compile(r"model not found", re.I)
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return what authorises a call."""
+    """Return what authorizes a call."""
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -82,7 +86,7 @@ def body(request: ImageRequest) -> dict[str, Any]:
 def source(request: ImageRequest) -> dict[str, Any]:
     """Return what names the picture an edit starts from; reads and encodes it.
 
-    More than one picture, and a mask, are not settled by the documentation and are not sent.
+    The documentation does not settle several pictures or a mask, so neither is sent.
     """
     first = request.images[0]
     text = pybase64.b64encode(first.read()).decode()
@@ -117,7 +121,7 @@ def error(answer: Answer) -> ProviderError:
     said = words(told.get("message") if isinstance(told, dict) else told)
     detail = f"HTTP {answer.status} {words(content.get('code'))}: {said[:300]}"
     if answer.status in (400, 403) and REFUSED.search(said):
-        # The cost tells a refused picture, which is billed, from a refused prompt.
+        # The cost distinguishes a refused picture, which is billed, from a refused prompt.
         usage = content.get("usage")
         ticks = usage.get("cost_in_usd_ticks") if isinstance(usage, dict) else None
         charged = isinstance(ticks, int | float) and ticks > 0
@@ -130,7 +134,7 @@ def error(answer: Answer) -> ProviderError:
         case 404:
             return gone(detail=detail)
         case 400 if UNKNOWN.match(said):
-            # Seen in August 2026 in place of the 404 that is documented.
+            # Reported in August 2026 instead of the documented 404.
             return gone(detail=detail)
         case 429 if EXHAUSTED.search(said):
             return unavailable(account=True, detail=detail)
@@ -138,7 +142,7 @@ def error(answer: Answer) -> ProviderError:
             wait = retry_after(answer.headers, said)
             return unavailable(retryable=True, retry_after=wait, detail=detail)
         case status if status >= 500 and RETIRED.search(said):
-            # A retired model is answered as our fault and theirs; trying again is no use.
+            # A retired model comes as a client or a server error; retrying does not help.
             return gone(detail=detail)
         case status if status >= 500:
             wait = retry_after(answer.headers)

@@ -53,7 +53,7 @@ class WhenFilter(SimpleListFilter):
     def choices(self, changelist: Any) -> Any:
         """Return the choices; without one it is a day, or any time when words are given."""
         first, *others = super().choices(changelist)
-        yield first | {"display": _("a day, or any time with words")}
+        yield first | {"display": _("a day, or any time when searching")}
         yield from others
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -191,7 +191,7 @@ class GenerationAdmin(StaffAdmin):
         """Return what the customer paid."""
         return usd(row.cost_micro)
 
-    @display(description=_("Asked for"))
+    @display(description=_("Requested"))
     def asked(self, row: Generation) -> str:
         """Return the models that were asked for."""
         return ", ".join(row.requested)
@@ -199,7 +199,7 @@ class GenerationAdmin(StaffAdmin):
     @display(description=_("Attempts"))
     def attempts_told(self, row: Generation) -> Any:
         """Return who was tried, and what came of it."""
-        drew = _("drew")
+        drew = _("delivered")
         return lines([f"{one['model']}: {one['error'] or drew}" for one in row.attempts])
 
     @display(description=_("Skipped"))

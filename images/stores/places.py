@@ -23,7 +23,7 @@ class Places:
     local: Path
 
     def public(self, bucket: str, folder: str) -> dict[str, Any]:
-        """Return the store of a bucket whose links work for ever."""
+        """Return the store of a bucket whose links never expire."""
         return self._store(bucket, folder, "public", None)
 
     def signed(self, bucket: str, folder: str, expires_in: int) -> dict[str, Any]:

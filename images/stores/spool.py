@@ -125,7 +125,7 @@ async def upload(
             continue
         try:
             await _put(store, name, data)
-            # Asked afterwards: whoever deletes marks it first and removes the object then, which
+            # Asked afterwards: a deletion marks it first and removes the object then, which
             # may have been before it was there.
             if await is_deleted(name):
                 await store.adelete(name)

@@ -88,7 +88,7 @@ class SupabaseStorage(Storage):
             backoff=backoff,
             max_bytes=max_bytes,
         )
-        # A link is signed anew when half its time is over, so that one handed out has the rest.
+        # A link is signed again when half its time is over, so that one handed out has the rest.
         self._sign_once = functools.lru_cache(4096)(
             lambda name, _half: self.sign(name, self.expires_in or 0)
         )

@@ -1,6 +1,6 @@
 """What the whole platform did: for staff, of all organizations. Questions, no changes.
 
-Live keys only: the sandbox costs and earns nothing. Days are those of UTC, as in the ledger. Closed
+Live keys only: the sandbox costs and earns nothing. Days are in UTC, as in the ledger. Closed
 hours come from the rollups, those still open from the requests (`images.usage` says why).
 """
 
@@ -46,7 +46,7 @@ class Earned:
 
     @property
     def is_known(self) -> bool:
-        """Tell whether the cost of anything is known, or there was nothing."""
+        """Return whether the cost of anything is known, or there was nothing."""
         return self.unknown == 0 or self.unknown < self.images
 
     @property
@@ -124,7 +124,7 @@ def spent_by(organizations: Iterable[Organization]) -> Mapping[uuid.UUID, int]:
 
 
 def provider_of(model: str) -> str:
-    """Return who draws a model, also one that is not in the catalogue any more."""
+    """Return a model's provider, also for one no longer in the catalogue."""
     row = CATALOG.get(model)
     return row.provider if row else model.partition("/")[0] or "?"
 

@@ -1,8 +1,8 @@
 """Rollups: the closed hours' requests, summed, so that no page adds up millions of rows.
 
-An hour is closed when nothing can change its requests any more; `close_hours` then sums it once,
+An hour is closed when nothing can change its requests any longer; `close_hours` then sums it once,
 and whoever asks (`images.usage`) counts the hours that are still open from the requests
-themselves. So an answer is exact at any time: a worker that stands still makes it slower, never
+themselves. So an answer is exact at any time: a stopped worker makes it slower, never
 wrong.
 
 A request belongs to the hour it came in, also when it ended, and was charged, in the next one.
@@ -56,7 +56,7 @@ MARGIN = timedelta(minutes=10)
 # What one round of the worker closes at most, a day per transaction.
 DAYS_A_ROUND = 7
 # Bar b of the histogram counts latencies from WIDTH**b up to WIDTH**(b + 1) milliseconds. A
-# percentile is told as the middle of its bar, so it is off by at most √WIDTH: 6.1 %.
+# percentile is reported as the middle of its bar, so it is off by at most √WIDTH: 6.1 %.
 WIDTH = 1.125
 
 # Who drew; of a request that failed, or runs, the first that was asked.
@@ -95,7 +95,7 @@ def closed_until() -> datetime | None:
 
 
 def close_hours(*, now: datetime) -> int:
-    """Sum the hours that nothing can change any more; return how many.
+    """Sum the hours that nothing can change any longer; return how many.
 
     Two hosts may call it at once: the second waits for the first and finds nothing to do.
     """
@@ -109,7 +109,7 @@ def close_hours(*, now: datetime) -> int:
 
 
 def rebuild(since: datetime | None = None) -> int:
-    """Sum the closed hours since then, or all, anew; return how many hours.
+    """Recompute the closed hours since then, or all; return how many hours.
 
     A day is exchanged in one transaction, so nobody sees it half done.
     """
@@ -144,7 +144,7 @@ def prove(since: datetime | None = None) -> Iterator[Difference]:
 
 
 def bucket_ms(bucket: int) -> int:
-    """Return the latency in milliseconds that a bar of the histogram stands for."""
+    """Return the latency in milliseconds that a bar of the histogram represents."""
     return round(math.pow(WIDTH, bucket + 0.5))
 
 
@@ -186,12 +186,12 @@ def _first_hour() -> datetime | None:
 
 
 def day_of(moment: datetime) -> datetime:
-    """Return the beginning of its day of UTC."""
+    """Return the start of its day in UTC."""
     return hour_of(moment).replace(hour=0)
 
 
 def _build(start: datetime, stop: datetime) -> None:
-    """Sum the hours from `start` to before `stop`, and take what stood there away.
+    """Sum the hours from `start` to before `stop`, and remove what was there.
 
     The rows stay in the database: one statement for each table, of millions of requests if need be.
     """

@@ -22,7 +22,7 @@ TICK = timedelta(microseconds=1)
 class Pieces:
     """What is read where: whole closed hours in the rollups, the rest in the requests.
 
-    Of the closed ones, those of whole days of UTC are `days`, and the others `edges`.
+    Of the closed ones, whole days in UTC are `days`, and the others `edges`.
     """
 
     closed: Q
@@ -35,7 +35,7 @@ def cut(wanted: Wanted, zone: tzinfo) -> Pieces:
     """Divide the time into hours that are rolled up and moments that are not.
 
     An hour in which the time wanted begins or ends, or in which a day does (midnight in India is
-    at half past an hour of UTC), is counted from its requests.
+    at half past an hour in UTC), is counted from its requests.
     """
     start, end = wanted.start, wanted.end
     until = min(closed_until() or EVER, end)

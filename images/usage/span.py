@@ -9,7 +9,6 @@ from django.db.models import Q
 
 from geekhub.lib.ids import REQUEST_ID
 
-DIMENSIONS = ("day", "model", "key", "tag", "error")
 NAMES = {"key": "api_key_id"}
 EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -31,7 +30,7 @@ class Wanted:
 
     @property
     def is_picky(self) -> bool:
-        """Tell whether more than the time decides."""
+        """Return whether anything but the time filters."""
         return bool(self.key or self.model or self.status or self.tag)
 
 

@@ -35,7 +35,7 @@ def find_generation(key: ApiKey, request_id: str) -> Generation | None:
 
 
 def credits(key: ApiKey) -> Credits:
-    """Return balance, spend and budgets; a key without a budget is told its last 30 days."""
+    """Return balance, spend and budgets; a key without a budget gets its last 30 days."""
     month_ago = timezone.now() - timedelta(days=30)
     covering = budgets.current(key)
     since = covering[0][1].starts_at if covering else month_ago

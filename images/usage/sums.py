@@ -55,7 +55,7 @@ def grouped(
     after: tuple[Any, ...] | None = None,
     limit: int | None = None,
 ) -> dict[tuple[Any, ...], Used]:
-    """Return sums by the named dimensions (of DIMENSIONS, or `sandbox`), sorted by them.
+    """Return sums by the named dimensions (day, model, key, tag, error or sandbox), sorted by them.
 
     Days begin at midnight of `zone`. By tag, a request counts under each of its tags, and under
     the empty one if it has none. `after` and `limit` cut a page out of the sorted rows.

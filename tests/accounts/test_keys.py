@@ -196,7 +196,7 @@ def test_a_successor_has_the_same_rights_and_the_old_key_an_overlap(
 
     assert new.secret != old.secret
     assert (new.row.name, new.row.sandbox, new.row.allowed_models) == ("prod-web", True, ["a/one"])
-    # It stays in the budget of its maker, whoever rotates it.
+    # It stays in its creator's budget when somebody else rotates it.
     assert (new.row.organization, new.row.rotated_from, new.row.created_by) == (acme, old.row, bob)
     assert new.row.family == old.row.family
     assert new.row.expires_at is None

@@ -50,7 +50,7 @@ REFUSED = [
     "ſeve@gmail.com",
     "e" * 245 + "@gmail.com",
 ]
-UNUSUAL = "This spelling of an address cannot be used."
+UNUSUAL = "This form of address is not supported."
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ INSIDE = ("/accounts/email/", "/dashboard/settings/members")
 
 
 @pytest.mark.parametrize(
-    ("language", "words"), [("en", UNUSUAL), ("es", "La dirección no se puede usar escrita así.")]
+    ("language", "words"), [("en", UNUSUAL), ("es", "No admitimos direcciones escritas así.")]
 )
 @pytest.mark.parametrize("path", FORMS)
 def test_every_form_refuses_in_clear_words(
@@ -240,7 +240,7 @@ def test_every_form_finds_the_account_by_another_spelling(
     invited = client.post(
         "/dashboard/settings/members", {"email": written, "role": "viewer"}, follow=True
     )
-    assert "alice@acme.test is a member already." in invited.content.decode()
+    assert "alice@acme.test is already a member." in invited.content.decode()
     client.post("/dashboard/settings/members", {"email": "Bob@ａcme.test", "role": "viewer"})
     assert Invitation.objects.get().email == "bob@acme.test"
     assert User.objects.get_by_natural_key(written) == owner_of(acme)

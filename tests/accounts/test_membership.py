@@ -183,7 +183,7 @@ def test_the_last_owner_stays(acme: Organization, alice: User) -> None:
     with pytest.raises(LastOwner):
         members.remove(acme, alice, actor=alice)
     assert roles(acme)["alice@acme.test"] == Role.OWNER
-    # An owner who cannot log in any more is none.
+    # An owner who can no longer log in does not count.
     retired = join(acme, Role.OWNER, "rita@acme.test")
     User.objects.filter(pk=retired.pk).update(is_active=False)
     with pytest.raises(LastOwner):

@@ -92,7 +92,7 @@ def expect_nothing_charged() -> None:
 
 
 def expect_books_agree(images: int, cost_micro: int) -> None:
-    """Check that pictures, files, requests, holds, ledger and account tell the same."""
+    """Check that pictures, files, requests, holds, ledger and account agree."""
     charged = LedgerEntry.objects.filter(kind="consumption").aggregate(
         images=Sum("quantity"), cost=Sum("amount_micro")
     )

@@ -99,7 +99,7 @@ class Service:
         self._process.wait(STOP_SECONDS)
 
     def terminate(self) -> None:
-        """Ask it to stop, and return when it lets nobody in any more."""
+        """Ask it to stop, and return once it accepts no more connections."""
         assert self._process is not None
         self._process.terminate()
         self._until(lambda: not _listens(self.port), "stop listening")

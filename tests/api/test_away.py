@@ -33,7 +33,7 @@ ENDPOINTS = [
 
 @contextmanager
 def database_away() -> Iterator[None]:
-    """Let nobody reach the database any more but who is connected."""
+    """Refuse new connections to the database; existing ones stay."""
     place = connections.settings["default"]
     kept = dict(place)
     if connection.vendor == "sqlite":

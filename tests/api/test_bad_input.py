@@ -93,13 +93,13 @@ CASES = [
     _case("model", "a model id, a list of ids, or auto", model=True),
     _case("model", "1 to 8 strings", model=[]),
     _case("model", "1 to 8 strings", model=NINE),
-    _case("model", "the same twice", model=[NINE[0], NINE[0]]),
+    _case("model", "must not contain duplicates", model=[NINE[0], NINE[0]]),
     _case("model", "must be a string", model=[NINE[0], 5]),
     _case("model", "item 2 must be a string", model=[NINE[0], None]),
     _case("model", "must be a string", model=[[NINE[0]]]),
     _case("model", "character 8 is U+DFFF", model="openai/\udfff"),
     _case("model", "character 8 is U+0000", model="openai/\0"),
-    _case("model", "auto stands alone", model=["auto", NINE[0]]),
+    _case("model", "auto cannot be part of a list", model=["auto", NINE[0]]),
     _case("model", "'openai/gpt-image-0'", "GET /v1/models", code="model_not_found",
           model="openai/gpt-image-0"),
     _case("model", "'gpt-image-1'", "GET /v1/models", code="model_not_found", model="gpt-image-1"),
@@ -108,7 +108,7 @@ CASES = [
     _case("model", "'nobody/nothing'", code="model_not_found", model=[NINE[0], "nobody/nothing"]),
     _case("model", "'nobody/nothing'", code="model_not_found", model=["nobody/nothing", NINE[0]]),
     # size: the message names what the model draws
-    _case("size", "openai/gpt-image-1 does not draw 512x512",
+    _case("size", "openai/gpt-image-1 does not support 512x512",
           "auto, 1024x1024, 1536x1024, 1024x1536", size="512x512"),
     _case("size", "auto, 1024x1024", size="1024X1024"),
     _case("size", "auto, 1024x1024", size="0x0"),
@@ -143,8 +143,8 @@ CASES = [
     _case("seed", "integer from 0 to 2147483647", seed="7"),
     _case("partial_images", "from 0 to 3", stream=True, partial_images=4),
     _case("partial_images", "needs stream: true", partial_images=1),
-    _case("max_cost", "a number of USD", max_cost="1"),
-    _case("max_cost", "a number of USD", max_cost=True),
+    _case("max_cost", "an amount in USD", max_cost="1"),
+    _case("max_cost", "an amount in USD", max_cost=True),
     _case("max_cost", "above 0 and at most 1000000", max_cost=0),
     _case("max_cost", "above 0 and at most 1000000", max_cost=-0.01),
     _case("max_cost", "above 0 and at most 1000000", max_cost=10**400),
@@ -156,7 +156,7 @@ CASES = [
     _case("strict", "true or false", strict=[]),
     _case("dry_run", "true or false", dry_run=0),
     # strict: what would be adjusted
-    _case("seed", "strict", "takes no seed", strict=True, seed=7),
+    _case("seed", "strict", "does not support seed", strict=True, seed=7),
     _case("style", "strict", "no style", strict=True, style="vivid"),
     # lists of texts
     _case("user", "1 to 256 characters", user=""),
@@ -169,7 +169,7 @@ CASES = [
     _case("tags", "1 to 40 characters", tags=["t" * 41]),
     _case("tags", "1 to 40 characters", tags=[""]),
     _case("tags", "must be a string", tags=[1]),
-    _case("tags", "the same twice", tags=["a", "a"]),
+    _case("tags", "must not contain duplicates", tags=["a", "a"]),
     _case("tags", "item 1", "character 1 is U+DCFF", tags=["\udcff"]),
     # routing
     _case("routing", "must be an object", model=[NINE[0]], routing="auto"),
@@ -183,7 +183,7 @@ CASES = [
     _case("routing.candidates", "1 to 8 strings", model="auto", routing={"candidates": []}),
     _case("routing.candidates", "1 to 8 strings", model="auto", routing={"candidates": NINE}),
     _case("routing.candidates", "1 to 8 strings", model="auto", routing={"candidates": NINE[0]}),
-    _case("routing.candidates", "the same twice", model="auto",
+    _case("routing.candidates", "must not contain duplicates", model="auto",
           routing={"candidates": [NINE[0], NINE[0]]}),
     _case("routing.weight", "is not a field", model="auto", routing={"weight": 1}),
     _case("model", "'nobody/nothing'", code="model_not_found", model="auto",
@@ -224,7 +224,7 @@ def test_a_size_a_model_lacks_is_refused_with_those_it_has(
                 answer,
                 BAD,
                 param="size",
-                says=(f"{model['id']} does not draw 17x17", ", ".join(model["sizes"])),
+                says=(f"{model['id']} does not support 17x17", ", ".join(model["sizes"])),
             )
     expect_nothing_happened(openai)
 

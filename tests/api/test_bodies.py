@@ -74,7 +74,7 @@ def expect_refused(answer: httpx.Response, path: str) -> None:
     if is_api:
         assert answer.json()["error"]["message"]
     else:
-        assert answer.text == "The body may have at most 1048576 bytes.\n"
+        assert answer.text == "The body can have at most 1048576 bytes.\n"
 
 
 def test_no_url_takes_a_body_that_says_it_is_too_large(
@@ -137,7 +137,7 @@ def test_a_body_that_drips_has_an_end(
             answer = read_answer(connection)
             assert answer.status_code == 408
             assert answer.text == (
-                "The body took too long to arrive; all of it must be here within 0.2 seconds.\n"
+                "The body took too long to arrive; it must arrive within 0.2 seconds.\n"
             )
             assert answer.headers["connection"] == "close"
             assert connection.recv(1) == b""
@@ -157,7 +157,7 @@ def test_who_is_refused_while_sending_reads_why(app: AppServer) -> None:
     for content in (b"x" * 30 * MEBIBYTE, (b"x" * 65_536 for _ in range(480))):
         answer = httpx.post(f"{app.origin}/login", content=content)
         assert answer.status_code == 413
-        assert answer.text == "The body may have at most 1048576 bytes.\n"
+        assert answer.text == "The body can have at most 1048576 bytes.\n"
 
 
 # --- Compressed -------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Told:
     @property
     def unknown(self) -> bool:
         """Return whether it says that nobody knows yet."""
-        return "what became of it" in self.error
+        return "shows the outcome" in self.error
 
 
 class Broken:
@@ -421,7 +421,7 @@ def test_a_request_that_the_worker_ends_while_it_fails_has_failed(
         way, lambda number, sql: ended(number, sql) or (fails if number == numbers[1] else None)
     )
     assert worker.settled == 1
-    assert "could not be kept. Nothing was charged." in broken.said[-1].error
+    assert "could not be stored. Nothing was charged." in broken.said[-1].error
 
 
 @pytest.mark.parametrize("way", [PLAIN, STREAMED], ids=str)

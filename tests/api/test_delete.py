@@ -49,9 +49,9 @@ def test_all_pictures_of_a_request_go_once(api: Api, app: AppServer) -> None:
     again = api.http.delete(f"images/{body['id']}")
 
     assert first.json()["deleted"] == [0, 1]
-    expect_error(again, "not_found", says=(f"The request {body['id']} has no picture.",))
+    expect_error(again, "not_found", says=(f"The request {body['id']} has no image.",))
     one = api.http.delete(f"images/{body['id']}/1")
-    expect_error(one, "not_found", says=(f"The request {body['id']} has no picture.",))
+    expect_error(one, "not_found", says=(f"The request {body['id']} has no image.",))
     assert [served(app, row["url"]) for row in body["data"]] == [404, 404]
     assert Image.objects.filter(purged_at=None).count() == 0
 
@@ -83,7 +83,7 @@ def test_a_request_that_failed_has_none_and_a_gap_is_no_end(
     Image.objects.get(index=0).delete()
     Generation.objects.filter(request_id=body["id"]).update(delivered=2)
     answer = api.http.delete(f"images/{body['id']}/0")
-    expect_error(answer, "not_found", says=("has no picture 0; it has 1, 2.",))
+    expect_error(answer, "not_found", says=("has no image 0; it has 1, 2.",))
     assert api.http.delete(f"images/{body['id']}/2").json()["deleted"] == [2]
     assert [image.index for image in Image.objects.filter(deleted_at=None)] == [1]
 

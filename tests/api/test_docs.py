@@ -58,7 +58,7 @@ def test_every_field_of_an_edit_is_explained() -> None:
 
 
 def test_the_answer_is_as_the_sample_shows(sandbox: Api) -> None:
-    shown = sample("Draw: POST /v1/images/generations")
+    shown = sample("Generate: POST /v1/images/generations")
     real = sandbox.draw(model="fal/flux-1.1-pro", size="1792x1024", output_format="png").json()
     assert keys(real) == keys(shown)
     assert real["adjusted"] == shown["adjusted"]
@@ -82,5 +82,5 @@ def test_the_other_samples_are_as_real(api: Api) -> None:
         path for path in real if ".budget" not in path
     }
     deleted = api.http.delete(f"images/{drawn}").json()
-    assert keys(deleted) == keys(sample("Delete pictures: DELETE /v1/images/{request id}"))
+    assert keys(deleted) == keys(sample("Delete images: DELETE /v1/images/{request id}"))
     assert edit(api).status_code == 200

@@ -58,7 +58,7 @@ def photo(width: int = 96, height: int = 64, fmt: str = "png", colour: str = "re
 
 
 def mask(width: int = 96, height: int = 64) -> bytes:
-    """Return a mask whose left half is to be drawn anew."""
+    """Return a mask whose left half is to be redrawn."""
     image = Pillow.new("RGBA", (width, height), (0, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, width // 2, height))
     out = io.BytesIO()
@@ -321,7 +321,7 @@ def test_xai_gets_the_picture_as_a_data_uri(api: Api, xai: XaiEmulator) -> None:
     kind, _, data = call.body["image"]["url"].partition(",")
     assert kind == "data:image/webp;base64"
     assert base64.b64decode(data) == first
-    # xAI takes the ratio of the picture, and wants to be told none.
+    # xAI uses the picture's ratio and must not be sent one.
     assert "aspect_ratio" not in call.body
     assert "adjusted" not in answer.json()
     expect_books_agree(images=3, cost_micro=75_000)
@@ -336,7 +336,7 @@ def test_an_edit_by_xai_keeps_the_shape_of_its_picture_and_says_so(
     assert "aspect_ratio" not in xai.calls[0].body
     (told,) = answer.json()["adjusted"]
     assert (told["param"], told["asked"]) == ("size", "1360x768")
-    assert told["why"] == f"{GROK} keeps the shape of the picture."
+    assert told["why"] == f"{GROK} keeps the shape of the input image."
 
     strict = edit(api, model=GROK, size="1360x768", strict="true")
     expect_error(strict, BAD, param="size", says="keeps the shape")
@@ -396,9 +396,9 @@ def test_a_model_that_cannot_edit_is_400_and_names_those_that_can(
 ) -> None:
     expect_error(edit(api, model=DALLE), BAD, param="model", says=(DALLE, GPT, GROK))
     two = [file("image", photo()), file("image", photo())]
-    expect_error(edit(api, *two, model=GROK), BAD, param="image", says="one picture")
+    expect_error(edit(api, *two, model=GROK), BAD, param="image", says="one image")
     masked = [file("image", photo()), file("mask", mask())]
-    expect_error(edit(api, *masked, model=GROK), BAD, param="mask", says="no mask")
+    expect_error(edit(api, *masked, model=GROK), BAD, param="mask", says="not support masks")
     expect_nothing_happened(openai)
 
 
@@ -574,14 +574,14 @@ CASES = [
     _case("prompt", "it has 0", prompt=""),
     _case("prompt", "it has 4001", prompt="x" * 4001),
     _case("prompt", "character 2 is U+0000", prompt="a\0b"),
-    _case("prompt", "is there twice", prompt=["a", "b"]),
+    _case("prompt", "appears twice", prompt=["a", "b"]),
     _case("prompt", "must be text, not a file", file("prompt", b"a hat")),
     _case("model", "is required", model=None),
-    _case("model", "the same twice", model=[GPT, GPT]),
+    _case("model", "must not contain duplicates", model=[GPT, GPT]),
     _case("model", "1 to 8 strings", model=[GPT, *"abcdefgh"]),
     _case("model", "must be a string", model=f'["{GPT}", 5]'),
     _case("model", "not valid JSON", model="["),
-    _case("model", "is there twice", **{"model[]": [GPT]}),
+    _case("model", "appears twice", **{"model[]": [GPT]}),
     _case("n", "from 1 to 8", n="0"),
     _case("n", "from 1 to 8", n="9"),
     _case("n", "an integer from 1 to 8", n="two"),
@@ -593,9 +593,9 @@ CASES = [
     _case("n", "an integer from 1 to 8", n="1_0"),
     _case("n", "an integer from 1 to 8", n="\N{ARABIC-INDIC DIGIT TWO}"),
     _case("n", "an integer from 1 to 8", n="9" * 5000),
-    _case("n", "is there twice", n=["1", "1"]),
+    _case("n", "appears twice", n=["1", "1"]),
     _case("n", "must be text, not a file", file("n", b"1")),
-    _case("size", f"{GPT} does not draw 512x512", size="512x512"),
+    _case("size", f"{GPT} does not support 512x512", size="512x512"),
     _case("quality", "must be one of", quality="best"),
     _case("background", "must be one of", background="red"),
     _case("output_format", "must be one of", output_format="gif"),
@@ -607,18 +607,18 @@ CASES = [
     _case("partial_images", "needs stream", partial_images="1"),
     _case("partial_images", "from 0 to 3", partial_images="4", stream="true"),
     _case("strict", "must be true or false", strict="1"),
-    _case("max_cost", "a number of USD", max_cost="1e3"),
-    _case("max_cost", "a number of USD", max_cost="nan"),
+    _case("max_cost", "an amount in USD", max_cost="1e3"),
+    _case("max_cost", "an amount in USD", max_cost="nan"),
     _case("max_cost", "above 0", max_cost="0"),
-    _case("tags", "the same twice", tags=["a", "a"]),
+    _case("tags", "must not contain duplicates", tags=["a", "a"]),
     _case("tags", "0 to 8 strings", tags=list("abcdefghi")),
     _case("tags", "1 to 40 characters", tags="x" * 41),
     _case("tags", "nested too deeply", tags="[" * 60 + "]" * 60),
-    _case("routing", "is for a list", routing='{"on_refusal": "stop"}'),
+    _case("routing", "is only for a list", routing='{"on_refusal": "stop"}'),
     _case("routing", "not valid JSON", routing="cheapest"),
     _case("routing", "must be an object", routing="[]", model="auto"),
     _case("routing.strategy", "must be one of", routing='{"strategy": "x"}', model="auto"),
-    _case("routing", "is there twice", routing='{"strategy": "x", "strategy": "x"}', model="auto"),
+    _case("routing", "appears twice", routing='{"strategy": "x", "strategy": "x"}', model="auto"),
     _case("seed", "is not a field", seed="1"),
     _case("style", "is not a field", style="vivid"),
     _case("moderation", "is not a field", moderation="low"),
@@ -629,7 +629,7 @@ CASES = [
     _case("routing.strategy", "must be one of", model="auto", **{"routing[strategy]": "x"}),
     _case("routing.weight", "is not a field", model="auto", **{"routing[weight]": "1"}),
     _case("routing[a][b]", "is not a field", model="auto", **{"routing[a][b]": "1"}),
-    _case("tags", "is there twice", **{"tags": "a", "tags[]": "b"}),
+    _case("tags", "appears twice", **{"tags": "a", "tags[]": "b"}),
     _case("n[0]", "is not a field", **{"n[0]": "1"}),
     _case("mask[]", "is not a field", file("mask[]", mask())),
     _case("image", 'give its part a filename, as in Content-Disposition: form-data; name="image"; '
@@ -638,7 +638,7 @@ CASES = [
     _case("image", "must be a file", image="data:image/png;base64,"),
     _case("mask", "must be a file", mask="x"),
     _case("image", "is required", file("mask", mask())),
-    _case("image", "1 to 16 files; there are more", *[file("image", photo())] * 17),
+    _case("image", "1 to 16 files; you sent more", *[file("image", photo())] * 17),
     _case("image", "file 1 is empty", file("image", b"")),
     _case("image", "file 1 is none", file("image", b"hello")),
     _case("image", "file 1 is none", file("image", b"<svg/>", "a.svg", "image/svg+xml")),
@@ -646,7 +646,7 @@ CASES = [
     _case("image", "file 1 is none", file("image", photo(fmt="tiff"))),
     _case("image", "file 2 is none", file("image", photo()), file("image", b"GIF89a")),
     _case("image", "3600.0 of 40 megapixels (60000x60000)", file("image", make_bomb())),
-    _case("mask", "is there twice", *[file("mask", mask())] * 2, file("image", photo())),
+    _case("mask", "appears twice", *[file("mask", mask())] * 2, file("image", photo())),
     _case("mask", "PNG with an alpha", file("image", photo()), file("mask", photo())),
     _case("mask", "PNG with an alpha", file("image", photo()), file("mask", photo(fmt="jpeg"))),
     _case("mask", "96x64", file("image", photo()), file("mask", mask(64, 96))),
@@ -696,7 +696,7 @@ def test_forms_that_are_none(api: Api, openai: OpenAIEmulator, subtests: pytest.
         (GOOD + b"--B--", multipart, "boundary"),
         (GOOD + b"--B--", f"{multipart}; boundary=", "boundary"),
         (GOOD + b"--B--", f"{multipart}; boundary=\xff", "multipart"),
-        (GOOD + part("prompt", b"x") + b"--B--", f"{multipart}; boundary=B", "prompt is there"),
+        (GOOD + part("prompt", b"x") + b"--B--", f"{multipart}; boundary=B", "prompt appears"),
         (GOOD + part("user", b"\xff\xfe") + b"--B--", f"{multipart}; boundary=B", "not valid UTF"),
         (part("x", b"") * 2000 + b"--B--", f"{multipart}; boundary=B", "at most 1000"),
     ]

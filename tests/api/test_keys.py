@@ -215,7 +215,7 @@ def test_a_key_for_some_models_draws_with_no_other(
     client = connect(key.secret)
 
     expect_error(
-        client.draw(), "guardrail_blocked", param="model", says="may not use openai/gpt-image-1"
+        client.draw(), "guardrail_blocked", param="model", says="cannot use openai/gpt-image-1"
     )
     expect_nothing_happened(openai)
     answer = client.draw(model=["openai/gpt-image-1", "openai/dall-e-3"])

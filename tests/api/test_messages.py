@@ -68,8 +68,9 @@ GENERATIONS = [
     row("model must be a list of 1 to 8 strings.", model=[]),
     row("model item 2 must be a string.", model=[GPT, None]),
     row("model item 1 must have 1 to 100 characters; it has 101.", model=["x" * 101]),
-    row("model must not name the same twice: 'openai/gpt-image-1'.", model=[GPT, GPT]),
-    row("model auto stands alone; what it may choose from goes into routing.candidates.",
+    row("model must not contain duplicates: 'openai/gpt-image-1'.", model=[GPT, GPT]),
+    row("model auto cannot be part of a list; "
+        "put the models to choose from into routing.candidates.",
         model=["auto", GPT]),
     row("The model 'gpt-image-2' does not exist. Did you mean openai/gpt-image-2? "
         "GET /v1/models lists the models.", "model", model="gpt-image-2"),
@@ -82,37 +83,39 @@ GENERATIONS = [
     row("n must be an integer from 1 to 8.", n="2"),
     row("n must be from 1 to 8.", n=9),
     row("size must be a string.", size=1024),
-    row(f"openai/gpt-image-1 does not draw 512x512. Allowed: {SIZES}.", "size", size="512x512"),
-    row(f"openai/gpt-image-1 does not draw big. A size is auto or WIDTHxHEIGHT. Allowed: {SIZES}.",
+    row(f"openai/gpt-image-1 does not support 512x512. Allowed: {SIZES}.", "size", size="512x512"),
+    row("openai/gpt-image-1 does not support big. A size is auto or WIDTHxHEIGHT. "
+        f"Allowed: {SIZES}.",
         "size", size="big"),
     row("quality must be one of: auto, standard, hd, low, medium, high.", quality="best"),
     row("A transparent background needs output_format png or webp.", "background",
         background="transparent", output_format="jpeg"),
     row("stream must be true or false.", stream="true"),
     row("partial_images needs stream: true.", partial_images=1),
-    row("max_cost must be a number of USD, such as 0.25.", max_cost="1"),
+    row("max_cost must be an amount in USD, such as 0.25.", max_cost="1"),
     row("max_cost must be above 0 and at most 1000000 USD.", max_cost=0),
     row("tags must be a list of 0 to 8 strings.", tags="launch"),
     row("routing must be an object.", model="auto", routing=[]),
-    row("routing is for a list of models or auto; model is one id.",
+    row("routing is only for a list of models or auto; model is a single id.",
         routing={"on_refusal": "stop"}),
-    row("routing with strategy or candidates is for model auto; a list is tried in its own order.",
+    row("routing with strategy or candidates is only for model auto; "
+        "a list is tried in its own order.",
         model=[GPT], routing={"strategy": "fastest"}),
     row("routing.strategy must be one of: cheapest, fastest, balanced.", model="auto",
         routing={"strategy": "dearest"}),
     row(f"promt {UNKNOWN} Did you mean prompt?", promt="a kite"),
     row(f"N {UNKNOWN} Did you mean n?", N=1),
-    row(f"negative_prompt {UNKNOWN} There are {COMMON}, style, moderation, seed.",
+    row(f"negative_prompt {UNKNOWN} Its fields are {COMMON}, style, moderation, seed.",
         negative_prompt="rain"),
-    row(f"input_fidelity {UNKNOWN} POST /v1/images/edits has it.", input_fidelity="high"),
-    row(f"image {UNKNOWN} POST /v1/images/edits has it.", image="https://example.com/a.png"),
-    row(f"routing.seed {UNKNOWN} There are strategy, candidates, on_refusal.", model="auto",
+    row(f"input_fidelity {UNKNOWN} It belongs to POST /v1/images/edits.", input_fidelity="high"),
+    row(f"image {UNKNOWN} It belongs to POST /v1/images/edits.", image="https://example.com/a.png"),
+    row(f"routing.seed {UNKNOWN} Its fields are strategy, candidates, on_refusal.", model="auto",
         routing={"seed": 1}),
     row(f"routing.candidate {UNKNOWN} Did you mean candidates?", model="auto",
         routing={"candidate": [GPT]}),
-    row("strict: openai/gpt-image-1 takes no seed.", "seed", strict=True, seed=7),
-    row("strict: openai/dall-e-3 has no early views.", "partial_images", model=DALLE, strict=True,
-        stream=True, partial_images=2),
+    row("strict: openai/gpt-image-1 does not support seed.", "seed", strict=True, seed=7),
+    row("strict: openai/dall-e-3 has no partial images.", "partial_images", model=DALLE,
+        strict=True, stream=True, partial_images=2),
     row("No model fits. The prompt has 1001 characters; fal/recraft-v3 takes at most 1000.",
         "prompt", model=[RECRAFT], prompt="x" * 1001),
     row("No model fits. 1 image of openai/gpt-image-1 costs 0.19 USD, more than max_cost 0.01. "
@@ -128,14 +131,14 @@ BODIES = [
                    "line 1 column 9 (char 8)."),
     (b'{"a": "\xe9"}', "The body is not valid UTF-8 at byte 7; it must be JSON in UTF-8."),
     (b"\xef\xbb\xbf{}",
-     "The body is not valid JSON: it begins with a byte order mark; leave it out."),
-    (b'{"a": 1, "a": 2}', "The body is not valid JSON: the key 'a' is there twice."),
+     "The body is not valid JSON: it starts with a byte order mark; remove it."),
+    (b'{"a": 1, "a": 2}', "The body is not valid JSON: the key 'a' appears twice."),
     (b'{"a": NaN}', "The body is not valid JSON: NaN is not a JSON number."),
     (b'{"a": ' + b"1" * 4001 + b"}",
      "The body is not valid JSON: a number has more than 4000 digits."),
     (b"[" * 30, "The body is not valid JSON: Expecting value: line 1 column 31 (char 30)."),
-    (b"[" * 30 + b"]" * 30, "The body is nested too deeply; it may have 20 levels."),
-    (b"x" * 1_048_577, "The body may have at most 1048576 bytes."),
+    (b"[" * 30 + b"]" * 30, "The body is nested too deeply; at most 20 levels are allowed."),
+    (b"x" * 1_048_577, "The body can have at most 1048576 bytes."),
 ]  # fmt: skip
 
 ONE = file("image", photo())
@@ -143,7 +146,7 @@ CUT = make_picture(96, 64, "jpeg")[:-40]
 DAMAGED = make_picture(8, 8, "png").replace(b"IHDR\0\0", b"IHDR\0\1")
 EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
     ("image is required: 1 to 16 files.", [file("mask", mask())], {}),
-    ("image must be 1 to 16 files; there are more.", [ONE] * 17, {}),
+    ("image must be 1 to 16 files; you sent more.", [ONE] * 17, {}),
     ("image must be a PNG, JPEG or WebP; file 2 is none of them.", [ONE, file("image", b"x")], {}),
     ("image file 1 is empty.", [file("image", b"")], {}),
     (f"image file 1 is a JPEG that breaks off at byte {len(CUT)}.", [file("image", CUT)], {}),
@@ -153,28 +156,29 @@ EDITS: list[tuple[str, list[Part], dict[str, Any]]] = [
      [file("image", make_picture(20_001, 2000, "png"))], {}),
     ("image must be a file: give its part a filename, as in Content-Disposition: form-data; "
      'name="image"; filename="image.png".', [], {"image": "x"}),
-    ("image may have at most 20971520 bytes.",
+    ("image can have at most 20971520 bytes.",
      [file("image", make_picture(8, 8, "png", pad=20_971_520))], {}),
     ("mask must be a PNG with an alpha channel.", [ONE, file("mask", photo())], {}),
     ("mask must have the first image's size, 96x64; it has 64x96.",
      [ONE, file("mask", mask(64, 96))], {}),
-    ("mask is there twice; send it once.", [ONE, file("mask", mask()), file("mask", mask())], {}),
-    ("n is there twice; send it once.", [ONE], {"n": ["1", "1"]}),
+    ("mask appears twice; send it once.", [ONE, file("mask", mask()), file("mask", mask())], {}),
+    ("n appears twice; send it once.", [ONE], {"n": ["1", "1"]}),
     ("n must be text, not a file.", [ONE, file("n", b"1")], {}),
     (f"images {UNKNOWN} Did you mean image?", [file("images", photo())], {}),
-    *((f"{name} {UNKNOWN} POST /v1/images/generations has it.", [ONE], {name: "1"})
+    *((f"{name} {UNKNOWN} It belongs to POST /v1/images/generations.", [ONE], {name: "1"})
       for name in ("seed", "style", "moderation")),
-    (f"steps {UNKNOWN} There are {COMMON}, input_fidelity, image, mask.", [ONE], {"steps": "1"}),
+    (f"steps {UNKNOWN} Its fields are {COMMON}, input_fidelity, image, mask.", [ONE],
+     {"steps": "1"}),
     ("routing is not valid JSON: Expecting value: line 1 column 1 (char 0).", [ONE],
      {"model": "auto", "routing": "fastest"}),
-    ("routing is there twice, as JSON and with brackets; send one of them.", [ONE],
+    ("routing appears twice, as JSON and with brackets; send only one.", [ONE],
      {"model": "auto", "routing": "{}", "routing[on_refusal]": "stop"}),
-    ("openai/dall-e-3 cannot edit pictures. These can: openai/gpt-image-1, openai/gpt-image-2, "
+    ("openai/dall-e-3 cannot edit images. These can: openai/gpt-image-1, openai/gpt-image-2, "
      "openai/gpt-image-2.5-sunburst, xai/grok-imagine-image, xai/grok-imagine-image-2.0.", [ONE],
      {"model": DALLE}),
-    ("xai/grok-imagine-image starts from one picture; there are 2.", [ONE, ONE],
+    ("xai/grok-imagine-image takes one image as input; you sent 2.", [ONE, ONE],
      {"model": "xai/grok-imagine-image"}),
-    ("xai/grok-imagine-image takes no mask.", [ONE, file("mask", mask())],
+    ("xai/grok-imagine-image does not support masks.", [ONE, file("mask", mask())],
      {"model": "xai/grok-imagine-image"}),
 ]  # fmt: skip
 
@@ -185,40 +189,41 @@ FORMS = [
     (GOOD + part("user", b"\xff") + b"--B--", f"{FORM}; boundary=B",
      "user is not valid UTF-8 at byte 0."),
     (part("x", b"") * 2000 + b"--B--", f"{FORM}; boundary=B",
-     "A request may have at most 1000 parameters or parts."),
+     "A request can have at most 1000 parameters or parts."),
     (part("prompt", b"x" * 3_000_000) + b"--B--", f"{FORM}; boundary=B",
-     "The text fields may have at most 2621440 bytes together. A part without a filename is text: "
+     "The text fields can have at most 2621440 bytes in total. A part without a filename is text: "
      "give one to every file."),
     (b"{}", "application/json", "Unsupported media type 'application/json'. Send the body as a "
      "form with files: Content-Type: multipart/form-data."),
 ]  # fmt: skip
 
 PATHS = [
-    ("GET", "usage?x=1", "x is not a parameter; there are start, end, group_by, limit, after."),
-    ("GET", "usage?start=1.1.2026", "start must be a day as YYYY-MM-DD."),
-    ("GET", "usage?end=1999-12-31", "end must be a day as YYYY-MM-DD, from 2000 on."),
+    ("GET", "usage?x=1",
+     "x is not a parameter; the parameters are start, end, group_by, limit, after."),
+    ("GET", "usage?start=1.1.2026", "start must be a date, YYYY-MM-DD."),
+    ("GET", "usage?end=1999-12-31", "end must be a date, YYYY-MM-DD, in 2000 or later."),
     ("GET", "usage?start=2026-02-02&end=2026-01-01", "start must not be after end."),
-    ("GET", "usage?start=2020-01-01", "start and end may be at most 400 days apart."),
+    ("GET", "usage?start=2020-01-01", "start and end can be at most 400 days apart."),
     ("GET", "usage?group_by=week",
      "group_by must be one or more of day, model, key, tag, with commas."),
     ("GET", "usage?limit=0", "limit must be an integer from 1 to 1000."),
     ("GET", "usage?after=x",
-     "after must be next_after of the page before, with the same group_by."),
+     "after must be next_after from the previous page, with the same group_by."),
     ("GET", "generation", "id is required: GET /v1/generation?id=req_…"),
     ("GET", "generation?id=42", f"There is no request '42' {NO_REQUEST}"),
     ("GET", f"generation?id={REQ}", f"There is no request '{REQ}' in your organization."),
     ("DELETE", f"images/{REQ}", f"There is no request '{REQ}' in your organization."),
-    *(("DELETE", f"images/{one}", f"There is no DELETE /v1/images/{one}. {AN_ID} Behind it there "
-       "may be / and the index of a picture.") for one in ("foo", REQ[:-1], f"{REQ}/x")),
+    *(("DELETE", f"images/{one}", f"There is no DELETE /v1/images/{one}. {AN_ID} It can be "
+       "followed by / and the index of an image.") for one in ("foo", REQ[:-1], f"{REQ}/x")),
     ("POST", "images/generation", "There is no POST /v1/images/generation. "
      "Did you mean /v1/images/generations?"),
     ("POST", "images/edit", "There is no POST /v1/images/edit. Did you mean /v1/images/edits?"),
     ("GET", "model", "There is no GET /v1/model. Did you mean /v1/models?"),
-    ("GET", "images/generation", "There is no GET /v1/images/generation. Pictures are drawn by "
-     "POST /v1/images/generations, models listed by GET /v1/models."),
+    ("GET", "images/generation", "There is no GET /v1/images/generation. "
+     "POST /v1/images/generations generates images; GET /v1/models lists the models."),
     ("DELETE", "models", "DELETE is not allowed here. Allowed: GET, HEAD."),
-    ("GET", "nothing", "There is no GET /v1/nothing. Pictures are drawn by POST "
-     "/v1/images/generations, models listed by GET /v1/models."),
+    ("GET", "nothing", "There is no GET /v1/nothing. "
+     "POST /v1/images/generations generates images; GET /v1/models lists the models."),
     ("POST", "images/generations/", "There is no POST /v1/images/generations/. "
      "Did you mean /v1/images/generations?"),
     ("POST", "v1/images/generations", "There is no POST /v1/v1/images/generations. "
@@ -281,7 +286,7 @@ def test_of_the_others(api: Api, subtests: pytest.Subtests) -> None:
     with subtests.test("a picture"):
         drawn = api.draw().json()["id"]
         answer = api.http.delete(f"images/{drawn}/3")
-        assert said(answer) == (f"The request {drawn} has no picture 3; it has 0.")
+        assert said(answer) == (f"The request {drawn} has no image 3; it has 0.")
 
 
 def test_of_keys_and_money(
@@ -303,15 +308,15 @@ def test_of_keys_and_money(
         "characters long."
     )
     some = connect(KeyFactory(organization=acme, allowed_models=[DALLE, RECRAFT]).secret)
-    assert said(some.draw()) == (f"This API key may not use {GPT}. It may use {DALLE}, {RECRAFT}.")
+    assert said(some.draw()) == (f"This API key cannot use {GPT}. It can use {DALLE}, {RECRAFT}.")
     far = connect(KeyFactory(organization=acme, allowed_ips=["192.0.2.0/24"]).secret)
     assert said(far.draw()) == (
-        "This API key may not be used from 127.0.0.1: its allowed IP ranges are 192.0.2.0/24."
+        "This API key cannot be used from 127.0.0.1: its allowed IP ranges are 192.0.2.0/24."
     )
     spent = KeyFactory(organization=acme)
     budgets.set_budget(spent.row, 1, Period.DAY)
     assert said(connect(spent.secret).draw()) == (
-        "The key's budget for this day is used up. GET /v1/credits shows what is left of it."
+        "The key's budget for this day is used up. GET /v1/credits shows what is left."
     )
     rows = ApiKey.objects.filter(pk=spent.row.pk)
     rows.update(paused_at=timezone.now(), paused_reason="It spent too much.")
@@ -328,7 +333,7 @@ def test_of_keys_and_money(
     acme.save()
     assert api.draw(headers={"Idempotency-Key": "a"}).status_code == 200
     assert re.fullmatch(
-        r"This API key may send 1 requests a minute\. Wait \d+ s\.", said(api.draw())
+        r"This API key is limited to 1 requests per minute\. Wait \d+ s\.", said(api.draw())
     )
     acme.rate_limit_rpm = 100
     acme.save()
@@ -347,7 +352,7 @@ def test_of_keys_and_money(
     )
     monkeypatch.setattr(bad_keys, "PER_MINUTE", 1)
     assert re.fullmatch(
-        r"Too many API keys that are not valid came from 127\.0\.0\.1\. Send a key that is, "
+        r"Too many invalid API keys came from 127\.0\.0\.1\. Send a valid key, "
         r"or wait \d+ s\.",
         said(connect("sk-proj-x").get("models")),
     )
@@ -370,18 +375,18 @@ RAISED = {"invalid", "_away", "ApiError", "ValidationError", "ParseError", "Valu
 # Each in another test, which makes what it takes: a database that is away, a provider that fails.
 ELSEWHERE = (
     "Something went wrong on our side",
-    "Our database does not answer",
+    "Our database is unavailable",
     "The organization is suspended",
-    "The request that this one repeats is still running",
-    "This repeats a request whose images have been deleted",
-    "The request is still running; its pictures",
+    "The request this one repeats is still running",
+    "This repeats a request whose images have since been deleted",
+    "The request is still running; its images",
     "The model .* has no price yet",
-    "Our database did not answer",
-    "The store of the pictures does not answer",
-    "A picture of the request that this one repeats is on its way",
-    "The pictures were drawn but could not be kept",
-    "The pictures came too late to be delivered",
-    "The request was not read",
+    "Our database did not respond",
+    "Image storage is unavailable",
+    "An image of the request this one repeats is still being stored",
+    "The images were generated but could not be stored",
+    "The images arrived too late to be delivered",
+    "The request could not be read",
 )
 
 

@@ -64,7 +64,7 @@ def test_who_cannot_pay_gets_402_and_nobody_is_called(
     answer = client.draw(n=2)
     expect_error(answer, "insufficient_balance", says=("balance", "Recharge"))
     assert answer.headers["x-should-retry"] == "false"
-    # A list must be able to pay for the dearest of its models.
+    # The balance must cover the most expensive model of a list.
     expect_error(client.draw(model=[DALLE, GPT], n=2), "insufficient_balance")
     expect_nothing_happened(openai)
     assert client.draw().status_code == 200
@@ -269,7 +269,7 @@ def test_a_provider_that_is_too_slow_is_given_up_before_the_deadline(
 def test_a_store_that_cannot_keep_charges_nothing(
     api: Api, openai: OpenAIEmulator, settings: Settings
 ) -> None:
-    # A file stands where the folder should be.
+    # A file is where the folder should be.
     (settings.DATA_DIR / "images").write_text("in the way")
     answer = api.draw(n=2)
 
@@ -291,7 +291,7 @@ def test_a_failing_provider_is_left_alone_after_five_failures(
     calls = len(openai.calls)
     openai.always(Behaviour())
 
-    expect_error(api.draw(), DOWN, param="model", says="left alone for a moment")
+    expect_error(api.draw(), DOWN, param="model", says="paused for a moment")
     listed = api.draw(model=[GPT, DALLE])
     expect_error(listed, DOWN, kind="all_candidates_failed", says=(GPT, DALLE))
     assert len(openai.calls) == calls == 5
@@ -460,7 +460,7 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(
             assert answer.headers["x-ratelimit-limit-requests"] == "3"
             assert answer.headers["x-ratelimit-remaining-requests"] == left
         answer = client.draw()
-        expect_error(answer, "rate_limit_exceeded", says="3 requests a minute")
+        expect_error(answer, "rate_limit_exceeded", says="3 requests per minute")
         _expect_wait(answer, most=60)
         assert answer.headers["x-ratelimit-limit-requests"] == "3"
         assert answer.headers["x-ratelimit-remaining-requests"] == "0"
@@ -480,7 +480,7 @@ def test_an_organization_may_have_its_own_limit(
     client = connect(live_key.secret)
 
     assert client.draw().headers["x-ratelimit-limit-requests"] == "1"
-    expect_error(client.draw(), "rate_limit_exceeded", says="1 requests a minute")
+    expect_error(client.draw(), "rate_limit_exceeded", says="1 requests per minute")
 
 
 def test_an_organization_may_have_so_many_requests_in_flight(

@@ -131,7 +131,9 @@ def test_a_sandbox_with_too_much_waiting_is_429_and_others_are_not(
     turns = running(app).pixels.turns(acme.pk, free=True)
     one = 1024 * 1024
     with turns.reserved(MAX_FREE_PIXELS - 2 * one):
-        error = expect_error(sandbox.draw(n=3), "rate_limit_exceeded", says="sandbox still draws")
+        error = expect_error(
+            sandbox.draw(n=3), "rate_limit_exceeded", says="sandbox is still generating"
+        )
         assert Generation.objects.get(request_id=error["request_id"]).delivered == 0
         answer = sandbox.draw(n=3, stream=True)
         expect_error(answer, "rate_limit_exceeded")
@@ -166,7 +168,7 @@ def test_a_sandbox_request_that_fails_or_is_given_up_leaves_nothing_reserved(
 def test_a_burst_of_large_sandbox_pictures_is_cut_short_at_once(
     app: AppServer, acme: Organization, sandbox: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of sixteen requests at once as many are drawn as fit; the others are told to wait."""
+    """Of sixteen simultaneous requests as many run as fit; the others get a 429."""
     monkeypatch.setattr(pixels, "MAX_FREE_PIXELS", 5 * 2 * 1024 * 1024)
     with ThreadPoolExecutor(16) as pool:
         with busy(running(app).pixels.turns(acme.pk, free=True)):
@@ -231,7 +233,7 @@ def test_an_answer_does_not_wait_for_a_store_that_hangs_when_a_place_is_given_ba
             for number in range(20):
                 await own.leave(limiter.enter(caller, str(number)))
             assert not limiter.left.acquire(blocking=False)
-            # What takes pixels or writes an upload goes on.
+            # Pixel work and uploads continue.
             assert await own.turns(live_key.row).run(lambda: 1) == 1
             limiter.gate.set()
             await own.drain(WAIT_SECONDS)

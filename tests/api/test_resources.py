@@ -202,7 +202,7 @@ def test_a_request_is_found_by_its_own_organization_only(
 
     missing = expect_error(api.get("generation?id=req_" + "0" * 24), "not_found", param="id")
     hidden = expect_error(stranger.get(f"generation?id={drawn}"), "not_found", param="id")
-    # Nothing tells a stranger that the request exists.
+    # Nothing reveals to a stranger that the request exists.
     assert hidden["message"].replace(drawn, "") == missing["message"].replace("req_" + "0" * 24, "")
     assert sandbox.get(f"generation?id={drawn}").status_code == 200
 
@@ -325,7 +325,7 @@ def test_only_pictures_leave_the_store(
 def test_the_type_of_a_picture_is_read_from_its_bytes(
     api: Api, app: AppServer, openai: OpenAIEmulator
 ) -> None:
-    # The provider says PNG on the outside of every answer; what it sends is told by the bytes.
+    # The provider says PNG on the outside of every answer; the bytes show what it sends.
     asked = api.draw(output_format="jpeg", size="1536x1024", response_format="b64_json")
     row = asked.json()["data"][0]
 
@@ -351,7 +351,7 @@ def test_a_dry_run_prices_and_does_nothing(api: Api, openai: OpenAIEmulator) -> 
     body = answer.json()
     assert (body["dry_run"], body["data"]) == (True, [])
     assert body["id"] == answer.headers["x-request-id"]
-    # The price of the model that would be asked first, and what the dearest would cost.
+    # The price of the first model, and the cost of the most expensive one.
     assert body["model"] == "openai/dall-e-3"
     assert body["geekhub"]["unit_price_usd"] == "0.04"
     assert body["geekhub"]["max_cost_usd"] == "0.57"

@@ -478,7 +478,7 @@ def test_what_was_deleted_is_said_to_be(
     api.http.delete(f"images/{name}")
     nothing = api.draw(headers=again, n=3, stream=stream)
     if again == KEY:
-        expect_error(nothing, "images_deleted", says=("deleted", "new request"))
+        expect_error(nothing, "images_deleted", says=("deleted", "another Idempotency-Key"))
         assert nothing.headers["x-should-retry"] == "false"
         assert "idempotent-replayed" not in nothing.headers
         assert len(openai.calls) == Generation.objects.count() == 1
@@ -552,7 +552,7 @@ def test_what_the_store_has_lost_is_as_good_as_deleted(
 
     lose(1)
     nothing = draw()
-    expect_error(nothing, "images_deleted", says="new request")
+    expect_error(nothing, "images_deleted", says="another Idempotency-Key")
     assert nothing.headers["x-should-retry"] == "false"
     assert len(openai.calls) == Generation.objects.count() == Hold.objects.count() == 1
     assert in_hold() == 0
@@ -571,7 +571,7 @@ def test_what_may_wait_on_another_host_is_waited_for(
     lose(1)
 
     answer = api.draw(headers=KEY, **asked)
-    expect_error(answer, "service_unavailable", says="on its way")
+    expect_error(answer, "service_unavailable", says="still being stored")
     assert (answer.headers["retry-after"], answer.headers["x-should-retry"]) == ("2", "true")
 
     Generation.objects.update(created_at=timezone.now() - SPOOLED_WITHIN)

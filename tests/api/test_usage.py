@@ -113,7 +113,7 @@ def test_what_was_drawn_a_moment_ago_is_in_it(
     assert sandbox.draw(n=3).status_code == 200
     live, free = (one.get("usage", params={"group_by": "tag"}).json() for one in (api, sandbox))
     assert live["data"] == [{"tag": "now"} | numbers(1, 1, "0.19")]
-    # A sandbox key tells of the sandbox, and a live one of what is paid.
+    # A sandbox key sees sandbox usage, and a live one paid usage.
     assert (live["sandbox"], free["sandbox"]) == (False, True)
     assert free["data"] == [{"tag": None} | numbers(1, 3, "0.00")]
 

@@ -19,8 +19,10 @@ from tests.lib import dead_port
 from tests.pages import log_in, owner_of
 
 NEW = {"email": "nina@new.test", "password1": "correct horse 7", "organization": "New Pictures"}
-NO_CODE = "The e-mail with your code could not be sent. Log in in a few minutes to get another one."
-NO_MAIL = "The e-mail could not be sent. Try again in a few minutes."
+NO_CODE = (
+    "The email with your code could not be sent. Log in again in a few minutes to get a new one."
+)
+NO_MAIL = "The email could not be sent. Try again in a few minutes."
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_an_invitation_that_no_mail_brings_is_shown_to_who_invites(
     )
     text = answer.content.decode()
     assert answer.status_code == 200
-    assert "No mail was sent. Give this link to the person yourself" in text
+    assert "No email was sent. Send this link to the person yourself" in text
     link = re.search(r"http://testserver(/invitations/[^<]+)", text)
     assert link
     assert "Join Acme" in Client().get(link[1]).content.decode()

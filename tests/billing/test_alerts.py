@@ -207,7 +207,7 @@ def test_those_who_look_after_the_money_are_mailed_once(acme: Organization) -> N
     assert delivery.deliver_due(now=timezone.now() + DAY) == 0
     (sent,) = mail.outbox
     assert sent.to == ["admin@a.test", "billing@a.test", "owner@a.test"]
-    assert sent.subject == "Ada & Co may draw again"
+    assert sent.subject == "Ada & Co is active again"
     assert sent.body.startswith("The suspension")
     assert "http://127.0.0.1:8000" in sent.body
     assert "&amp;" not in sent.body
@@ -226,8 +226,8 @@ def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> No
     delivery.deliver_due(now=timezone.now() + MINUTE)
     (sent,) = mail.outbox
     assert sent.to == ["admin@a.test", "billing@a.test", "developer@a.test", "owner@a.test"]
-    assert sent.subject == "100 % of a budget of Ada & Co is used"
-    assert "Drawn in this one: 2 of 2 pictures." in sent.body
+    assert sent.subject == "Ada & Co: 100% of a budget is used"
+    assert "Generated in this period: 2 of 2 images." in sent.body
     # Who is no member any more hears no more.
     Membership.objects.filter(user=member).delete()
     assert raising.raise_alert(acme, "resumed", "again", member=member.email)

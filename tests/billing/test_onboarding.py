@@ -65,12 +65,12 @@ def test_only_the_first_organization_has_the_bonus_and_the_page_says_so(
 ) -> None:
     person = UserFactory()
     log_in(client, person)
-    assert "It starts with a bonus of $2.50." in client.get(NEW).content.decode()
+    assert "It starts with a $2.50 bonus." in client.get(NEW).content.decode()
     for name in ("First", "Second", "Third"):
         assert client.post(NEW, {"name": name}).status_code == 302
         text = client.get(NEW).content.decode()
-        assert "once per person, so its balance starts at $0.00" in text
-        assert "It starts with a bonus" not in text
+        assert "once per person, so the balance starts at $0.00" in text
+        assert "It starts with a $" not in text
     assert balances() == [BONUS, 0, 0]
 
 
@@ -144,13 +144,16 @@ def test_the_limits_are_said_on_the_form_and_nothing_is_made(client: Client, db:
         assert client.post(NEW, {"name": f"Number {number}"}).status_code == 302
     refused = client.post(NEW, {"name": "One more"})
     assert refused.status_code == 200
-    assert "You can create 3 organizations within 24 hours." in refused.content.decode()
+    assert "You can create up to 3 organizations in 24 hours." in refused.content.decode()
     assert 'value="One more"' in refused.content.decode()
     AuditEvent.objects.update(created_at=timezone.now() - timedelta(days=1))
     for number in range(2):
         assert client.post(NEW, {"name": f"Later {number}"}).status_code == 302
     refused = client.post(NEW, {"name": "One more"})
-    assert "You have created 5 organizations, the most one person can." in refused.content.decode()
+    assert (
+        "You have created 5 organizations, the most one person can have."
+        in refused.content.decode()
+    )
     # Handing them over or leaving makes no room.
     person.memberships.all().delete()
     with pytest.raises(TooManyOrganizations):

@@ -87,14 +87,14 @@ def test_from_a_card_to_the_picture_on_an_invoice(
     page.get_by_role("button", name="Add a card").click()
     expect(page.get_by_role("heading", name="Checkout")).to_be_visible()
     page.locator("#pay").click()
-    expect(page.get_by_text("The card is on file.")).to_be_visible()
+    expect(page.get_by_text("Card saved.")).to_be_visible()
     expect(page.get_by_text("Visa •••• 4242")).to_be_visible()
     expect(page.get_by_text("Monthly invoices")).to_be_visible()
 
     page.get_by_label("$50").check()
-    page.get_by_role("button", name="Pay at Stripe").click()
+    page.get_by_role("button", name="Pay on Stripe").click()
     page.locator("#pay").click()
-    expect(page.get_by_text("$50.00 is on the balance.")).to_be_visible()
+    expect(page.get_by_text("$50.00 was added to your balance.")).to_be_visible()
     first = page.locator(".movements tbody tr").first
     expect(first).to_contain_text("Recharge by card")
     expect(first).to_contain_text("+$50.00")
@@ -110,7 +110,7 @@ def test_from_a_card_to_the_picture_on_an_invoice(
     page.get_by_role("link", name=invoice.number).click()
     page.get_by_role("link", name=FLUX).click()
     expect(page.get_by_text("Equal", exact=True)).to_be_visible()
-    picture = page.get_by_role("img", name=f"Picture 1 of {request_id}")
+    picture = page.get_by_role("img", name=f"Image 1 of {request_id}")
     picture.scroll_into_view_if_needed()  # it loads when it comes into sight
     expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("image => image.naturalWidth") > 0
@@ -130,17 +130,17 @@ def test_going_back_pays_nothing_and_the_portal_changes_the_card(
     page.goto("/dashboard/billing")
     page.get_by_label("Other", exact=True).check()
     page.get_by_label("Other amount in USD").fill("4")
-    page.get_by_role("button", name="Pay at Stripe").click()
-    expect(page.get_by_text("A recharge is between $5.00 and $10,000.00.")).to_be_visible()
+    page.get_by_role("button", name="Pay on Stripe").click()
+    expect(page.get_by_text("Enter an amount between $5.00 and $10,000.00.")).to_be_visible()
     page.get_by_label("Other amount in USD").fill("7.50")
-    page.get_by_role("button", name="Pay at Stripe").click()
+    page.get_by_role("button", name="Pay on Stripe").click()
     page.locator("#cancel").click()
     expect(page.get_by_text("Nothing was charged.")).to_be_visible()
     assert LedgerEntry.objects.filter(organization=acme).count() == 1
 
     page.get_by_role("button", name="Add a card").click()
     page.locator("#pay").click()
-    page.get_by_role("button", name="Change card, tax id, or cancel").click()
+    page.get_by_role("button", name="Manage card, tax ID and subscription").click()
     page.locator("#card").fill("5555555555554444")
     page.locator("#save-card").click()
     page.locator("#return").click()

@@ -16,7 +16,7 @@ from tests.server import AppServer
 
 PASSWORD = "correct horse battery"
 NEW_KEY = "/dashboard/keys/new"
-KEPT = "Log in to go on. What you typed is kept."
+KEPT = "Log in to continue. What you typed is kept."
 
 
 def end_session(context: BrowserContext) -> None:
@@ -35,7 +35,7 @@ def log_in_again(page: Page, user: User, then: str) -> None:
 def write_key(page: Page) -> None:
     page.goto(NEW_KEY)
     page.get_by_label("Name").fill("prod-web")
-    page.get_by_label("Live: draws").check()
+    page.get_by_label("Live: real models").check()
     page.get_by_label("Budget in USD").fill("25")
     page.get_by_label("Budget per").select_option("week")
     page.get_by_label(THREE[0], exact=True).check()
@@ -53,23 +53,23 @@ def test_a_key_s_form_survives_the_end_of_its_session(
     login(owner)
     write_key(page)
     end_session(context)
-    page.get_by_role("button", name="Create the key").click()
+    page.get_by_role("button", name="Create key").click()
     expect(page.get_by_text(KEPT)).to_be_visible()
     log_in_again(page, owner, NEW_KEY)
     expect(page.get_by_label("Name")).to_have_value("prod-web")
-    expect(page.get_by_label("Live: draws")).to_be_checked()
+    expect(page.get_by_label("Live: real models")).to_be_checked()
     expect(page.get_by_label("Budget in USD")).to_have_value("25")
     expect(page.get_by_label("Budget per")).to_have_value("week")
     expect(page.get_by_label(THREE[0], exact=True)).to_be_checked()
     assert ApiKey.objects.count() == 0  # nothing was sent but by the person
-    page.get_by_role("button", name="Create the key").click()
+    page.get_by_role("button", name="Create key").click()
     expect(page.locator("#secret")).to_be_visible()
     key = ApiKey.objects.get()
     assert (key.name, key.allowed_models) == ("prod-web", [THREE[0]])
 
     # Sent once more by a reload it makes no second key, and behind it is an empty form.
     page.reload()
-    expect(page.locator(".message")).to_contain_text("This form was sent before")
+    expect(page.locator(".message")).to_contain_text("This form was already sent")
     page.go_back()
     page.goto(NEW_KEY)
     expect(page.get_by_label("Name")).to_have_value("")
@@ -88,13 +88,13 @@ def test_a_budget_s_form_survives_a_token_of_an_earlier_log_in(
     context.add_cookies(
         [{"name": settings.CSRF_COOKIE_NAME, "value": "x" * 32, "url": site.origin}]
     )
-    page.get_by_role("button", name="Set the budget").click()
-    expect(page.locator(".message")).to_contain_text("The form was out of date")
+    page.get_by_role("button", name="Save budget").click()
+    expect(page.locator(".message")).to_contain_text("The form had expired")
     assert page.url == f"{site.origin}/dashboard/billing/budgets"
     expect(page.get_by_label("USD")).to_have_value("12.5")
     assert Budget.objects.count() == 0
-    page.get_by_role("button", name="Set the budget").click()
-    expect(page.locator(".message")).to_contain_text("The budget is set.")
+    page.get_by_role("button", name="Save budget").click()
+    expect(page.locator(".message")).to_contain_text("Budget saved.")
     assert Budget.objects.get().limit_micro == 12_500_000
     expect(page.get_by_label("USD")).to_have_value("")
 
@@ -108,17 +108,17 @@ def test_the_playground_survives_the_end_of_its_session(
     page.get_by_label("Prompt").fill("a red kite\nover the sea")
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") in THREE)
-    page.get_by_label("Pictures of each").select_option("2")
-    page.get_by_label("Test pictures").check()
+    page.get_by_label("Images per model").select_option("2")
+    page.get_by_label("Sandbox: free").check()
     end_session(context)
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     log_in_again(page, owner, "/dashboard/playground")
     expect(page.get_by_label("Prompt")).to_have_value("a red kite\nover the sea")
-    expect(page.get_by_label("Pictures of each")).to_have_value("2")
-    expect(page.get_by_label("Test pictures")).to_be_checked()
+    expect(page.get_by_label("Images per model")).to_have_value("2")
+    expect(page.get_by_label("Sandbox: free")).to_be_checked()
     expect(page.locator("input[name=models]:checked")).to_have_count(len(THREE))
     assert Generation.objects.count() == 0
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("article[data-state=succeeded]")).to_have_count(3)
 
 
@@ -129,7 +129,7 @@ def test_nobody_else_finds_what_was_typed(
     login(owner_of(acme))
     write_key(page)
     end_session(context)
-    page.get_by_role("button", name="Create the key").click()
+    page.get_by_role("button", name="Create key").click()
     log_in_again(page, owner_of(globex), NEW_KEY)
     expect(page.get_by_label("Name")).to_have_value("")
     assert "prod-web" not in page.evaluate("JSON.stringify(sessionStorage)")

@@ -304,8 +304,8 @@ def test_work(look: Look, page: Page, login: Callable[[User], None], things: Thi
         page.get_by_label("Prompt").fill("a red kite over the sea")
         for box in page.locator("input[name=models]").all():
             box.set_checked(box.get_attribute("value") in THREE)
-        page.get_by_label("Test pictures").check()
-        page.get_by_role("button", name="Draw", exact=True).click()
+        page.get_by_label("Sandbox: free").check()
+        page.get_by_role("button", name="Generate", exact=True).click()
         expect(page.locator("article[data-state=succeeded]")).to_have_count(3)
         expect(page.locator("#code pre").first).to_be_visible()
 
@@ -315,7 +315,7 @@ def test_work(look: Look, page: Page, login: Callable[[User], None], things: Thi
 
     def enlarge() -> None:
         page.locator("a.frame").first.click()
-        expect(page.get_by_role("dialog", name="Picture")).to_be_visible()
+        expect(page.get_by_role("dialog", name="Image")).to_be_visible()
 
     for name in WORK:
         before = draw if name == "playground" else lambda: None
@@ -325,7 +325,7 @@ def test_work(look: Look, page: Page, login: Callable[[User], None], things: Thi
     page.set_viewport_size(DESKTOP)
     look.load("/dashboard/keys/new")
     page.get_by_label("Name").fill("fresh")
-    page.get_by_role("button", name="Create the key").click()
+    page.get_by_role("button", name="Create key").click()
     expect(page.locator("#secret")).to_be_visible()
     look.axe("a new key")
 

@@ -42,9 +42,9 @@ def test_select_zip_and_delete(
     assert [f"req_{stem}" for stem in stems] == pictures[:2]
 
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Delete 2 pictures?")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Delete 2 images?")
     page.get_by_role("button", name="Delete", exact=True).click()
-    expect(page.get_by_text("2 pictures are deleted.")).to_be_visible()
+    expect(page.get_by_text("2 images deleted.")).to_be_visible()
     expect(page.locator(".tile")).to_have_count(1)
     kept = Image.objects.get(deleted_at=None)
     assert kept.reference == pictures[2]
@@ -55,11 +55,11 @@ def test_a_picture_opens_in_front_and_is_found_by_its_words(
 ) -> None:
     login(acme.memberships.get().user)
     page.goto("/dashboard/gallery")
-    page.get_by_label("Words of the prompt").fill("BLUE boat")
-    page.get_by_role("button", name="Show", exact=True).click()
+    page.get_by_label("Search prompts").fill("BLUE boat")
+    page.get_by_role("button", name="Apply", exact=True).click()
     expect(page.locator(".tile")).to_have_count(1)
     page.locator("a.frame").click()
-    box = page.get_by_role("dialog", name="Picture")
+    box = page.get_by_role("dialog", name="Image")
     expect(box).to_be_visible()
     expect(box).to_contain_text("a blue boat")
     box.get_by_role("button", name="Close").click()

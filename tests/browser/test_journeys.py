@@ -38,7 +38,7 @@ def test_who_is_invited_comes_in_and_the_role_denies(
 ) -> None:
     login(owner_of(acme))
     page.goto("/dashboard/settings/members")
-    page.get_by_label("E-mail").fill("vera@new.test")
+    page.get_by_label("Email").fill("vera@new.test")
     page.get_by_label("Role", exact=True).select_option("viewer")
     page.get_by_role("button", name="Invite").click()
     link = urlsplit(page.locator("#invitation-link").inner_text()).path
@@ -61,7 +61,7 @@ def test_who_is_invited_comes_in_and_the_role_denies(
         answer = page.goto(path)
         assert answer is not None
         assert answer.status == 403
-        expect(page.get_by_role("heading", level=1)).to_have_text("Not for your role")
+        expect(page.get_by_role("heading", level=1)).to_have_text("You don't have access")
         expect(page.get_by_text("In Acme your role is Viewer.")).to_be_visible()
     assert not acme.api_keys.exists()
 
@@ -112,10 +112,10 @@ def test_a_fuse_pauses_and_one_click_resumes(
     assert draws(site, live_key.secret) == 403
     login(owner_of(acme))
     page.goto("/dashboard/keys")
-    expect(page.get_by_role("heading", name="prod-web has paused itself")).to_be_visible()
+    expect(page.get_by_role("heading", name="prod-web was paused automatically")).to_be_visible()
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("The key prod-web works again.")).to_be_visible()
-    expect(page.get_by_role("heading", name="prod-web has paused itself")).to_have_count(0)
+    expect(page.get_by_role("heading", name="prod-web was paused automatically")).to_have_count(0)
     assert draws(site, live_key.secret) == 200
 
 
@@ -144,7 +144,7 @@ def test_the_export_has_what_the_filters_show(
     all_of_it = Generation.objects.order_by("-created_at", "-pk")
     assert [row["request_id"] for row in export()] == [one.request_id for one in all_of_it]
     page.get_by_label("Key").select_option(str(live_key.row.pk))
-    page.get_by_role("button", name="Show", exact=True).click()
+    page.get_by_role("button", name="Apply", exact=True).click()
     expect(page.locator("table.requests tbody tr")).to_have_count(1)
     (row,) = export()
     assert row["request_id"] == Generation.objects.get(api_key=live_key.row).request_id

@@ -21,7 +21,7 @@ def test_three_models_draw_side_by_side(
     page.get_by_label("Prompt").fill("a red kite over the sea")
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") in THREE)
-    page.get_by_label("Pictures of each").select_option("2")
+    page.get_by_label("Images per model").select_option("2")
     # 0.04 + 0.15 + … of the catalogue, twice: what the page says is exact.
     each = sum(
         int(page.locator(f'input[value="{model}"]').get_attribute("data-micro") or 0)
@@ -29,10 +29,10 @@ def test_three_models_draw_side_by_side(
     )
     shown = page.locator("#total")
     expect(shown).to_have_text(f"${each * 2 / 1_000_000:.2f}")
-    page.get_by_label("Test pictures").check()
+    page.get_by_label("Sandbox: free").check()
     expect(shown).to_have_text("$0.00")
 
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("article[data-state=succeeded]")).to_have_count(3)
     expect(page.locator("#results img")).to_have_count(6)
     expect(page.locator("#progress")).to_have_text("3 of 3 done")
@@ -56,11 +56,11 @@ def test_a_model_that_fails_says_why_and_the_others_draw(
     page.get_by_label("Prompt").fill("a kite sandbox:refuse@fal/flux-1.1-pro")
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") in THREE)
-    page.get_by_label("Test pictures").check()
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_label("Sandbox: free").check()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator("article[data-state=succeeded]")).to_have_count(2)
     failed = page.locator("article[data-state=failed]")
-    expect(failed).to_contain_text("The provider refused the prompt or the picture.")
+    expect(failed).to_contain_text("The provider refused the prompt or the image.")
     expect(failed).to_contain_text("Nothing was charged.")
 
 
@@ -75,7 +75,7 @@ def test_a_reload_while_it_draws_loses_nothing(
     for box in page.locator("input[name=models]").all():
         box.set_checked(box.get_attribute("value") == THREE[0])
     try:
-        page.get_by_role("button", name="Draw", exact=True).click()
+        page.get_by_role("button", name="Generate", exact=True).click()
         expect(page.locator("article[data-state=running]")).to_have_count(1)
         page.reload()
         expect(page.locator("article[data-state=running]")).to_have_count(1)

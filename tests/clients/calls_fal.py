@@ -6,7 +6,7 @@ from typing import Any
 import fal_client
 from fal_client import client as module
 
-# The client knows fal's hosts only; there is no setting for another.
+# The client only knows fal's hosts; no setting changes them.
 module.RUN_URL_FORMAT = os.environ["FAL_URL"] + "/"
 module.QUEUE_URL_FORMAT = os.environ["FAL_QUEUE_URL"] + "/"
 client = fal_client.SyncClient(key=os.environ["FAL_KEY"])
@@ -40,7 +40,7 @@ def cancel(endpoint: str, request_id: str) -> Any:
 
 
 def subscribe(endpoint: str, arguments: dict[str, Any]) -> Any:
-    """The result, and what was told on the way to it."""
+    """The result, and the status updates on the way to it."""
     seen: list[str] = []
     output = client.subscribe(
         endpoint, arguments, with_logs=True, on_queue_update=lambda one: seen.append(_word(one))

@@ -274,7 +274,7 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """The base URL as a client setting wants it."""
+        """The base URL in the form of a client's setting."""
         return self.origin + self.BASE_PATH
 
     def start(self) -> Self:
@@ -664,7 +664,7 @@ class Emulator:
 
     @staticmethod
     async def _pour(request: web.Request, file: _File) -> web.StreamResponse:
-        """A body that starts like the picture and goes on until the reader gives up."""
+        """A body that starts like the picture and continues until the reader gives up."""
         response = web.StreamResponse(headers={"Content-Type": file.content_type})
         sent = len(file.data)
         with contextlib.suppress(ConnectionError):

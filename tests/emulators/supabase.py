@@ -626,7 +626,7 @@ class SupabaseEmulator:
         return new
 
     def _upload_link(self, request: Request, name: str, key: str, role: str) -> _Answer:
-        """Leave to upload one object, for two hours, to whoever has the link."""
+        """Leave to upload one object, for two hours, to anyone with the link."""
         bucket = self._found(name)
         _check_key(key)
         upsert = request.headers.get("x-upsert") == "true"

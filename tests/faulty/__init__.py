@@ -83,7 +83,7 @@ def engine() -> Iterator[None]:
 
 @contextmanager
 def breaking(script: Script) -> Iterator[Happened]:
-    """Ask the script of each statement of the application; it is told its number, from 1."""
+    """Ask the script of each statement of the application; it gets its number, from 1."""
     try:
         yield stage.set(script)
     finally:

@@ -155,7 +155,7 @@ def expect_free(answer: httpx.Response) -> None:
 def expect_sound_books() -> None:
     """Check that ledger, pictures, requests and credits agree, whatever happened before.
 
-    Each request is looked at by itself, so that two errors do not hide each other.
+    Each request is checked on its own, so that two errors do not hide each other.
     """
     assert not Hold.objects.filter(state=HoldState.HELD).exists()
     assert not Generation.objects.filter(status=GenerationStatus.RUNNING).exists()

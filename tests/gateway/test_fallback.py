@@ -54,7 +54,7 @@ from tests.server import Api, AppServer
 
 DOWN, REFUSED = "provider_unavailable", "content_policy_violation"
 ALL_CLOSED = {"openai": "closed", "google": "closed", "xai": "closed", "fal": "closed"}
-LEFT_ALONE = "its provider is failing and is left alone for a moment"
+LEFT_ALONE = "its provider is failing and is paused for a moment"
 # An error that may be tried again at once; without it, tests would wait as production does.
 AT_ONCE = 0.01
 
@@ -76,7 +76,7 @@ def tried(answer: httpx.Response) -> list[tuple[str, str | None]]:
 
 
 def expect_left_alone(answer: httpx.Response, model: str) -> None:
-    """Check that a single model's provider was not called, and that SDKs are told so."""
+    """Check that a single model's provider was not called, and that SDKs can see it."""
     expect_error(answer, DOWN, param="model", says=(model, LEFT_ALONE))
     assert answer.headers["x-should-retry"] == "false"
 
@@ -217,7 +217,7 @@ def test_all_failed_is_one_502_that_tells_every_attempt(
     error = expect_error(answer, DOWN, kind="all_candidates_failed")
     assert tried(answer) == [(GROK, DOWN), (FLUX, DOWN)]
     assert skipped(answer).keys() == {GPT, RECRAFT, DALLE}
-    assert all("does not draw 1024x768" in why for why in skipped(answer).values())
+    assert all("does not support 1024x768" in why for why in skipped(answer).values())
     assert "x-should-retry" not in answer.headers
     row = Generation.objects.get(request_id=error["request_id"])
     assert (row.status, row.error_code, row.cost_micro) == ("failed", DOWN, 0)
@@ -321,7 +321,7 @@ def test_who_cannot_do_it_is_left_out_with_a_reason(
 
     expect_pictures(answer, 2)
     assert skipped(answer) == {
-        IDEOGRAM: f"This API key may not use {IDEOGRAM}.",
+        IDEOGRAM: f"This API key cannot use {IDEOGRAM}.",
         GROK: "its provider is not configured",
         GPT: f"2 images of {GPT} cost 0.38 USD, more than max_cost 0.30.",
         RECRAFT: f"The prompt has 1050 characters; {RECRAFT} takes at most 1000.",
@@ -336,8 +336,8 @@ def test_strict_leaves_out_whoever_would_adjust(api: Api, emulators: Emulators) 
 
     expect_pictures(answer, 1)
     assert skipped(answer) == {
-        GPT: f"strict: {GPT} takes no seed.",
-        IMAGEN: f"strict: {IMAGEN} takes no seed.",
+        GPT: f"strict: {GPT} does not support seed.",
+        IMAGEN: f"strict: {IMAGEN} does not support seed.",
     }
     assert calls(emulators) == {"fal": 1}
     assert "adjusted" not in answer.json()
@@ -479,7 +479,7 @@ def test_auto_orders_its_candidates_by_the_strategy(
     strategy: str | None,
     order: list[str],
 ) -> None:
-    # Medians of 20, 1 and 0.5 seconds; the means would tell another story.
+    # Medians of 20, 1 and 0.5 seconds; the means would differ.
     history(live_key, DALLE, 20_000, 20_000, 100)
     history(live_key, IDEOGRAM, 1_000, 1_000, 60_000)
     history(live_key, GPT, 500, 500, 90_000)
@@ -657,7 +657,7 @@ def test_a_list_of_open_circuits_only_fails_without_a_call(
 
     error = expect_error(answer, DOWN, kind="all_candidates_failed")
     assert error["message"] == (
-        f"None of the models can be called now. {GPT}: {LEFT_ALONE}. {DALLE}: {LEFT_ALONE}."
+        f"None of the models is available now. {GPT}: {LEFT_ALONE}. {DALLE}: {LEFT_ALONE}."
     )
     assert tried(answer) == []
     assert skipped(answer).keys() == {GPT, DALLE}
@@ -801,7 +801,7 @@ def test_a_wrong_key_of_ours_opens_the_circuit_at_once(
     wrong = settings.PROVIDERS[name] | {"key": "sk-wrong-key"}
     settings.PROVIDERS = {**settings.PROVIDERS, name: wrong}
     app, api = begin()
-    # An application that starts sets the logs up anew, and forgets whoever listened.
+    # Starting an application sets up logging again and removes our handler.
     logging.getLogger().addHandler(caplog.handler)
     model = {"openai": GPT, "google": IMAGEN, "xai": GROK, "fal": FLUX}[name]
 

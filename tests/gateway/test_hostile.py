@@ -23,7 +23,7 @@ DOWN, REFUSED = "provider_unavailable", "content_policy_violation"
 
 
 class Parrot(OpenAIEmulator):
-    """Answers what it is told to, whatever was asked."""
+    """Gives the configured answer to every request."""
 
     status: int = 200
     body: bytes = b""

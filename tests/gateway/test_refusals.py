@@ -37,7 +37,7 @@ GEMINI = "google/gemini-nano-banana-2.1"
 IMAGINE = "xai/grok-imagine-image-2.0"
 REFUSED = "content_policy_violation"
 
-# Who refuses, how, and which stage the customer is told.
+# Who refuses, how, and which stage the customer sees.
 BLOCKED = ["safety", "other", "blocklist", "prohibited_content", "image_safety"]
 FINISHED = [
     *("image_safety", "image_prohibited_content", "image_recitation"),

@@ -114,7 +114,7 @@ def soak(api: Api, count: int, **more: Any) -> list[httpx.Response]:
 
 
 def expect_nothing_open(app: AppServer) -> None:
-    """Check that nothing runs or holds money any more."""
+    """Check that nothing runs or holds money any longer."""
     app.drain()
     assert not Hold.objects.filter(state=HoldState.HELD).exists()
     assert not Generation.objects.filter(status=GenerationStatus.RUNNING).exists()

@@ -157,11 +157,11 @@ def test_a_retired_model_names_its_successor(settings: Settings) -> None:
 
 
 def test_what_a_key_may_not_use_is_refused_alone_and_skipped_in_a_list() -> None:
-    with pytest.raises(ModelBlocked, match=f"may not use {GPT}"):
+    with pytest.raises(ModelBlocked, match=f"cannot use {GPT}"):
         route(ask(GPT), allowed=[FLUX])
     candidates, skipped = route(ask(GPT, FLUX), allowed=[FLUX])
     assert [one.model.id for one in candidates] == [FLUX]
-    assert skipped == [Skipped(GPT, f"This API key may not use {GPT}.")]
+    assert skipped == [Skipped(GPT, f"This API key cannot use {GPT}.")]
     with pytest.raises(ModelBlocked):
         route(ask(FLUX), allowed=[])
 
@@ -174,7 +174,7 @@ def test_an_alias_is_no_way_around_a_keys_policy(settings: Settings) -> None:
 
 def test_a_provider_that_is_off_is_an_outage_alone_and_skipped_in_a_list() -> None:
     off = {GPT: "its provider is not configured"}
-    with pytest.raises(ModelOff, match=f"{GPT} cannot draw now: {off[GPT]}"):
+    with pytest.raises(ModelOff, match=f"{GPT} is unavailable now: {off[GPT]}"):
         route(ask(GPT), off=off)
     candidates, skipped = route(ask(GPT, FLUX), off=off)
     assert [one.model.id for one in candidates] == [FLUX]
@@ -189,7 +189,7 @@ def test_a_list_without_anybody_left_says_why_of_each() -> None:
     with pytest.raises(NoCandidate) as caught:
         route(ask(GPT, FLUX), allowed=[FLUX], off={FLUX: "failing"})
     assert caught.value.off is True
-    assert str(caught.value) == f"This API key may not use {GPT}. {FLUX}: failing."
+    assert str(caught.value) == f"This API key cannot use {GPT}. {FLUX}: failing."
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_the_field_at_fault_is_the_one_that_all_share(fields: dict[str, Any], pa
 def test_early_views_of_a_model_without_them_are_adjusted() -> None:
     (candidate,), _ = route(ask(DALLE, stream=True, partial_images=2))
     assert candidate.adjusted == (
-        Adjustment("partial_images", 2, None, f"{DALLE} has no early views."),
+        Adjustment("partial_images", 2, None, f"{DALLE} has no partial images."),
     )
     (candidate,), _ = route(ask(GPT, stream=True, partial_images=2, strict=True))
     assert candidate.adjusted == ()
@@ -238,8 +238,8 @@ UNFIT: list[tuple[str, dict[str, Any], str, str]] = [
         "background",
         "png or webp",
     ),
-    (DALLE, {"stream": True, "partial_images": 2, "strict": True}, "partial_images", "no early"),
-    (DALLE, {"seed": 7, "strict": True}, "seed", "strict: openai/dall-e-3 takes no seed"),
+    (DALLE, {"stream": True, "partial_images": 2, "strict": True}, "partial_images", "no partial"),
+    (DALLE, {"seed": 7, "strict": True}, "seed", "strict: openai/dall-e-3 does not support seed"),
     (FLUX, {"quality": "hd", "strict": True}, "quality", "strict: "),
 ]
 
@@ -315,7 +315,9 @@ def test_what_is_not_drawn_as_asked_is_told(
 
 def test_an_adjustment_says_why() -> None:
     (candidate,), _ = route(ask(GPT, seed=7))
-    assert candidate.adjusted == (Adjustment("seed", 7, None, "openai/gpt-image-1 takes no seed."),)
+    assert candidate.adjusted == (
+        Adjustment("seed", 7, None, "openai/gpt-image-1 does not support seed."),
+    )
 
 
 # --- What the provider is asked ---------------------------------------------------------------

@@ -90,7 +90,7 @@ def as_mode(mode: str) -> Callable[[Pillow.Image], Pillow.Image]:
 
 
 def keyed(mode: str, key: Any) -> Callable[[Pillow.Image], Pillow.Image]:
-    """Return what makes one colour stand for what is clear."""
+    """Return a function that makes one color of a picture stand for transparency."""
 
     def make(image: Pillow.Image) -> Pillow.Image:
         ground = Pillow.new("RGBA", image.size, (key, key, key, 255))
@@ -173,7 +173,7 @@ CASES = [
 
 
 def expect_corners(data: bytes, colours: tuple[Colour, ...], near: int) -> None:
-    """Check an upright picture, which has no orientation any more: its size and its corners."""
+    """Check an upright picture, which no longer has an orientation: its size and its corners."""
     with Pillow.open(io.BytesIO(data)) as image:
         assert image.getexif().get(0x0112, 1) == 1
         assert image.size == (WIDTH, HEIGHT)

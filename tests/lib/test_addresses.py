@@ -9,10 +9,10 @@ from geekhub.lib import addresses
     ("peer", "forwarded", "proxies", "client"),
     [
         ("192.0.2.1", "", 0, "192.0.2.1"),
-        # Nobody stands in front: the header is the client's own word.
+        # No proxy in front: the header is the client's own claim.
         ("192.0.2.1", "10.0.0.1", 0, "192.0.2.1"),
         ("127.0.0.1", "192.0.2.1", 1, "192.0.2.1"),
-        # What stands left of our proxy's entry was sent by the client.
+        # Anything left of our proxy's entry was sent by the client.
         ("127.0.0.1", "10.0.0.1, 192.0.2.1", 1, "192.0.2.1"),
         ("127.0.0.1", "10.0.0.1, 192.0.2.1, 198.51.100.7", 2, "192.0.2.1"),
         # Past a proxy: not known.

@@ -1,4 +1,4 @@
-"""Whether a process still lives, told by the kernel and not by a clock."""
+"""Whether a process is alive, according to the kernel and not to a clock."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def test_a_killed_process_has_departed_and_a_living_one_has_not(tmp_path: Path) 
         process.kill()
         process.wait()
         assert list(departed(tmp_path)) == [killed]
-        # Settled: nobody is told of it again.
+        # Settled: it is not reported again.
         assert list(departed(tmp_path)) == []
         assert [path.stem for path in tmp_path.iterdir()] == [str(alive)]
 

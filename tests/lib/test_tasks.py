@@ -1,4 +1,4 @@
-"""Work that goes on in a thread is waited for, whoever stops waiting for its caller."""
+"""Work in a thread is waited for, even if nobody waits for its caller."""
 
 import asyncio
 import threading

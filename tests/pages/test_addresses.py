@@ -156,7 +156,7 @@ def test_a_day_nobody_can_reckon_with_is_said_to_be_one(
 ) -> None:
     log_in(client, owner_of(acme))
     for path in ("gallery", "usage"):
-        assert "Choose a day from 2000 on." in client.get(f"/dashboard/{path}?{query}").text
+        assert "Choose a day in 2000 or later." in client.get(f"/dashboard/{path}?{query}").text
 
 
 def test_a_key_does_not_outlive_the_calendar(acme: Organization, client: Client) -> None:
@@ -165,5 +165,5 @@ def test_a_key_does_not_outlive_the_calendar(acme: Organization, client: Client)
     once = form["once"].value()
     sent = {"once": once, "name": "x", "kind": "test", "budget_period": "month"}
     answer = client.post("/dashboard/keys/new", {**sent, "expires_on": "9999-12-31"})
-    assert "Choose a day from 2000 on." in answer.text
+    assert "Choose a day in 2000 or later." in answer.text
     assert acme.api_keys.count() == 0

@@ -61,7 +61,7 @@ def test_what_only_a_program_would_say_is_found() -> None:
                  "<object object at 0x1>", "datetime.datetime(2026, 11, 28)"):  # fmt: skip
         assert wrong(f"<p>x</p><b title='y'>{said.replace('<', '&lt;')}</b>"), said
         assert wrong(f'<b title="{said}">y</b>'), said
-    for said in ("None chosen: all of them.", "None of the models delivered", "2026-11-28 07:58",
+    for said in ("Select none to allow all.", "None of the models delivered", "2026-11-28 07:58",
                  '{"model": true}', "[x]", "True colours"):  # fmt: skip
         assert wrong(f"<script>None</script><b>{said}</b>") == [], said
 
@@ -167,7 +167,7 @@ HEADINGS = re.compile(
 
 
 # The same in both languages.
-SAME = {"id", "error", "subtotal", "n"}
+SAME = {"id", "error", "subtotal", "n", "prompt", "playground"}
 
 
 def english() -> set[str]:

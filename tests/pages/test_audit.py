@@ -30,14 +30,14 @@ MAPPINGS: dict[str, set[str]] = {
 # Values as the code writes them down.
 SAMPLES: dict[str, tuple[Any, str]] = {
     "reason": ("stolen cards", "stolen cards"),
-    "why": ("the hour was over", "the hour was over"),
+    "why": ("the hour was over", "the hour ended"),
     "note": ("paid by wire", "paid by wire"),
     "role": ("developer", "Developer"),
     "period": ("month", "month"),
     "usd": ("25.00", "$25.00"),
     "images": (1, "1"),
     "pictures": ([f"req_{n}-0" for n in range(5)], "req_0-0, req_1-0, req_2-0 and 2 more"),
-    "days": (None, "for ever"),
+    "days": (None, "forever"),
     "below_usd": ("5.00", "$5.00"),
     "below_micro": (5_000_000, "$5.00"),
     "amount_micro": (25_000_000, "$25.00"),
@@ -98,8 +98,8 @@ def test_a_change_names_what_differs() -> None:
     with translation.override("en"):
         assert told.lines == [
             ("Keep prompts", "yes → no"),
-            ("Days pictures are kept", "not set → 30"),
-            ("Requests at the same time", "1 → 2"),
+            ("Days images are kept", "not set → 30"),
+            ("Concurrent requests", "1 → 2"),
         ]
 
 

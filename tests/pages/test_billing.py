@@ -233,7 +233,7 @@ def test_not_connected_it_says_so_and_hides_what_needs_stripe(
 ) -> None:
     text = owner.get(PATH).text
     assert "Stripe is not connected: billing is local." in text
-    for hidden in ("Payment method", "Pay at Stripe", "Automatic recharge", "Add a card"):
+    for hidden in ("Payment method", "Pay on Stripe", "Automatic recharge", "Add a card"):
         assert hidden not in text
     assert "Stripe is not connected" in owner.get(f"{PATH}/invoices").text
     for path in ("/card", "/portal", "/recharge", "/automatic"):
@@ -250,12 +250,12 @@ def test_the_numbers_are_exact(acme: Organization, key: ApiKey, owner: Client) -
     authorize(key, FLUX, quantity=2)
     text = text_of(owner.get(PATH).text)
     # 10 − 4 × 0.04, of which 0.08 is held; and 5 may be owed.
-    assert "Balance $9.84 $14.76 may still be spent" in text
+    assert "Balance $9.84 $14.76 available" in text
     assert "Held $0.08 " in text
-    assert "Spent this month $0.16 for 4 pictures" in text
+    assert "Spent this month $0.16 for 4 images" in text
     assert "Credit limit $5.00" in text
-    assert "fal/flux-1.1-pro 3 $0.12 google/imagen-4 1 $0.04 In all 4 $0.16" in text
-    assert re.search(r"1 picture google/imagen-4 [\d: -]+ -\$0\.04 \$9\.84 3 pictures", text)
+    assert "fal/flux-1.1-pro 3 $0.12 google/imagen-4 1 $0.04 Total 4 $0.16" in text
+    assert re.search(r"1 image google/imagen-4 [\d: -]+ -\$0\.04 \$9\.84 3 images", text)
     assert re.search(r"Bonus Sign-up bonus [\d: -]+ \+\$10\.00 \$10\.00", text)
 
 
@@ -271,7 +271,7 @@ def test_what_is_not_of_this_month_is_not_in_it(
         )
         trigger(cursor, on=True)
     text = text_of(owner.get(PATH).text)
-    assert "Spent this month $0.00 for 0 pictures" in text
+    assert "Spent this month $0.00 for 0 images" in text
     assert "Nothing was spent this month." in text
 
 
@@ -328,18 +328,18 @@ def test_the_grace_and_the_suspension_say_what_to_do(
     until = account_of(acme).grace_until
     assert until is not None
     assert until > now + timedelta(days=13)
-    assert "An invoice is unpaid. Everything works until" in text
-    assert "could not be collected: $12.34 is due." in text_of(text)
+    assert "An invoice is unpaid. Service continues until" in text
+    assert "could not be charged: $12.34 is due." in text_of(text)
     assert f'href="{PATH}/invoices/in_owed/stripe"' in text
     standing.collection_ended(acme)
     text = text_of(owner.get(PATH).text)
     assert "Suspended: new requests are refused" in text
-    assert "Once every invoice is paid, requests work again at once." in text
+    assert "Requests work again as soon as every invoice is paid." in text
     standing.suspend(acme, "unusual use", None)
     text = text_of(owner.get(PATH).text)
-    assert "Our staff suspended the organization: unusual use." in text
-    assert "a payment alone does not end it" in text
-    assert "Once every invoice is paid" not in text
+    assert "Our staff suspended this organization: unusual use." in text
+    assert "a payment alone does not lift the suspension" in text
+    assert "as soon as every invoice is paid" not in text
     assert Invoice.objects.get().payment_failed
 
 
@@ -359,16 +359,16 @@ def test_every_page_says_what_is_wrong_in_words_for_the_role(
     standing.payment_failed(acme, now=timezone.now())
     for page in pages:
         text = person.get(page).text
-        assert "An invoice is unpaid. Everything works until" in text
+        assert "An invoice is unpaid. Service continues until" in text
         assert ("$12.34 is due" in text_of(text)) is sees_bills
         assert (f'href="{PATH}/invoices/in_owed"' in text) is sees_bills
-        assert ("An owner, or anyone with the role Billing, can pay it" in text) is not sees_bills
+        assert ("An owner or member with the Billing role can pay it" in text) is not sees_bills
     standing.suspend(acme, "unusual use", None)
     for page in pages:
         text = text_of(person.get(page).text)
         assert "Suspended: new requests are refused" in text
         assert ("unusual use" in text) is sees_bills
-        assert ("An owner or an admin can see why." in text) is not sees_bills
+        assert ("An owner or admin can see why." in text) is not sees_bills
     Invoice.objects.update(payment_failed=False)
     standing.resume(acme, None)
     assert not any("Suspended" in person.get(page).text for page in pages)
@@ -398,7 +398,7 @@ def test_a_card_is_given_on_stripes_page_and_known_on_return(
     assert (copy.organization, copy.ended_at) == (acme, None)
     assert (account_of(acme).card_brand, account_of(acme).card_last4) == ("visa", "4242")
     text = owner.get(PATH).text
-    for words in ("The card is on file.", "Visa •••• 4242", "Monthly invoices"):
+    for words in ("Card saved.", "Visa •••• 4242", "Monthly invoices"):
         assert words in text
     assert "Add a card" not in text
     # Who has a subscription is led to the portal, from an old tab too.
@@ -408,7 +408,7 @@ def test_a_card_is_given_on_stripes_page_and_known_on_return(
         account_of(acme).stripe_customer
     ]
     assert actions(acme)[-2:] == ["billing.card_begun", "billing.portal_opened"]
-    # The news by webhook change nothing any more.
+    # The webhook changes nothing more.
     assert deliver(shop, *shop.events) == [200] * len(shop.events)
 
 
@@ -437,7 +437,7 @@ def test_stripe_that_is_away_changes_nothing_and_is_told(
     for path, data in (("/card", {}), ("/recharge", {"amount": "25"})):
         answer = owner.post(PATH + path, data)
         assert (answer.status_code, answer["location"]) == (302, PATH)
-        assert told(owner) == "Stripe did not answer, and nothing was changed. Try again."
+        assert told(owner) == "Stripe did not respond. Nothing was changed. Try again."
     shop.faults.clear()
     assert owner.post(f"{PATH}/card").status_code == 302
     assert len(shop.objects("customer")) == 1
@@ -446,7 +446,7 @@ def test_stripe_that_is_away_changes_nothing_and_is_told(
 def test_nothing_to_sell_is_told(acme: Organization, shop: StripeEmulator, owner: Client) -> None:
     PriceVersion.objects.update(state=PriceState.RETIRED)
     assert owner.post(f"{PATH}/card")["location"] == PATH
-    assert told(owner) == "Nothing is sold by invoice yet. Please try again later."
+    assert told(owner) == "Monthly invoices are not available yet. Try again later."
 
 
 def test_forms_may_lead_to_stripe_and_nowhere_else(tmp_path: Path) -> None:
@@ -493,14 +493,14 @@ def test_an_amount_is_paid_at_stripe(
 @pytest.mark.parametrize(
     ("amount", "other", "words"),
     [
-        ("other", "4.99", "A recharge is between $5.00 and $10,000.00."),
-        ("other", "10000.01", "A recharge is between $5.00 and $10,000.00."),
-        ("other", "-25", "This amount is not possible."),
-        ("other", "5.001", "A recharge is a whole number of cents."),
-        ("other", "", "Write an amount such as 25 or 7.50."),
-        ("other", "a lot", "Write an amount such as 25 or 7.50."),
-        ("other", "1e3000", "Write an amount such as 25 or 7.50."),
-        ("other", "NaN", "Write an amount such as 25 or 7.50."),
+        ("other", "4.99", "Enter an amount between $5.00 and $10,000.00."),
+        ("other", "10000.01", "Enter an amount between $5.00 and $10,000.00."),
+        ("other", "-25", "This amount is not allowed."),
+        ("other", "5.001", "Use at most two decimals."),
+        ("other", "", "Enter an amount such as 25 or 7.50."),
+        ("other", "a lot", "Enter an amount such as 25 or 7.50."),
+        ("other", "1e3000", "Enter an amount such as 25 or 7.50."),
+        ("other", "NaN", "Enter an amount such as 25 or 7.50."),
         ("26", "", "Select a valid choice."),
         ("", "25", "This field is required."),
     ],
@@ -530,7 +530,7 @@ def test_on_return_the_money_is_there_once(
     for _twice in range(2):
         answer = owner.get(f"{PATH}/return?organization=acme&session={session}")
         assert (answer.status_code, answer["location"]) == (302, PATH)
-        assert told(owner) == "$25.00 is on the balance."
+        assert told(owner) == "$25.00 was added to your balance."
         assert account_of(acme).balance_micro == 35 * USD
     assert deliver(shop, *shop.events) == [200] * len(shop.events)
     (entry,) = LedgerEntry.objects.filter(kind=EntryKind.RECHARGE)
@@ -551,7 +551,7 @@ def test_leaving_without_paying_is_no_error(
     session = shop.objects("checkout.session")[-1]["id"]
     for query in (f"session={session}", "left=recharge"):
         assert owner.get(f"{PATH}/return?{query}")["location"] == PATH
-        assert told(owner) == "You came back without paying. Nothing was charged."
+        assert told(owner) == "You did not complete the payment. Nothing was charged."
     assert account_of(acme).balance_micro == 10 * USD
     owner.get(f"{PATH}/return")
     assert told(owner) == ""
@@ -577,7 +577,7 @@ def test_on_return_stripe_may_be_away(
     session = paid(shop, owner)
     shop.faults.add(Fault("500_before", times=100))
     assert owner.get(f"{PATH}/return?session={session}")["location"] == PATH
-    assert told(owner) == "Stripe has not told us yet. It will appear here shortly."
+    assert told(owner) == "Stripe has not confirmed the payment yet. This page will update shortly."
     assert account_of(acme).balance_micro == 10 * USD
 
 
@@ -601,9 +601,7 @@ def test_the_automatic_recharge_is_set_shown_and_stopped(
     owner.post(f"{PATH}/automatic", {**AUTOMATIC, "automatic-below": "7.50"})
     assert automatic_of(acme) == (7_500_000, 25 * USD, 100 * USD)
     text = owner.get(PATH).text
-    assert (
-        "Whenever less than $7.50 may be spent, the card is charged $25.00, at most $100.00" in text
-    )
+    assert "When less than $7.50 is available, we charge your card $25.00, up to $100.00" in text
     assert 'value="7.50"' in text
     owner.post(f"{PATH}/automatic", {"stop": "yes"})
     assert automatic_of(acme) == (None, None, None)
@@ -613,11 +611,11 @@ def test_the_automatic_recharge_is_set_shown_and_stopped(
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("amount", "4", "A recharge is between $5.00 and $10,000.00."),
-        ("cap", "24.99", "The most of a day is not less than one recharge."),
-        ("below", "-1", "This amount is not possible."),
+        ("amount", "4", "Enter an amount between $5.00 and $10,000.00."),
+        ("cap", "24.99", "The daily maximum cannot be less than one recharge."),
+        ("below", "-1", "This amount is not allowed."),
         ("below", "", "This field is required."),
-        ("below", "99999999999", "This amount is not possible."),
+        ("below", "99999999999", "This amount is not allowed."),
     ],
 )
 def test_an_automatic_recharge_that_cannot_be_is_told(
@@ -701,7 +699,7 @@ def test_the_way_to_older_movements(busy: Organization, owner: Client) -> None:
     found = re.search(r'rel="next" href="([^"]*)"', text)
     assert found is not None
     older = owner.get(found[1].replace("&amp;", "&")).text
-    assert older.count("1 picture") == 6
+    assert older.count("1 image") == 6
     assert 'rel="next"' not in older
     assert "Newest" in older
 
@@ -784,7 +782,7 @@ def test_an_invoice_shows_its_lines(buyer: Buyer, stripe: Stripe, owner: Client)
     assert re.search(r"fal/flux-1\.1-pro .* 30 \$0\.04 \$1\.20", text)
     assert re.search(r"google/imagen-4 .* 2 \$0\.04 \$0\.08", text)
     assert f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}" in answer.text
-    # The links themselves are asked for on a click, and stand on no page.
+    # The links are requested on a click, and are on no page.
     found = invoices.links(stripe, invoice)
     assert found.pdf not in answer.text
     assert found.page not in answer.text
@@ -796,7 +794,7 @@ def test_what_was_paid_in_advance_is_told_apart(acme: Organization, owner: Clien
     line |= {"amount_cents": 1234, "start": 0, "end": 0}
     Invoice.objects.filter(pk=invoice.pk).update(tax_cents=100, total_cents=334, lines=[line])
     text = text_of(owner.get(f"{PATH}/invoices/in_owed").text)
-    assert "Tax $1.00 Paid in advance, or given -$10.00 Total $3.34" in text
+    assert "Tax $1.00 Credits applied -$10.00 Total $3.34" in text
 
 
 def test_the_pdf_and_the_page_are_fetched_on_click_and_kept_nowhere(
@@ -824,21 +822,21 @@ def test_a_draft_has_no_pdf_and_stripe_may_be_away(
     assert invoice is not None
     page = f"{PATH}/invoices/{invoice.stripe_id}"
     text = owner.get(page).text
-    assert "Draft of an invoice" in text
+    assert "Draft invoice" in text
     assert f'href="{page}/pdf"' not in text
     answer = owner.get(f"{page}/pdf")
     assert answer["location"] == page
-    assert "A draft has neither a page nor a PDF yet." in owner.get(page).text
+    assert "A draft has no page or PDF yet." in owner.get(page).text
     buyer.emulator.faults.add(Fault("500_before", times=100))
     assert owner.get(f"{page}/stripe")["location"] == page
-    assert "Stripe did not answer. Try again in a moment." in owner.get(page).text
+    assert "Stripe did not respond. Try again in a moment." in owner.get(page).text
 
 
 def test_without_stripe_copies_stay_readable(acme: Organization, owner: Client) -> None:
     owe(acme)
     assert "ACME-0007" in owner.get(f"{PATH}/invoices").text
     text = owner.get(f"{PATH}/invoices/in_owed").text
-    assert "Stripe page" not in text
+    assert "View on Stripe" not in text
     for path in ("pdf", "stripe"):
         assert owner.get(f"{PATH}/invoices/in_owed/{path}").status_code == 404
 
@@ -864,7 +862,7 @@ def test_a_line_opens_to_the_pictures_in_it(buyer: Buyer, stripe: Stripe, owner:
     invoice, line = billed(stripe, buyer)
     answer = owner.get(f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}")
     text = text_of(answer.text)
-    assert "On the invoice $0.32 8 × $0.04 In the ledger $0.32 8 pictures Compared Equal" in text
+    assert "On the invoice $0.32 8 × $0.04 In the ledger $0.32 8 images Compared Equal" in text
     for entry in entries:
         assert f'href="/dashboard/usage/{entry.request_id}"' in answer.text
         assert owner.get(f"/dashboard/usage/{entry.request_id}").status_code == 200
@@ -947,7 +945,7 @@ def test_a_long_line_has_pages_and_its_file_has_all(
     assert f"?after={entries[49].pk}" in first
     assert 'rel="next"' not in second
     for text in (first, second):
-        assert "51 pictures" in text_of(text)
+        assert "51 images" in text_of(text)
     assert owner.get(f"{page}?after=x").status_code == 404
     assert len(first.encode()) < 150_000
 
@@ -985,7 +983,7 @@ def test_a_line_that_does_not_agree_says_so(buyer: Buyer, stripe: Stripe, owner:
             one["quantity"] = "3"
     invoice.save()
     text = text_of(owner.get(f"{PATH}/invoices/{invoice.stripe_id}/lines/{line['id']}").text)
-    assert "Not equal our staff are told and look into it" in text
+    assert "Not equal our staff were notified and are looking into it" in text
 
 
 def test_a_line_without_pictures_opens_nowhere(buyer: Buyer, stripe: Stripe, owner: Client) -> None:
@@ -1036,7 +1034,7 @@ def test_budgets_are_set_changed_and_removed(
     make_request(key, timezone.now(), delivered=2)
     assert BudgetPeriod.objects.get(budget=mine).spent_micro == 80_000
     assert "$0.08 of $4.00 2 %" in text_of(owner.get(page).text)
-    assert "0 of 10 pictures 0 %" in text_of(owner.get(page).text)
+    assert "0 of 10 images 0 %" in text_of(owner.get(page).text)
     owner.post(f"{page}/{mine.pk}/remove")
     assert list(Budget.objects.all()) == [theirs]
     assert actions(acme) == ["budget.set"] * 4 + ["budget.removed"]
@@ -1175,9 +1173,9 @@ def test_a_budget_of_the_organization_or_a_tag_is_for_those_who_manage_the_billi
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"usd": "", "images": ""}, "Set a limit in USD, in pictures, or both."),
-        ({"usd": "-1"}, "This amount is not possible."),
-        ({"usd": "x"}, "Write an amount such as 25 or 7.50."),
+        ({"usd": "", "images": ""}, "Set a limit in USD, in images, or both."),
+        ({"usd": "-1"}, "This amount is not allowed."),
+        ({"usd": "x"}, "Enter an amount such as 25 or 7.50."),
         ({"images": "-1"}, "greater than or equal to 0"),
         ({"images": "99999999999999999999"}, "less than or equal to"),
         ({"usd": "5", "period": "year"}, "Select a valid choice"),
@@ -1244,7 +1242,7 @@ def test_who_has_left_leaves_a_budget_that_can_only_be_removed(
     budget = budgets.set_for(acme.pk, Holder(scopes.MEMBER, person.pk), USD, Period.DAY)
     acme.memberships.filter(user=person).delete()
     owner.post(f"{PATH}/budgets/{budget.pk}", {"usd": "5"})
-    assert "It can only be removed." in owner.get(f"{PATH}/budgets").text
+    assert "You can only remove it." in owner.get(f"{PATH}/budgets").text
     budget.refresh_from_db()
     assert budget.limit_micro == USD
     owner.post(f"{PATH}/budgets/{budget.pk}/remove")
@@ -1350,7 +1348,7 @@ def test_a_test_is_told_like_any_alert_and_once_a_minute(acme: Organization, own
     # The minute may end in between.
     assert Notification.objects.count() in (1, 2)
     page = owner.get(f"{PATH}/alerts").text
-    assert f"A test that {owner_of(acme).email} asked for." in page
+    assert f"A test requested by {owner_of(acme).email}." in page
     row = Notification.objects.earliest("created_at")
     minute = int(row.key.rpartition(":")[2])
     assert not raising.send_test(acme, owner_of(acme), now=from_epoch(minute * 60 + 59))
@@ -1359,7 +1357,7 @@ def test_a_test_is_told_like_any_alert_and_once_a_minute(acme: Organization, own
     delivery.deliver_due(now=timezone.now())
     message = mail.outbox[0]
     assert message.to == [owner_of(acme).email]
-    assert message.subject == "A test alert of Acme"
+    assert message.subject == "Test alert for Acme"
     assert "Nothing is wrong" in str(message.body)
 
 
@@ -1421,12 +1419,13 @@ def test_what_was_told_is_shown_with_what_became_of_it(
     text = text_of(owner.get(f"{PATH}/alerts").text)
     moment = r"[\d: -]{16,17}"
     for words in (
-        rf"80 % of the budget of prod-web for the month is used\. {moment} Told with a higher one",
-        rf"Only \$0\.85 may still be spent, less than \$1\.00\. {moment} E-mail ",
-        rf"An automatic recharge of \$25\.00 failed: Declined\. {moment} E-mail and endpoint",
-        rf"Invoice A-1 could not be collected\. {moment} Trying again HTTP 500",
-        rf"The organization was suspended\. {moment} Given up HTTP 503; later",
-        rf"The organization was resumed\. {moment} Under way",
+        r"80% of the budget of prod-web for this month is used\. "
+        rf"{moment} Included in a later alert",
+        rf"Only \$0\.85 is available, less than \$1\.00\. {moment} Email ",
+        rf"An automatic recharge of \$25\.00 failed: Declined\. {moment} Email and webhook",
+        rf"Payment of invoice A-1 failed\. {moment} Retrying HTTP 500",
+        rf"The organization was suspended\. {moment} Not delivered HTTP 503; later",
+        rf"The organization was resumed\. {moment} Sending",
     ):
         assert re.search(words, text), words
     assert "GLOBEX-1" not in text
@@ -1459,7 +1458,7 @@ def test_a_recharge_that_begins_is_in_the_audit_log(
     paid(shop, owner, "50")
     event = AuditEvent.objects.get(action="recharge.begun")
     assert (event.actor, event.details) == (owner_of(acme), {"amount_usd": "50.00"})
-    assert "Began a recharge" in owner.get("/dashboard/settings/audit").text
+    assert "Started a recharge" in owner.get("/dashboard/settings/audit").text
 
 
 # --- What a browser found -------------------------------------------------------------------------

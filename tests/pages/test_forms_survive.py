@@ -81,7 +81,7 @@ def stale(
 
 def test_a_stale_form_is_opened_again(strict: Client, acme: Organization) -> None:
     assert stale(strict, ORIGIN) == (302, "/dashboard/settings?a=1#unsent")
-    assert "The form was out of date, and nothing was changed." in strict.get("/dashboard").text
+    assert "The form had expired. Nothing was changed." in strict.get("/dashboard").text
     acme.refresh_from_db()
     assert acme.name == "Acme"
 

@@ -68,7 +68,7 @@ def test_ten_times_the_usual_hour_pauses_tells_and_is_audited(
     key.refresh_from_db()
     assert key.paused_at is not None
     assert key.paused_reason == (
-        "It spent 2.00 USD within an hour, ten times and more of its usual 0.20 USD."
+        "It spent 2.00 USD within an hour, at least ten times its usual 0.20 USD."
     )
     event = AuditEvent.objects.get(action="key.paused")
     assert (event.organization, event.actor, event.subject) == (acme, None, key.prefix)

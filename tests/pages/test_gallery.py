@@ -152,7 +152,7 @@ def test_filters_find_exactly_what_they_say(alice: Client, key: ApiKey, acme: Or
     today = timezone.localdate().isoformat()
     assert found(since=today) == {"kite", "boat", "other"}
     assert found(until=(now - timedelta(days=90)).date().isoformat()) == {"old"}
-    # What is no filter is said, and shows no other organization's.
+    # An invalid filter is reported, and shows no other organization's images.
     page = alice.get("/dashboard/gallery", {"key": str(uuid.uuid4()), "since": "tomorrow"})
     assert page.status_code == 200
     assert "Enter a valid date." in page.text
@@ -229,7 +229,7 @@ def test_one_zip_file_is_bounded(alice: Client, key: ApiKey) -> None:
     Image.objects.update(bytes=archive.MAX_BYTES // 8 + 1)
     answer = alice.get("/dashboard/gallery/zip", {"picture": references})
     assert (answer.status_code, answer["location"]) == (302, "/dashboard/gallery")
-    assert "up to 100 pictures and 500 MB" in alice.get("/dashboard/gallery").text
+    assert "up to 100 images and 500 MB" in alice.get("/dashboard/gallery").text
     many = [f"{picture(key).request_id}-0" for _ in range(archive.MAX_PICTURES + 1)]
     assert alice.get("/dashboard/gallery/zip", {"picture": many}).status_code == 302
     assert alice.get("/dashboard/gallery/zip").status_code == 302
@@ -245,7 +245,7 @@ def test_deleting_asks_first_then_marks_and_keeps_the_ledger(
     row = Generation.objects.get()
     chosen = [f"{row.request_id}-0", f"{row.request_id}-2"]
     asked = visitor.get("/dashboard/gallery/delete", params={"picture": chosen})
-    assert "Delete 2 pictures?" in asked.text
+    assert "Delete 2 images?" in asked.text
     assert not Image.objects.exclude(deleted_at=None).exists()
     for _ in range(2):  # sent twice: the second finds nothing left to delete
         answer = visitor.post("/dashboard/gallery/delete", picture=chosen)
@@ -281,7 +281,7 @@ def test_a_picture_of_a_request_that_still_draws_stays(alice: Client, key: ApiKe
         "/dashboard/gallery/delete", {"picture": f"{row.request_id}-0"}, follow=True
     )
     assert answer.status_code == 200
-    assert "is still drawing" in answer.text
+    assert "still running" in answer.text
     assert Image.objects.get().deleted_at is None
 
 
@@ -296,7 +296,7 @@ def test_a_viewer_sees_and_deletes_nothing(client: Client, key: ApiKey, acme: Or
     assert Image.objects.get().deleted_at is None
 
 
-# --- Private pictures -------------------------------------------------------------------------
+# --- Private images -------------------------------------------------------------------------
 
 
 def test_private_pictures_are_shown_by_signed_links_made_in_one_call(
@@ -514,7 +514,7 @@ def test_who_leaves_in_the_middle_of_a_zip_file_ends_it_quietly(key: ApiKey) -> 
 
 
 @pytest.mark.parametrize(
-    ("many", "words"), [(1, "Its address stops working"), (2, "Their addresses stop working")]
+    ("many", "words"), [(1, "Its URL stops working"), (2, "Their URLs stop working")]
 )
 def test_the_question_before_a_deletion_counts(
     many: int, words: str, acme: Organization, client: Client
@@ -526,4 +526,4 @@ def test_the_question_before_a_deletion_counts(
     query = "&".join(f"picture={row.request_id}-{index}" for index in range(many))
     text = client.get(f"/dashboard/gallery/delete?{query}").text
     assert words in text
-    assert f"Delete {many} picture" in text
+    assert f"Delete {many} image" in text

@@ -88,12 +88,12 @@ def test_the_same_form_makes_one_key(alice: Client, acme: Organization) -> None:
         ("name", "x" * 101, "at most 100"),
         ("kind", "gold", "valid choice"),
         ("budget_usd", "a lot", "an amount such as"),
-        ("budget_usd", "-1", "not negative"),
+        ("budget_usd", "-1", "cannot be negative"),
         ("budget_usd", "0.0000001", "an amount such as"),
         ("allowed_ips", "acme.test", "acme.test is not an IP address"),
         ("allowed_ips", "10.0.0.0/99", "is not an IP address"),
         ("allowed_models", ["no/model"], "valid choice"),
-        ("expires_on", "2020-01-01", "This day is over"),
+        ("expires_on", "2020-01-01", "Choose today or a later day"),
         ("tags", ",".join(map(str, range(9))), "Up to 8 tags"),
         ("tags", "x" * 41, "Up to 8 tags of up to 40 characters each."),
         ("once", "x", "valid UUID"),
@@ -221,7 +221,7 @@ def test_a_paused_key_is_refused_until_one_click_resumes_it(
     assert "It spent 20.00 USD within an hour." in error["message"]
     assert refused.headers["x-should-retry"] == "false"
     log_in(client, owner_of(acme))
-    assert "has paused itself" in client.get("/dashboard/keys").content.decode()
+    assert "was paused automatically" in client.get("/dashboard/keys").content.decode()
     client.post(f"/dashboard/keys/{key.pk}/resume")
     client.post(f"/dashboard/keys/{key.pk}/resume")
     assert api.draw().status_code == 200
@@ -240,9 +240,9 @@ def test_a_key_with_networks_works_inside_them_only(
     status, message = draw_from(outside)
     assert status == 403
     assert message == (
-        "This API key may not be used from 127.0.0.1: its allowed IP ranges are 203.0.113.0/24."
+        "This API key cannot be used from 127.0.0.1: its allowed IP ranges are 203.0.113.0/24."
     )
-    # Anybody can write the header; nobody stands in front to vouch for it.
+    # Anyone can write the header; no proxy is in front to vouch for it.
     assert draw_from(outside, "203.0.113.7")[0] == 403
     assert ledger.balance(acme).balance_micro == 10_000_000
     inside = connect(KeyFactory(organization=acme, allowed_ips=["127.0.0.0/8"]).secret)

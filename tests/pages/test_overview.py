@@ -60,7 +60,7 @@ def test_the_numbers_are_the_ledger_s(
     # 10 USD were given; 2 + 8 + 1 pictures at 0.04 and one at 0.065.
     assert numbers(text)[:3] == ["$9.495", "$0.185", "75 %"]
     assert float(numbers(text)[3]) == pytest.approx(2.0, rel=0.062)
-    assert "for 4 pictures" in text
+    assert "for 4 images" in text
     assert "3 of 4 requests" in text
     assert [row[:3] for row in cells(text, "By model")] == [
         [FLUX, "2", "0.08"], ["fal/sd-3.5-large", "1", "0.065"], [IMAGEN, "1", "0.04"],
@@ -68,13 +68,13 @@ def test_the_numbers_are_the_ledger_s(
     assert cells(text, "By key") == [
         [f"prod-web {key.prefix}…", "2", "3", "0.145"], [f"ci {ci.prefix}…", "2", "1", "0.04"],
     ]  # fmt: skip
-    assert [row[::2] for row in cells(text, "What failed")] == [["provider_unavailable", "1"]]
-    days = dict(cells(text, "USD a day"))
+    assert [row[::2] for row in cells(text, "Errors")] == [["provider_unavailable", "1"]]
+    days = dict(cells(text, "USD per day"))
     assert len(days) == 30
     assert {day: told for day, told in days.items() if told != "$0.00"} == {
         f"{ago(days=2):%Y-%m-%d}": "$0.145", f"{ago(days=4):%Y-%m-%d}": "$0.04",
     }  # fmt: skip
-    assert set(dict(cells(text, "Pictures a day")).values()) == {"0", "1", "3"}
+    assert set(dict(cells(text, "Images per day")).values()) == {"0", "1", "3"}
 
 
 def test_a_day_is_the_viewer_s(client: Client, acme: Organization, key: ApiKey) -> None:
@@ -86,7 +86,7 @@ def test_a_day_is_the_viewer_s(client: Client, acme: Organization, key: ApiKey) 
     for zone, days in (("UTC", 0), ("America/Mexico_City", 0), ("Asia/Kolkata", 1)):
         client.cookies["timezone"] = zone
         text = client.get(PATH).text
-        spent = {day for day, told in cells(text, "USD a day") if told != "$0.00"}
+        spent = {day for day, told in cells(text, "USD per day") if told != "$0.00"}
         assert spent == {f"{late + timedelta(days=days):%Y-%m-%d}"}, zone
         assert zone in text
 
@@ -101,7 +101,7 @@ def test_sandbox_is_apart_and_shown_alone_when_there_is_nothing_else(
     make_request(key, ago(hours=1))
     assert numbers(client.get(PATH).text)[:2] == ["$9.96", "$0.04"]
     text = client.get(f"{PATH}?kind=sandbox").text
-    assert "for 3 pictures" in text
+    assert "for 3 images" in text
     assert client.get(f"{PATH}?kind=odd").status_code == 200
 
 
@@ -123,12 +123,12 @@ def test_a_low_balance_is_told_with_how_long_it_lasts(
 ) -> None:
     log_in(client, owner_of(acme))
     make_request(key, ago(hours=1))
-    assert "The balance is low" not in client.get(PATH).text
+    assert "Low balance" not in client.get(PATH).text
     ledger.record(acme, EntryKind.ADJUSTMENT, -9_000_000, entry_key="x", note="test")
     text = client.get(PATH).text
-    assert "The balance is low" in text
+    assert "Low balance" in text
     # 0.96 USD at 0.04 USD a week.
-    assert "$0.96 can still be spent: about 168 days" in text
+    assert "$0.96 available: about 168 days" in text
 
 
 def test_a_fast_spender_is_warned_earlier(client: Client, acme: Organization, key: ApiKey) -> None:
@@ -136,7 +136,7 @@ def test_a_fast_spender_is_warned_earlier(client: Client, acme: Organization, ke
         make_request(key, ago(hours=30), model="openai/gpt-image-1", delivered=2)
     log_in(client, owner_of(acme))
     # 2.40 USD are left of 10, after 7.60 in a week.
-    assert "$2.40 can still be spent: about 2 days" in client.get(PATH).text
+    assert "$2.40 available: about 2 days" in client.get(PATH).text
 
 
 def test_the_latest_pictures_are_shown_and_deleted_ones_are_not(
@@ -154,7 +154,7 @@ def test_the_latest_pictures_are_shown_and_deleted_ones_are_not(
 def test_the_first_run_shows_the_next_step(acme: Organization, client: Client) -> None:
     log_in(client, owner_of(acme))
     text = client.get(PATH).text
-    assert "No key yet" in text
+    assert "No keys yet" in text
     assert 'href="/dashboard/keys/new"' in text
     KeyFactory(organization=acme)
     text = client.get(PATH).text
@@ -168,7 +168,7 @@ def test_a_stranger_sees_nothing_of_it(globex: Organization, key: ApiKey, client
     log_in(client, owner_of(globex))
     text = client.get(PATH).text
     assert row.request_id not in text
-    assert "Waiting" in text or "No key yet" in text
+    assert "Waiting" in text or "No keys yet" in text
     assert client.get(f"{PATH}?organization=acme").status_code == 404
 
 

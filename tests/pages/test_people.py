@@ -182,7 +182,7 @@ def test_a_forgotten_password(client: Client, acme: Organization) -> None:
 def test_the_second_factor(
     client: Client, acme: Organization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Time stands still: a code is good for its half minute only, which may be over at once.
+    # Time is frozen: a code is valid for its half minute only, which may be over immediately.
     counter = 4711
     monkeypatch.setattr(
         "allauth.mfa.totp.internal.auth.yield_hotp_counters_from_time", lambda: iter([counter])
@@ -321,7 +321,10 @@ def test_an_invitation_goes_by_mail_and_its_link_is_shown_to_nobody_else(
     page = "/dashboard/settings/members"
     answer = client.post(page, {"email": "bob@acme.test", "role": "developer"}, follow=True)
     (message,) = mail.outbox
-    assert (message.to, message.subject) == (["bob@acme.test"], "Invitation to Acme on Geek Hub")
+    assert (message.to, message.subject) == (
+        ["bob@acme.test"],
+        "Invitation to join Acme on Geek Hub",
+    )
     link = re.search(r"http://testserver(/invitations/\S+)", str(message.body))
     assert link
     assert link[1] not in answer.content.decode()
@@ -374,7 +377,7 @@ def test_somebody_elses_or_an_old_invitation_is_a_clear_page(
     eve = UserFactory(email="eve@evil.test")
     log_in(client, eve)
     path = f"/invitations/{new.token}"
-    assert "Log out, and open the link again" in client.get(path).content.decode()
+    assert "Log out, then open the link again" in client.get(path).content.decode()
     answer = client.post(path)
     assert answer.status_code == 409
     assert "is for bob@acme.test" in answer.content.decode()

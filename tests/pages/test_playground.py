@@ -1,4 +1,4 @@
-"""The playground draws as the API does: charged, limited, kept, and told in plain words."""
+"""The playground works like the API: charged, limited, stored, and explained in plain words."""
 
 import logging
 import re
@@ -131,7 +131,7 @@ def test_what_is_sent_twice_draws_and_costs_once(
     assert LedgerEntry.objects.filter(kind="consumption").count() == 1
     # Another prompt under the same run is not quietly the first one.
     other = draw(alice, run=run, prompt="something else")
-    assert "This form was sent before." in other.text
+    assert "This form was already sent." in other.text
     assert Generation.objects.count() == 1
 
 
@@ -193,7 +193,7 @@ def test_no_balance_is_told_and_nothing_is_written(
         draw(alice, GPT, n="7")
         app.drain()
     answer = draw(alice, GPT, n="7")
-    assert "The balance does not cover it." in answer.text
+    assert "Not enough balance." in answer.text
     assert 'data-state="refused"' in answer.text
     assert Generation.objects.count() == 5
     # The place in flight was given back: something cheaper is let in.
@@ -237,7 +237,7 @@ def test_a_budget_of_the_persons_key_counts(
     draw(alice)
     app.drain()
     answer = draw(alice)
-    assert "A limit of the key does not allow it." in answer.text
+    assert "The limits of this key do not allow it." in answer.text
     assert Generation.objects.get().cost_micro == 40_000
 
 
@@ -249,7 +249,7 @@ def test_a_refusal_of_the_provider_is_told_and_free(
     row = Generation.objects.get()
     told = alice.get("/dashboard/playground/results", params={"id": row.request_id}).text
     assert row.status == GenerationStatus.FAILED
-    assert "The provider refused the prompt or the picture." in told
+    assert "The provider refused the prompt or the image." in told
     assert "Nothing was charged." in told
 
 
@@ -258,7 +258,7 @@ def test_a_paused_key_draws_nothing_and_can_be_resumed(alice: Visitor, acme: Org
     assert key.prefix not in alice.get("/dashboard/keys").text
     keys.pause(key, "It spent too much.")
     answer = draw(alice, sandbox="on")
-    assert "A limit of the key does not allow it." in answer.text
+    assert "The limits of this key do not allow it." in answer.text
     assert "It spent too much." in answer.text
     assert not Generation.objects.exists()
     assert f"/dashboard/keys/{key.pk}/resume" in alice.get("/dashboard/keys").text
@@ -408,7 +408,7 @@ def test_an_organization_that_keeps_no_prompts_keeps_none(
     draw(alice, "openai/dall-e-3")
     answer = api.draw(prompt=PROMPT, model="openai/dall-e-3")
     app.drain()
-    # Who asked is told what the model made of it; nobody later.
+    # Only the person who asked sees the revised prompt, once.
     assert answer.json()["data"][0]["revised_prompt"] == f"{PROMPT}, in detail"
     assert set(Generation.objects.values_list("prompt", flat=True)) == {""}
     assert set(Image.objects.values_list("revised_prompt", flat=True)) == {""}
@@ -416,7 +416,7 @@ def test_an_organization_that_keeps_no_prompts_keeps_none(
         assert PROMPT not in alice.get(path).text
     picture = Image.objects.first()
     assert picture
-    assert "The prompt is not kept." in alice.get(f"/dashboard/gallery/{picture.reference}").text
+    assert "The prompt was not kept." in alice.get(f"/dashboard/gallery/{picture.reference}").text
 
 
 def test_no_prompt_reaches_the_logs(
@@ -465,7 +465,7 @@ def test_what_a_provider_has_switched_off_is_marked_and_not_chosen(
     text = client.get("/dashboard/playground").text
     assert len(checked(text)) == 3
     assert off & set(checked(text)) == set()
-    assert text.count("Switched off by its provider") == len(off)
+    assert text.count("Discontinued by its provider") == len(off)
     # Who asks for one by its name gets it.
     asked = client.get("/dashboard/playground?model=openai/dall-e-3").text
     assert checked(asked) == ["openai/dall-e-3"]
@@ -478,7 +478,7 @@ def test_what_the_balance_does_not_cover_is_refused_before_anything_is_drawn(
     form = {"run": "a" * 32, "prompt": PROMPT, "models": [FLUX, GPT], "size": "auto", "n": "1"}
     answer = alice.post("/dashboard/playground", **form)
     assert answer.status_code == 422
-    assert "The balance does not cover it: $0.29 of $0.10 available." in answer.text
+    assert "Not enough balance: this costs $0.29 and $0.10 is available." in answer.text
     assert not Generation.objects.exists()
     assert not Hold.objects.exists()
     assert openai.calls == []
@@ -503,8 +503,8 @@ def test_a_suspension_is_not_told_as_a_balance(
 ) -> None:
     standing.suspend(acme, "stolen cards", None)
     answer = draw(visit(member_of(acme, role)), FLUX)
-    assert "The organization is suspended, so nothing is drawn." in answer.text
-    assert "The balance does not cover it" not in answer.text
+    assert "Your organization is suspended, so no images can be generated." in answer.text
+    assert "Not enough balance" not in answer.text
     assert "stolen cards" not in answer.text
     assert "http://" not in answer.text
     assert ('href="/dashboard/billing"' in answer.text) is (role == Role.OWNER)

@@ -149,7 +149,7 @@ def organization_page(acme: Organization, action: str = "") -> str:
 
 
 def send(client: Client, path: str, **data: Any) -> HttpResponse:
-    """Send a form, confirmed and with a reason unless told otherwise."""
+    """Send a form, confirmed and with a reason unless given otherwise."""
     return client.post(path, {"reason": "asked by phone", "confirmed": "on"} | data)
 
 
@@ -189,7 +189,7 @@ def test_who_is_let_in(acme: Organization, client: Client) -> None:
 
 def test_staff_without_a_second_factor_are_told_so(client: Client, db: None) -> None:
     log_in(client, staff(factor=False))
-    assert "Set one up here" in client.get("/staff/", follow=True).text
+    assert "Set it up here" in client.get("/staff/", follow=True).text
 
 
 def test_recovery_codes_alone_are_no_second_factor(client: Client, db: None) -> None:
@@ -579,7 +579,7 @@ def test_a_difference_is_accepted_with_a_reason(
     assert last_event(rows["organization"], "billing.difference_accepted").actor == boss
     assert send(client, path).status_code == 400
     text = client.get(CHANGELISTS[12]).text
-    assert "No difference is open" in text
+    assert "No open differences" in text
     assert "known since May" not in text
     assert "known since May" in client.get(f"{CHANGELISTS[12]}?state=accepted").text
 
@@ -697,7 +697,7 @@ def test_staff_see_what_a_customer_sees_and_it_is_written_down(
     rows: dict[str, Any], boss: User, acme: Organization, client: Client
 ) -> None:
     text = client.get("/dashboard").text
-    assert "You are staff and look at Acme" in text
+    assert "Staff view: you see Acme" in text
     event = last_event(acme, "staff.view_started")
     assert event.actor == boss
     assert event.details["reason"] == "asked by phone"
@@ -706,7 +706,7 @@ def test_staff_see_what_a_customer_sees_and_it_is_written_down(
     log = customer.get("/dashboard/settings/audit").text
     assert boss.email in log
     assert "asked by phone" in log
-    assert "You are staff" not in customer.get("/dashboard").text
+    assert "Staff view" not in customer.get("/dashboard").text
 
 
 def test_staff_see_no_prompt_when_they_look(
@@ -734,7 +734,7 @@ def test_staff_see_no_prompt_when_they_look(
     assert "not kept" not in page.replace("THE PROMPT WAS NOT KEPT", "")
     picture = client.get(f"/dashboard/gallery/{request.request_id}-0").text
     assert "The prompt is hidden from staff." in picture
-    # Nor does a word that is found, or not, tell what the prompts say.
+    # Nor does a search reveal what the prompts say.
     assert content(client.get("/dashboard/gallery?q=recipe")).count(b"<img") == content(
         client.get("/dashboard/gallery?q=potato")
     ).count(b"<img")
@@ -769,10 +769,10 @@ def test_nothing_is_changed_while_staff_look(
         for method in (client.post, client.put, client.patch, client.delete):
             answer = method(path, {"organization": acme.slug, "reason": "x", "confirmed": "on"})
             assert answer.status_code in (403, 405), (path, answer.status_code)
-            refused += b"Nothing was done" in answer.content
+            refused += b"Nothing was changed" in answer.content
     for action, data in FORMS.items():
         answer = send(client, organization_page(acme, action), **data)
-        assert "Nothing was done" in answer.text
+        assert "Nothing was changed" in answer.text
     assert refused > 4 * 80
     assert state(acme) == before
 

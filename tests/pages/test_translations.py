@@ -290,7 +290,7 @@ def test_a_passkeys_name_has_a_label(spanish: Client, acme: Organization) -> Non
     assert re.search(r"\bName\b", text) is None
 
 
-# --- What is kept, or told, in English ------------------------------------------------------------
+# --- What stays in English, and what does not ---------------------------------------------------
 
 
 def test_the_playground_says_in_spanish_what_a_model_is_good_for(
@@ -316,9 +316,9 @@ def test_the_api_says_it_in_english(api: Api) -> None:
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("nothing", "Esta no es una dirección web."),
-        ("https://hooks.test:99/", "La dirección debe empezar con https://"),
-        ("https://10.0.0.1/", "La dirección debe llevar un nombre, no un número."),
+        ("nothing", "Esto no es una URL."),
+        ("https://hooks.test:99/", "La URL debe empezar con https://"),
+        ("https://10.0.0.1/", "La URL debe llevar un nombre de host, no una dirección IP."),
     ],
 )
 def test_why_alerts_cannot_be_sent_there_is_told_in_spanish(

@@ -105,7 +105,7 @@ def test_a_request_is_shown_with_all_that_is_asked_for(page: Client, key: ApiKey
     )
     text = page.get(PATH).text
     for told in (
-        "asked: fal/flux-1.1-pro, google/imagen-4", "prod-web", "2 of 2", "1024x768", "0.08",
+        "requested: fal/flux-1.1-pro, google/imagen-4", "prod-web", "2 of 2", "1024x768", "0.08",
         "2.35", "Succeeded", "+1", "-0/small.webp", "&lt;b&gt;bold&lt;/b&gt;", "(UTC+0000)",
     ):  # fmt: skip
         assert told in text, told
@@ -119,7 +119,7 @@ def test_a_failed_request_says_why_and_costs_nothing(page: Client, key: ApiKey) 
     text = page.get(PATH).text
     assert "Failed" in text
     assert "content_policy_violation" in text
-    assert "The provider refused the prompt or the picture." in text
+    assert "The provider refused the prompt or the image." in text
     assert "0.04" not in text
 
 
@@ -211,7 +211,7 @@ def test_nothing_yet_shows_the_next_step(acme: Organization, client: Client) -> 
     assert "No requests in the last 30 days" in text
     assert 'href="/dashboard/keys/new"' in text
     text = client.get(f"{PATH}?tag=x").text
-    assert "No request is like that" in text
+    assert "No results" in text
 
 
 # --- The viewer's time ------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_a_request_in_detail(page: Client, key: ApiKey) -> None:
         "&quot;model&quot;: [&quot;fal/flux-1.1-pro&quot;, &quot;google/imagen-4&quot;]",
         "&quot;routing&quot;: {&quot;on_refusal&quot;: &quot;stop&quot;}",
         "&quot;max_cost&quot;: 0.5", "&quot;strict&quot;: true",
-        # Without the key's own tag, which comes again by itself.
+        # Without the key's own tag, which is added again automatically.
         "&quot;tags&quot;: [&quot;summer&quot;]",
     ):  # fmt: skip
         assert told in code[1], told

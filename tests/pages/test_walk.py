@@ -114,7 +114,7 @@ def test_a_role_opens_what_the_table_says(
         assert answer.status_code < 500
     else:
         assert answer.status_code == 403
-        assert b"Not for your role" in answer.content
+        assert b"You don't have access" in answer.content
 
 
 def test_who_belongs_nowhere_is_sent_to_make_an_organization(

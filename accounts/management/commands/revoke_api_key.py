@@ -9,11 +9,11 @@ from accounts.models import ApiKey
 
 
 class Command(BaseCommand):
-    help = "Revoke an API key at once, on every host. Prints nothing."
+    help = "Revoke an API key immediately, on every host. Prints nothing."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "key", metavar="PREFIX_OR_ID", help="enough of the prefix to be one key"
+            "key", metavar="PREFIX_OR_ID", help="enough of the prefix to identify one key"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

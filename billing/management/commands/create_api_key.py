@@ -12,16 +12,18 @@ from geekhub.lib import money
 
 
 class Command(BaseCommand):
-    help = "Create an API key. Prints it on stdout; it is shown this once."
+    help = "Create an API key. Prints it on stdout; it is shown only once."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("organization", type=UUID, metavar="ORG_UUID")
         parser.add_argument("name")
         parser.add_argument(
-            "--test", action="store_true", help="a sandbox key: draws, costs nothing"
+            "--test",
+            action="store_true",
+            help="a sandbox key: free images from the built-in generator",
         )
         parser.add_argument(
-            "--private", action="store_true", help="its pictures have signed, expiring addresses"
+            "--private", action="store_true", help="its images have signed URLs that expire"
         )
         parser.add_argument("--budget-usd", metavar="X")
         parser.add_argument("--budget-period", choices=Period.values, default=Period.MONTH)

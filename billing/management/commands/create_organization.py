@@ -17,15 +17,15 @@ from geekhub.lib import money
 
 class Command(BaseCommand):
     help = (
-        "Create an organization with its account and sign-up bonus, however many its owner has. "
-        "Prints its UUID on stdout."
+        "Create an organization with its account and sign-up bonus, even if "
+        "its owner already has others. Prints its UUID on stdout."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name")
-        parser.add_argument("--owner", required=True, metavar="EMAIL", help="made if new")
-        parser.add_argument("--credit", default="0", metavar="USD", help="put on the balance")
-        parser.add_argument("--credit-limit", metavar="USD", help="may be spent below zero")
+        parser.add_argument("--owner", required=True, metavar="EMAIL", help="created if new")
+        parser.add_argument("--credit", default="0", metavar="USD", help="added to the balance")
+        parser.add_argument("--credit-limit", metavar="USD", help="how far below zero it can spend")
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["name"].strip()

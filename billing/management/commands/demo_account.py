@@ -21,7 +21,7 @@ KEY_NAME = "demo"
 
 class Command(BaseCommand):
     help = (
-        "For the demo: make its login, organization and sandbox key, or find them again. Prints "
+        "For the demo: create or find its login, organization and sandbox key. Prints "
         "password and key as JSON, with the prices of a live key. Refused outside DEMO."
     )
 

@@ -2,7 +2,7 @@
 
 `connect_timeout` covers the way in, and the kernel a host that is gone. Nothing covers a server
 whose kernel answers and which itself does not: a stopped process, a disk that hangs. A page would
-wait for it for ever, with a thread.
+wait for it forever, with a thread.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ INTERVAL = 0.1
 
 
 class Connection(psycopg.Connection[Any]):
-    """Ends itself when the server keeps silent for `answer_within` seconds; 0 waits for ever."""
+    """Closes itself when the server is silent for `answer_within` seconds; 0 waits forever."""
 
     answer_within = 0.0
 

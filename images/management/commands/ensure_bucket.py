@@ -11,7 +11,7 @@ from images.stores.supabase import SupabaseStorage
 class Command(BaseCommand):
     help = (
         "Create the public and the private bucket of Supabase Storage, or check that they have "
-        "the size limit and types of our pictures. Prints what differs; exits 1 if anything does."
+        "the size limit and types of our images. Prints what differs; exits 1 if anything does."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

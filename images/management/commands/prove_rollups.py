@@ -9,7 +9,7 @@ from images.usage import rollups
 
 class Command(BaseCommand):
     help = (
-        "Compare the rollups with the ledger: pictures and cost of each organization in each "
+        "Compare the rollups with the ledger: images and cost of each organization in each "
         "closed hour. Prints every difference, and exits 1 if there is one. `rebuild_rollups` "
         "repairs what differs in the rollups."
     )

@@ -8,9 +8,9 @@ from images.usage import rollups
 
 class Command(BaseCommand):
     help = (
-        "Sum the closed hours of usage anew, from the requests, since a day (UTC) or from the "
-        "first one on. Prints how many hours. Nobody sees a day half done, and it may run at any "
-        "time, also beside the worker."
+        "Recompute the closed hours of usage from the requests, since a day (UTC) or from the "
+        "first one on. Prints how many hours. No reader sees a half-done day, and it can run at "
+        "any time, also alongside the worker."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -21,5 +21,5 @@ class Command(BaseCommand):
 
 
 def midnight(day: date | None) -> datetime | None:
-    """Return the beginning of a day of UTC."""
+    """Return the start of a day in UTC."""
     return None if day is None else datetime.combine(day, time(), UTC)

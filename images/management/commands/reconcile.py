@@ -18,13 +18,13 @@ COLUMNS = ("organization", "model", "hour", "kind", "expected", "found", "subjec
 
 class Command(BaseCommand):
     help = (
-        "Compare the books with each other, with the requests and their pictures, with Stripe's "
-        "usage and with its invoices, now. Prints what does not agree and is not accepted; exits 1 "
+        "Compare the books with each other, with the requests and their images, with Stripe's "
+        "usage and with its invoices, now. Prints differences that are not accepted; exits 1 "
         "if there is any."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--since", metavar="DATE", help="UTC; 35 days ago if it is not given")
+        parser.add_argument("--since", metavar="DATE", help="UTC; default: 35 days ago")
         parser.add_argument("--json", action="store_true")
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -10,8 +10,8 @@ from images.gallery import retention
 
 class Command(BaseCommand):
     help = (
-        "Print how many pictures and bytes a retention of DAYS would delete now. With --apply it "
-        "becomes the organization's rule, which the worker enforces; 0 ends the rule."
+        "Print how many images and bytes a retention of DAYS would delete now. With --apply it "
+        "becomes the organization's rule, which the worker enforces; 0 removes the rule."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -28,7 +28,7 @@ class Command(BaseCommand):
             raise CommandError("DAYS is from 0 to 36500.")
         if days:
             found = retention.preview(organization, days)
-            self.stdout.write(f"{found.images} pictures, {found.bytes} bytes")
+            self.stdout.write(f"{found.images} images, {found.bytes} bytes")
         if options["apply"]:
             organization.retention_days = days or None
             organization.save(update_fields=["retention_days"])

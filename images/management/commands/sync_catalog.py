@@ -15,12 +15,12 @@ from images.catalog.skus import price_list, sku_of
 class Command(BaseCommand):
     help = (
         "Publish the catalogue's prices; a changed price becomes a new version. With Stripe "
-        "connected each version gets a product, a meter and a price there and is quoted when "
-        "Stripe can bill it; what Stripe does not answer, the worker goes on with. Prints changes."
+        "connected, each version gets a product, a meter and a price there and is quoted once "
+        "Stripe can bill it; the worker retries what fails in Stripe. Prints changes."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--dry-run", action="store_true", help="print, change nothing")
+        parser.add_argument("--dry-run", action="store_true", help="only print the changes")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:

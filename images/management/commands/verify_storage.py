@@ -11,7 +11,7 @@ from images.stores import configured
 
 class Command(BaseCommand):
     help = (
-        "Compare every picture's row with its object: prints one line per difference, "
+        "Compare every image's row with its object: prints one line per difference, "
         "`missing`, `wrong size`, `undeleted` (removed now) or `orphan`. Exits 1 when any is left."
     )
 

@@ -10,8 +10,8 @@ from geekhub.work import loop
 
 class Command(BaseCommand):
     help = (
-        "Run the background jobs until SIGTERM: settle what dead processes left, upload pictures "
-        "that wait for the store, enforce retention, delete objects of deleted pictures and "
+        "Run the background jobs until SIGTERM: settle what dead processes left, upload images "
+        "that wait for storage, enforce retention, delete objects of deleted images and "
         "orphans, and billing's: usage, invoices, recharges, alerts, reconciliation. "
         "With --once do all that is due, print what was done, and exit."
     )

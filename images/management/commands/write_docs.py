@@ -45,7 +45,7 @@ class Command(BaseCommand):
 
 
 def with_tables(page: str, source: str, tables: str) -> str:
-    """Return the page with what stands between its marks written anew; raises ValueError."""
+    """Return the page with the part between its marks rewritten; raises ValueError."""
     mark = BEGIN.format(source)
     begin = page.index(mark) + len(mark)
     end = page.index(END, begin)
@@ -63,7 +63,7 @@ def tables() -> str:
     """Return the generated part: one table of all models, then each model's sizes and words."""
     summary = [
         "| id | provider | USD per image | default size | qualities | formats | seed | edits "
-        "| pictures per call | status | successor |",
+        "| images per call | status | successor |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *(_line(row) for row in CATALOG.values()),
     ]
@@ -99,14 +99,14 @@ def _details(row: ImageModel) -> str:
         f"seldom over {row.p95_seconds} s.{_ended(row)}",
         "",
         f"- Sizes: {_words(own)}",
-        f"- Sizes drawn as the nearest one: {_words(snapped)}",
+        f"- Sizes adjusted to the nearest: {_words(snapped)}",
         f"- Quality: {_words([f'{asked} → {word}' for asked, word in row.qualities.items()])}",
-        f"- Also takes: {_words(can)}",
+        f"- Also supports: {_words(can)}",
         f"- Prompt: up to {row.max_prompt} characters",
     ]
     if row.input_micro and row.qualities:
         most = [f"{quality} {number}" for quality, number in _inputs(row).items()]
-        lines.append(f"- Pictures an edit may start from, by quality: {_words(most)}")
+        lines.append(f"- Input images of an edit, by quality: {_words(most)}")
     return "\n".join(lines)
 
 
@@ -119,7 +119,7 @@ def _edits(row: ImageModel) -> str:
     if not row.edits:
         return NO
     most = max(_inputs(row).values())
-    return "of 1 picture" if most == 1 else f"of up to {most} pictures"
+    return "of 1 image" if most == 1 else f"of up to {most} images"
 
 
 def _inputs(row: ImageModel) -> dict[str, int]:

@@ -457,7 +457,7 @@ class Billing(Part):
             self.end_at_period(sub, params.flag("cancel_at_period_end"))
 
     def end_at_period(self, sub: Obj, wanted: bool) -> None:
-        """Let the subscription end with its period, or go on."""
+        """Let the subscription end with its period, or continue."""
         if wanted == sub["cancel_at_period_end"]:
             return
         sub.update(

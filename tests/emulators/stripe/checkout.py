@@ -1,6 +1,6 @@
 """Checkout and the customer portal: the API, and pages that a person or a browser test can click.
 
-The pages stand on the emulator's own origin. `#pay`, `#decline`, `#cancel`, `#save-card`,
+The pages are on the emulator's own origin. `#pay`, `#decline`, `#cancel`, `#save-card`,
 `#cancel-subscription`, `#renew-subscription` and `#return` are what there is to click.
 
 Not settled facts take the cautious reading: a subscription that costs nothing today ends as

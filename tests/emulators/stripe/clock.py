@@ -1,4 +1,4 @@
-"""The emulator's time. It stands still until a test moves it, or ticks with the real clock.
+"""The emulator's time. It is frozen until a test moves it, or ticks with the real clock.
 
 Whatever becomes due on the way (period ends, finalisation, payment retries, error reports) runs in
 the order of its time, and for equal times in the order in which it was planned. Nothing sleeps.

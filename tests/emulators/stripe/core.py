@@ -1,4 +1,4 @@
-"""What every part of the emulated account stands on: objects, parameters, errors and pages.
+"""What every part of the emulated account builds on: objects, parameters, errors and pages.
 
 An object is a dict in the shape Stripe answers with. Names that begin with an underscore are the
 emulator's own and never leave it.
@@ -234,7 +234,7 @@ class Call:
 
     @property
     def id(self) -> str:
-        """What stands in the path for the first placeholder."""
+        """The path's value for the first placeholder."""
         return self.ids[0]
 
 
@@ -286,7 +286,7 @@ class Part:
 
 @dataclass(slots=True)
 class Account:
-    """One Stripe account in one mode: its objects, its time, its way to tell the world."""
+    """One Stripe account in one mode: its objects, its time, its webhooks."""
 
     clock: Clock
     settings: Settings

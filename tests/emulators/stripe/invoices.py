@@ -676,7 +676,7 @@ class Invoices(Part):
         return invoice
 
     def pay_with(self, invoice: Obj, card: Obj | None) -> None:
-        """An attempt by somebody: the failure is told to both sides, and no retry is planned."""
+        """An attempt by a person: a failure is reported to both sides, and no retry is planned."""
         try:
             self.charge(invoice, card)
         except StripeError as refusal:
@@ -736,7 +736,7 @@ class Invoices(Part):
     def new_item(
         self, customer: Obj, params: Params, *, invoice: str | None = None, sub: str | None = None
     ) -> Obj:
-        """An item that waits for an invoice, or goes on this draft."""
+        """An item that waits for an invoice, or is added to this draft."""
         pricing, quantity = params.nested("pricing"), params.integer("quantity")
         price = None
         if pricing is not None:

@@ -40,7 +40,7 @@ RETRIED = {True: "true", False: "false"}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call to the API. `status` is None until it is answered, and for ever if it was dropped;
+    """One call to the API. `status` is None until it is answered, and forever if it was dropped;
     `replayed` was answered from memory; `at` is the virtual time of its arrival."""
 
     method: str
@@ -335,7 +335,7 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; anything else is kept for the test."""
+        """A client that disconnected is expected; anything else is kept for the test."""
         self.emulator.note_crash()
 
     def close_all(self) -> None:

@@ -24,7 +24,7 @@ class Sold:
 def connect(
     emulator: StripeEmulator, key: str | None = None, **options: Any
 ) -> stripe.StripeClient:
-    """The unmodified SDK, pointed at the emulator. It does not retry unless it is told to."""
+    """The unmodified SDK, pointed at the emulator. It does not retry unless configured to."""
     addresses: Any = {"api": emulator.url, "meter_events": emulator.url}
     options.setdefault("http_client", HTTP)
     return stripe.StripeClient(key or emulator.key, base_addresses=addresses, **options)

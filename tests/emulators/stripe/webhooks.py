@@ -344,7 +344,7 @@ class Webhooks(Part):
         return Delivery(item.event["id"], item.event["type"], url, item.attempt, status)
 
     def acknowledged(self, kind: str, name: str) -> bool:
-        """Whether every endpoint that wants the event has taken it, or nobody wants it."""
+        """Whether every endpoint subscribed to the event has accepted it, or none is."""
         waiting = any(
             item.event["type"] == kind and item.event["data"]["object"].get("id") == name
             for item in self.pending

@@ -390,7 +390,7 @@ def test_a_retry_that_leaves_no_time_to_draw_is_not_made(seconds: float, calls: 
 
 
 class Time:
-    """A clock that goes when it is told to, and a circuit that looks at it."""
+    """A clock that the test moves, and a circuit that reads it."""
 
     def __init__(self) -> None:
         self.now = 100.0

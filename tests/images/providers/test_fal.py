@@ -139,7 +139,7 @@ def test_each_model_gets_its_own_input(
     assert sizes(items) == [drawn] * count
     assert [item.index for item in images(items)] == list(range(count))
     assert [item.picture.data for item in images(items)] == emulator.pictures
-    # Some models repeat the prompt, which is no revision of it.
+    # Some models repeat the prompt, which is not a revision of it.
     assert {item.revised_prompt for item in images(items)} == {None}
 
 

@@ -93,7 +93,7 @@ class Recorder(httpx.AsyncBaseTransport):
 
 @dataclass(slots=True)
 class Player(httpx.AsyncBaseTransport):
-    """Gives the answers one after another, and the last one for ever."""
+    """Gives the answers one after another, and the last one from then on."""
 
     said: Sequence[Said]
     at: int = 0
@@ -154,7 +154,7 @@ def record(name: str, emulator: Emulator, behaviour: Behaviour, **fields: Any) -
 def mutations(said: list[Said], *, first: int = 0) -> Iterator[tuple[str, list[Said]]]:
     """Yield a conversation with one value of one of its answers replaced, and what was.
 
-    Whoever asks again after that gets the true answer. Answers before the `first` are left alone.
+    A retry after that gets the true answer. Answers before the `first` are left alone.
     """
     for step, one in enumerate(said[first:], first):
         bodies = streams(one) if one.streamed else documents(one)
