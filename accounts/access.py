@@ -1,7 +1,7 @@
-"""Who may do what: one table of roles, and the one gate in front of every page of an organization.
+"""Who can do what: one table of roles, and the one gate in front of every page of an organization.
 
-A page is `@member(Permission.…)` and reads `request.access`. Not yours is 404, as if it were not
-there; yours, but not for your role, is a 403 that says so.
+A page is `@member(Permission.…)` and reads `request.access`. Not yours is a 404, as if it did not
+exist; yours, but not for your role, is a 403 that says so.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ SESSION = "organization"
 
 
 class Permission(StrEnum):
-    """Something a member may do."""
+    """Something a member can do."""
 
     VIEW = "view"
     DRAW = "draw"
@@ -47,7 +47,7 @@ MAY: Mapping[Role, frozenset[Permission]] = {
 }
 
 
-# What staff may do who look at a customer's pages; accounts/staff/viewing.py refuses the rest.
+# What staff can do in the customer view; accounts/staff/viewing.py refuses the rest.
 LOOKING = frozenset({Permission.VIEW, Permission.VIEW_BILLING, Permission.VIEW_AUDIT})
 
 
@@ -133,9 +133,9 @@ def member[**P](
     [Callable[Concatenate[MemberRequest, P], HttpResponseBase]],
     Callable[Concatenate[HttpRequest, P], HttpResponseBase],
 ]:
-    """Let a view be called by members who may; it finds their Access in `request.access`.
+    """Make a view callable by members with a permission; `request.access` is their Access.
 
-    Anonymous: the login. Belonging nowhere: the page that makes an organization, of staff their
+    Anonymous: the login. No organization: the page that creates one, for staff their
     own pages. Another's: 404.
     """
 
@@ -209,6 +209,6 @@ def came_from(request: HttpRequest) -> str:
 
 
 def denied(request: MemberRequest, permission: Permission) -> HttpResponse:
-    """Return the page that says which roles may do it; 403."""
+    """Return the page that says which roles can do it; 403."""
     roles = [role for role in Role if permission in MAY[role]]
     return render(request, "accounts/denied.html", {"roles": roles}, status=403)

@@ -102,8 +102,8 @@ def create(
 def playground(organization: Organization, person: User, *, sandbox: bool) -> ApiKey:
     """Return the key under which a person draws on the pages, made on first use.
 
-    Its secret is forgotten at once, so that it opens nothing; it is there to be held, charged,
-    limited and paused like any other. Raises KeyRefused when it is paused.
+    Its secret is discarded immediately, so it cannot be used from outside; it exists to be held,
+    charged, limited and paused like any other. Raises KeyRefused when it is paused.
     """
     secret = _new_secret(sandbox=sandbox)
     now = timezone.now()
@@ -158,7 +158,7 @@ def rotate(key: ApiKey, *, overlap: timedelta, actor: User | None = None) -> New
 
 
 def revoke(key: ApiKey, *, actor: User | None = None, reason: str = "") -> None:
-    """End a key at once, on every host; ending it twice changes nothing."""
+    """Revoke a key immediately, on every host; revoking it twice changes nothing."""
     details = {"reason": reason} if reason else {}
     with transaction.atomic():
         if ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now()):
@@ -172,7 +172,7 @@ def revoke(key: ApiKey, *, actor: User | None = None, reason: str = "") -> None:
 
 
 def pause(key: ApiKey, reason: str) -> bool:
-    """Let a key open nothing until it is resumed; False when it was paused or revoked already."""
+    """Refuse a key until it is resumed; False if it was already paused or revoked."""
     with transaction.atomic():
         paused = ApiKey.objects.filter(pk=key.pk, paused_at=None, revoked_at=None).update(
             paused_at=timezone.now(), paused_reason=reason
@@ -199,7 +199,7 @@ def resume(key: ApiKey, *, actor: User | None = None) -> None:
 def authenticate(secret: str) -> ApiKey:
     """Return the key, its organization loaded; raises InvalidKey or RevokedKey.
 
-    Every request reads the row, so a revocation counts from the next request on. The time of
+    Every request reads the row, so a revocation takes effect with the next request. The time of
     last use is written at most once a minute.
     """
     key = None

@@ -43,7 +43,7 @@ class NotAMember(MembersError):
 
 
 class AlreadyAMember(MembersError):
-    """The person belongs to the organization already."""
+    """The person already belongs to the organization."""
 
 
 class InvitationOver(MembersError):
@@ -107,7 +107,7 @@ def change_settings(organization: Organization, *, actor: User, **changes: Any) 
 
 
 def invite(organization: Organization, email: str, role: Role, *, actor: User) -> NewInvitation:
-    """Return a new invitation of an address; an open one of the same address ends.
+    """Return a new invitation for an address; an open one for the same address ends.
 
     Raises NotAllowed (owners are made by owners only) and AlreadyAMember.
     """
@@ -168,7 +168,7 @@ def find_invitation(token: str) -> Invitation:
 
 
 def accept(token: str, *, user: User) -> Membership:
-    """Make the person a member by an invitation of their address, once.
+    """Make the person a member through an invitation for their address, once.
 
     Raises InvitationOver, WrongAddress, AlreadyAMember.
     """
@@ -279,7 +279,7 @@ def _keep_an_owner(organization: Organization, *, without: User) -> None:
 
 
 def _require(organization: Organization, actor: User, permission: Permission, *roles: Role) -> None:
-    """Let the actor pass who may, and where the owner's role is given or taken only an owner."""
+    """Check that the actor has the permission; giving or taking the owner's role needs an owner."""
     role = Role(_membership(organization, actor).role)
     if permission not in MAY[role]:
         raise NotAllowed(_("Your role does not allow this."))

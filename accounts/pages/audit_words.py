@@ -22,7 +22,7 @@ from geekhub.lib import money
 if TYPE_CHECKING:
     from django_stubs_ext import StrPromise
 
-# As many pictures as a line names; the others are counted.
+# How many pictures a line names; the others are counted.
 NAMED = 3
 WORDS: Mapping[str | None, "StrPromise"] = {
     **{role.value: role.label for role in Role},
@@ -75,7 +75,7 @@ def _days(value: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """What a detail is called, and how its value is said."""
+    """The name of a detail, and how its value is written."""
 
     label: "StrPromise"
     say: Callable[[Any], str] = _plain

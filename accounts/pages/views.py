@@ -44,7 +44,7 @@ def _next(request: HttpRequest) -> str:
 @require_http_methods(["GET", "HEAD", "POST"])
 @member(Permission.VIEW)
 def organization_settings(request: MemberRequest) -> HttpResponse:
-    """Show the settings; let those who may change them."""
+    """Show the settings; members with the permission can change them."""
     access = request.access
     form = SettingsForm.of(access.organization, request.POST or None)
     if request.method == "POST":
@@ -86,7 +86,7 @@ def organization_members(request: MemberRequest) -> HttpResponse:
                     messages.success(request, _("Invitation sent to %s.") % email)
                     return redirect("settings_members")
                 form = InviteForm(may_make_owners=access.role == Role.OWNER)
-    # The link is shown once, to who invites, where no mail brings it.
+    # The link is shown once, to the inviter, if no email is sent.
     return render(
         request,
         "accounts/members.html",
@@ -158,7 +158,7 @@ def member_remove(request: MemberRequest, user_id: int) -> HttpResponse:
 @require_POST
 @member(Permission.MANAGE_MEMBERS)
 def member_owner(request: MemberRequest, user_id: int) -> HttpResponse:
-    """Hand the organization over."""
+    """Transfer ownership of the organization."""
     access, user = request.access, _member(request, user_id)
     return _do(
         request,

@@ -69,14 +69,14 @@ class KeyAdmin(StaffAdmin):
     actions_detail = ("revoke",)
 
     def found(self, queryset: QuerySet[ApiKey], term: str) -> QuerySet[ApiKey]:
-        """Return keys by prefix; of a whole key that somebody pasted only that is looked at."""
+        """Return keys by prefix; of a pasted whole key, only the prefix is used."""
         if term.startswith("ghub_sk_"):
             return queryset.filter(prefix__startswith=term[: keys.PREFIX_LENGTH])
         return queryset.filter(organization__in=organizations_named(term))
 
     @display(description=_("State"))
     def state(self, row: ApiKey) -> str:
-        """Return whether it opens anything."""
+        """Return whether it works."""
         if row.revoked_at is not None:
             return _now("revoked")
         if row.expires_at is not None and row.expires_at <= timezone.now():

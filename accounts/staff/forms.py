@@ -16,7 +16,7 @@ from geekhub.lib import money
 
 
 class ReasonForm(forms.Form):
-    """Why it is done, and that it is meant."""
+    """A reason and a confirmation."""
 
     reason = forms.CharField(
         label=_("Reason"),

@@ -21,7 +21,7 @@ from unfold.decorators import action
 from accounts.models import Membership, Organization
 from accounts.staff.forms import ReasonForm
 
-# As far as a list is leafed through: beyond it one looks for something.
+# How far a list can be paged through: beyond it, staff search.
 MOST = 2000
 FOUND = 200
 
@@ -45,7 +45,7 @@ class StaffAdmin(ModelAdmin):  # type: ignore[misc] # unfold ships no types
     list_max_show_all = 0
     list_filter_submit = False
     actions = None
-    # Only says that there is a search: `found` does it.
+    # Only enables the search: `found` does it.
     search_fields: tuple[str, ...] = ()
     newest: int | None = None
 

@@ -1,6 +1,6 @@
 """Staff looking at the pages as a customer sees them: read-only, for an hour, written down.
 
-It is kept in the session of the member of staff. While it lasts, every page shows the customer's
+It is kept in the staff member's session. While it lasts, every page shows the customer's
 organization, no prompt, and nothing can be changed: not there, and not elsewhere either.
 """
 
@@ -20,10 +20,10 @@ from accounts.models import Organization, User
 
 SESSION = "viewing"
 LASTS = timedelta(minutes=60)
-# Recovery codes are for who has lost one of these.
+# Recovery codes are for people who have lost one of these.
 FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 SAFE = ("GET", "HEAD", "OPTIONS")
-# What can be done all the same: to stop, to leave, to read it in one's own language.
+# What is still possible: to stop, to log out, to switch the language.
 STILL = ("stop_viewing", "logout", "account_logout", "set_language")
 
 
@@ -89,7 +89,7 @@ def looked_at(request: HttpRequest) -> tuple[Organization, datetime] | None:
 
 
 class OnlyLooking:
-    """Refuses whatever would change something while staff look at a customer's pages."""
+    """Refuses every change while staff view a customer's pages."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

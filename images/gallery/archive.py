@@ -20,7 +20,7 @@ MAX_BYTES = 500 * 1024 * 1024
 
 
 class TooLarge(Exception):
-    """More pictures or bytes than one file may have."""
+    """More pictures or bytes than one file can have."""
 
 
 class _Outbox(io.RawIOBase):
@@ -43,7 +43,7 @@ class _Outbox(io.RawIOBase):
 
 
 def check(images: Sequence[Image]) -> None:
-    """Raise TooLarge for more than one file may have."""
+    """Raise TooLarge for more than one file can have."""
     if len(images) > MAX_PICTURES or sum(image.bytes for image in images) > MAX_BYTES:
         raise TooLarge
 

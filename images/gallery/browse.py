@@ -22,7 +22,7 @@ REFERENCE = re.compile(r"(req_[0-9a-f]{24})-([0-9])")
 
 
 class NoSuchPicture(Exception):
-    """The organization has no such picture."""
+    """The organization does not have the picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

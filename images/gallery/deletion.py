@@ -1,7 +1,7 @@
 """Pictures are deleted.
 
 Deleting is two steps, so that it survives a store that is away: the row is marked, and from then
-on nobody is shown the picture; then its object goes, now or in a later round of the worker. The
+on the picture is not shown; then its object is removed, now or in a later round of the worker. The
 ledger and the request stay.
 """
 

@@ -2,5 +2,5 @@
 
 Sums of closed hours come from the rollups, those of the open ones from the requests, so they are
 exact whenever they are asked for. The rollups are also the index by which requests with a rare
-tag, model or error are found among millions: they have the hours in which such requests are.
+tag, model or error are found among millions: they know the hours that have such requests.
 """

@@ -27,8 +27,8 @@ DAYS = 30
 class Earned:
     """Pictures, what they earned and what they cost us; micro-USD.
 
-    Pictures whose cost nobody knows are in `unknown`, and what they earned in `unknown_micro`: a
-    margin is of the others.
+    Pictures of unknown cost are in `unknown`, and what they earned in `unknown_micro`: a
+    margin covers the others only.
     """
 
     requests: int = 0
@@ -89,7 +89,7 @@ type _Row = tuple[date, str, str, int, int, int]
 def month(now: datetime | None = None) -> Month:
     """Return the last thirty days, today included.
 
-    A failed request counts for the model that was asked first, and its provider.
+    A failed request counts for the first requested model, and its provider.
     """
     now = now or timezone.now()
     first = now.astimezone(UTC).date() - timedelta(days=DAYS - 1)

@@ -17,7 +17,7 @@ from images.models import Generation, Image
 
 
 def requests(*, now: datetime, since: datetime | None = None) -> Reconciliation:
-    """Compare the requests that came in from `since` (three days ago) on."""
+    """Compare the requests received since `since` (three days ago)."""
     since = since or now - RECENT
     looked_at = Generation.objects.filter(created_at__gte=since).count()
     return compare(Comparison.REQUESTS, CHECKS, looked_at, now=now, since=since)

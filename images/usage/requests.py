@@ -99,7 +99,7 @@ def _ranges(hours: Iterable[datetime]) -> Iterator[tuple[datetime, datetime]]:
 
 
 def latest_images(organization: Organization, count: int, *, among: int = 60) -> list[Image]:
-    """Return the newest pictures that are not deleted, out of so many newest requests."""
+    """Return the newest pictures that are not deleted, out of that many newest requests."""
     newest = (
         Generation.objects.filter(organization=organization)
         .order_by("-created_at")

@@ -1,11 +1,11 @@
 """Rollups: the closed hours' requests, summed, so that no page adds up millions of rows.
 
 An hour is closed when nothing can change its requests any longer; `close_hours` then sums it once,
-and whoever asks (`images.usage`) counts the hours that are still open from the requests
+and `images.usage` counts the hours that are still open from the requests
 themselves. So an answer is exact at any time: a stopped worker makes it slower, never
 wrong.
 
-A request belongs to the hour it came in, also when it ended, and was charged, in the next one.
+A request belongs to the hour it was received, even if it ended and was charged in the next.
 
 Requests are summed by the hour; what is kept by the day, and without keys and models, is summed
 from those rows in the same transaction, so it never says anything else.
@@ -59,7 +59,7 @@ DAYS_A_ROUND = 7
 # percentile is reported as the middle of its bar, so it is off by at most √WIDTH: 6.1 %.
 WIDTH = 1.125
 
-# Who drew; of a request that failed, or runs, the first that was asked.
+# The model that delivered; for a failed or running request, the first requested.
 MODEL = Case(
     When(model="", then=Cast(KT("requested__0"), CharField(max_length=100))),
     default=F("model"),
@@ -111,7 +111,7 @@ def close_hours(*, now: datetime) -> int:
 def rebuild(since: datetime | None = None) -> int:
     """Recompute the closed hours since then, or all; return how many hours.
 
-    A day is exchanged in one transaction, so nobody sees it half done.
+    A day is replaced in one transaction, so it is never seen half done.
     """
     until = closed_until()
     start = _first_hour() if since is None else hour_of(since)
@@ -252,7 +252,7 @@ def _sums(requests: QuerySet[Generation], *more: str) -> tuple[str, Sequence[Any
             total_images=Sum("delivered"),
             total_cost=Sum("cost_micro"),
         )
-        # An organization's rows lie side by side, as they are read.
+        # An organization's rows are stored together, as they are read.
         .order_by(F("organization_id"), F("hour"))
     )
     return rows.query.sql_with_params()
@@ -307,7 +307,7 @@ def _prove(start: datetime, stop: datetime) -> Iterator[Difference]:
     yield from _compare(HourlyUsage, start, stop, charged)
     yield from _compare(HourlyTotal, start, stop, charged)
     if stop - start < DAY:
-        # Nobody reads the rollup of a day that is not over.
+        # The rollup of an unfinished day is not read.
         return
     whole: dict[_Cell, tuple[int, int]] = {}
     for (organization, _), (images, cost) in charged.items():

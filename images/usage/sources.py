@@ -125,7 +125,7 @@ class HasTag(Func):
 
 
 def matching(organization: Organization, wanted: Wanted, when: Q) -> QuerySet[Generation]:
-    """Return what is wanted of the requests of some times.
+    """Return the selected requests of some times.
 
     Not of the whole time as well: PostgreSQL would read its index for that, too.
     """

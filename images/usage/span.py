@@ -1,4 +1,4 @@
-"""What is asked for: a span of time, filters, and the place in a list."""
+"""The terms of a query: a span of time, filters, and the place in a list."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ EVER = datetime(2000, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which requests are meant: those that came in from `start` to before `end`, and so on.
+    """Which requests a query selects: those received from `start` to before `end`, and so on.
 
     `status` is a GenerationStatus or the code of an error; None and empty mean any.
     """

@@ -1,4 +1,4 @@
-"""What became of a request, and what is left to spend: questions, no changes."""
+"""The outcome of a request, and what is left to spend: questions, no changes."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from images.models import Generation, Image
 
 @dataclass(frozen=True, slots=True)
 class Credits:
-    """The money of an organization as one of its keys sees it; micro-USD."""
+    """An organization's money as one of its keys sees it; micro-USD."""
 
     account: BillingAccount
     spent_30_days_micro: int

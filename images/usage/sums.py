@@ -19,7 +19,7 @@ from images.usage.span import Wanted
 
 @dataclass(slots=True)
 class Used:
-    """Requests, what became of them, and what they delivered; micro-USD."""
+    """Requests, their outcomes, and what they delivered; micro-USD."""
 
     requests: int = 0
     succeeded: int = 0

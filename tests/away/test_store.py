@@ -22,7 +22,7 @@ from tests.pages import owner_of
 from tests.pages.visitor import Visitor
 from tests.server import AppServer
 
-AWAY = "The picture store can&#x27;t be reached right now."
+AWAY = "Image storage can&#x27;t be reached right now."
 
 
 @pytest.fixture(params=["refused", "hanging"])

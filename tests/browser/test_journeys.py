@@ -55,14 +55,14 @@ def test_who_is_invited_comes_in_and_the_role_denies(
 
     page.goto("/dashboard/keys")
     expect(page.get_by_role("heading", level=1)).to_have_text("API keys")
-    expect(page.get_by_role("link", name="Create a key")).to_have_count(0)
+    expect(page.get_by_role("link", name="Create key")).to_have_count(0)
     watched.expect("status of 403")
     for path in ("/dashboard/keys/new", "/dashboard/settings/audit", "/dashboard/billing"):
         answer = page.goto(path)
         assert answer is not None
         assert answer.status == 403
         expect(page.get_by_role("heading", level=1)).to_have_text("You don't have access")
-        expect(page.get_by_text("In Acme your role is Viewer.")).to_be_visible()
+        expect(page.get_by_text("Your role in Acme is Viewer.")).to_be_visible()
     assert not acme.api_keys.exists()
 
 
@@ -114,7 +114,7 @@ def test_a_fuse_pauses_and_one_click_resumes(
     page.goto("/dashboard/keys")
     expect(page.get_by_role("heading", name="prod-web was paused automatically")).to_be_visible()
     page.get_by_role("button", name="Resume").click()
-    expect(page.get_by_text("The key prod-web works again.")).to_be_visible()
+    expect(page.get_by_text("Key prod-web resumed.")).to_be_visible()
     expect(page.get_by_role("heading", name="prod-web was paused automatically")).to_have_count(0)
     assert draws(site, live_key.secret) == 200
 

@@ -33,7 +33,7 @@ def test_from_the_sign_up_to_a_picture_by_the_official_sdk(
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Sign up").click()
     expect(page.get_by_role("heading", name="Welcome to Geek Hub")).to_be_visible()
-    page.get_by_role("link", name="Create a key").click()
+    page.get_by_role("link", name="Create key").click()
     page.get_by_label("Name").fill("first")
     page.get_by_role("button", name="Create key").click()
     page.locator(".secret").get_by_role("button", name="Copy").click()
@@ -115,4 +115,4 @@ def test_the_keyboard_is_enough(
     assert key.row.revoked_at is None
     page.get_by_role("button", name="Revoke").click()
     dialog.get_by_role("button", name="Revoke").click()
-    expect(page.get_by_text("The key prod-web is revoked.")).to_be_visible()
+    expect(page.get_by_text("Key prod-web revoked.")).to_be_visible()
