@@ -105,12 +105,12 @@ MUTATIONS = (
                 "WHERE organization_id = %s AND %s IS NOT NULL\n",
             ),
             (
-                "        held = db.fetch(\n            HOLD,\n",
+                "        held = db.fetch(HOLD",
                 "        account = BillingAccount.objects.get(pk=key.organization_id)\n"
                 "        room = account.balance_micro + account.credit_limit_micro\n"
                 "        if room - account.held_micro < amount:\n"
                 "            raise _refusal(key)\n"
-                "        held = db.fetch(\n            HOLD,\n",
+                "        held = db.fetch(HOLD",
             ),
         ),
         "tests/billing/test_races.py::test_an_account_is_never_overspent",
