@@ -82,10 +82,11 @@ def _words(row: Notification) -> tuple[str, str]:
     context = {
         "organization": row.organization,
         "details": row.details,
-        "budget": scopes.mailed(row.details) if row.kind == "budget" else "",
         "public_url": settings.PUBLIC_URL,
     }
     with translation.override(settings.LANGUAGE_CODE):
+        if row.kind == "budget":
+            context["budget"] = scopes.mailed(row.details)
         text = render_to_string(f"emails/{row.kind}.txt", context)
     subject, _, body = text.strip().partition("\n")
     return subject, f"{body.strip()}\n"

@@ -131,7 +131,7 @@ KEY = Scope(
     heading=_("Keys"),
     about=_("key, with its successors"),
     refusal="The key's budget",
-    mail=_("A key has a budget for each %(period)s."),
+    mail=_("A key has a budget per %(period)s."),
     by_key_managers=True,
 )
 MEMBER = Scope(
@@ -147,7 +147,7 @@ MEMBER = Scope(
     heading=_("Members"),
     about=_("all keys the member made"),
     refusal="The member's budget",
-    mail=_("The keys of %(member)s have a budget for each %(period)s."),
+    mail=_("The keys of %(member)s have a budget per %(period)s."),
 )
 TAG = Scope(
     name="tag",
@@ -161,7 +161,7 @@ TAG = Scope(
     heading=_("Tags"),
     about=_("all requests with the tag"),
     refusal="The budget of the tag %(name)s",
-    mail=_("Requests with the tag %(tag)s have a budget for each %(period)s."),
+    mail=_("Requests with the tag %(tag)s have a budget per %(period)s."),
     label=_("Tag %(name)s"),
     phrase=_("the tag %(name)s"),
 )
@@ -175,7 +175,7 @@ ORGANIZATION = Scope(
     heading=_("Organization"),
     about=_("all keys, playgrounds too"),
     refusal="The organization's budget",
-    mail=_("The whole organization has a budget for each %(period)s."),
+    mail=_("The whole organization has a budget per %(period)s."),
     label=_("Whole organization"),
     phrase=_("the whole organization"),
 )

@@ -52,7 +52,9 @@ def refusal(error: Exception) -> Refused | None:
     match error:
         # Its text holds the words of our staff.
         case AccountSuspended():
-            return Refused(_("The organization is suspended, so nothing is drawn."), is_money=True)
+            return Refused(
+                _("Your organization is suspended, so no images can be generated."), is_money=True
+            )
         case InsufficientBalance():
             return Refused(explain("insufficient_balance"), is_money=True)
         case KeyRefused() | Blocked() | BudgetExceeded() | ModelBlocked():

@@ -240,12 +240,12 @@ def test_a_member_hears_of_the_own_budget(acme: Organization, key: ApiKey) -> No
     [
         (
             Holder(scopes.ORGANIZATION),
-            "The whole organization has a budget for each week.",
+            "The whole organization has a budget per week.",
             {"scope": "organization"},
         ),
         (
             Holder(scopes.TAG, "a 100 %(x)s"),
-            "Requests with the tag a 100 %(x)s have a budget for each week.",
+            "Requests with the tag a 100 %(x)s have a budget per week.",
             {"scope": "tag", "tag": "a 100 %(x)s"},
         ),
     ],

@@ -177,14 +177,19 @@ def test_a_page_fits_a_phone_in_both_languages_and_colours(
     live_key: NewKey,
 ) -> None:
     owner = owner_of(acme)
-    limits.set_budget(
-        acme,
+    for holder in (
         Holder(scopes.KEY, live_key.row.family),
-        Period.MONTH,
-        limit_micro=1_000_000_000,
-        limit_images=100_000,
-        actor=owner,
-    )
+        Holder(scopes.TAG, "w" * 40),
+        Holder(scopes.ORGANIZATION),
+    ):
+        limits.set_budget(
+            acme,
+            holder,
+            Period.MONTH,
+            limit_micro=1_000_000_000,
+            limit_images=100_000,
+            actor=owner,
+        )
     raising.raise_alert(acme, "recharge_failed", "one", amount_usd="25.00", reason="Your card.")
     login(owner)
     page.set_viewport_size(PHONE)

@@ -1082,7 +1082,7 @@ def test_the_organization_and_its_tags_get_budgets(
         r"Tag team-a all requests with the tag each month .*? \$0\.00 of \$5\.00 0 % .*?"
         r"Whole organization all keys, playgrounds too each week .*? \$0\.08 of \$10\.00 0 %",
         r"Remove the budget of the whole organization for each week\?",
-        r"Remove the budget of the tag team-a for each month\?",
+        r"Remove the budget of the tag team-a per month\?",
     ):
         assert re.search(words, shown), words
     assert "Whole organization, each week" in text_of(owner.get(f"{page}/{whole.pk}").text)
