@@ -197,12 +197,12 @@ class Known(serializers.Serializer[Any]):
     def unknown(self, name: str) -> str:
         """Return what is said of a field that is none: which may be meant, or which there are."""
         if name in self.elsewhere:
-            return f"{UNKNOWN} {self.elsewhere[name]} has it."
+            return f"{UNKNOWN} It belongs to {self.elsewhere[name]}."
         known: Sequence[str] = [*self.fields, *self.files]
         near = difflib.get_close_matches(name[:100].strip().lower(), known, 1, 0.75)
         if near:
             return f"{UNKNOWN} Did you mean {near[0]}?"
-        return f"{UNKNOWN} There are {', '.join(known)}."
+        return f"{UNKNOWN} Its fields are {', '.join(known)}."
 
 
 class Routing(Known):

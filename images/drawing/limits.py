@@ -25,7 +25,7 @@ class RateLimited(Exception):
 
     def __init__(self, which: Literal["requests", "in_flight"], limit: int, retry_after: float):
         super().__init__(
-            f"This API key may send {limit} requests a minute."
+            f"This API key is limited to {limit} requests per minute."
             if which == "requests"
             else f"The organization already has {limit} requests in flight, which is its limit."
         )

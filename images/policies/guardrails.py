@@ -12,7 +12,7 @@ def check_network(key: ApiKey, address: str) -> None:
     """Raise Blocked when the key may not be used from this address."""
     if key.allowed_ips and not addresses.within(address, key.allowed_ips):
         raise Blocked(
-            f"This API key may not be used from {address or 'an unknown address'}: its "
+            f"This API key cannot be used from {address or 'an unknown address'}: its "
             f"allowed IP ranges are {', '.join(key.allowed_ips)}."
         )
 
