@@ -363,7 +363,7 @@ def test_a_tag_s_budget_is_a_wall_for_requests_that_have_it(
     assert tagged.draw(tags=["app"]).status_code == 200
     assert api.draw(tags=["app", "ci"]).status_code == 200
     # Of two tags one is used up: nothing is held in the other's.
-    page = "http://127.0.0.1:8000/dashboard/billing/budgets shows what is left of it."
+    page = "http://127.0.0.1:8000/dashboard/billing/budgets shows what is left."
     says = ("The budget of the tag app for this month is used up.", page)
     expect_error(api.draw(tags=["web", "app"]), "guardrail_blocked", says=says)
     assert api.draw(tags=["web"]).status_code == 200
