@@ -226,7 +226,7 @@ def back(request: MemberRequest) -> HttpResponse:
     except StripeFailure as error:
         log.warning("a visit to Stripe is not known yet: %s", error)
         messages.info(
-            request, _("Stripe has not confirmed the payment yet. This page will update shortly.")
+            request, _("We haven't heard from Stripe yet. This page will update shortly.")
         )
     return redirect("billing")
 

@@ -577,7 +577,7 @@ def test_on_return_stripe_may_be_away(
     session = paid(shop, owner)
     shop.faults.add(Fault("500_before", times=100))
     assert owner.get(f"{PATH}/return?session={session}")["location"] == PATH
-    assert told(owner) == "Stripe has not confirmed the payment yet. This page will update shortly."
+    assert told(owner) == "We haven&#x27;t heard from Stripe yet. This page will update shortly."
     assert account_of(acme).balance_micro == 10 * USD
 
 
