@@ -345,7 +345,7 @@ def error(answer: Answer) -> ProviderError:
             wait = retry_after(answer.headers)
             return unavailable(retryable=True, retry_after=wait, detail=detail)
         case 422 if kind == POLICY:
-            # For the prompt or the picture, and perhaps billed: the page `errors` leaves it open.
+            # For the prompt or the image, and perhaps billed: the page `errors` leaves it open.
             return refused("provider", charged=True, detail=detail)
         case 422 if kind == "no_media_generated":
             return unavailable(retryable=True, detail=detail)
