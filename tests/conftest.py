@@ -19,8 +19,7 @@ from billing.models import PriceState, PriceVersion
 from billing.stripe import client as stripe_client
 from billing.stripe.client import Stripe
 from geekhub.server import Door
-from images.catalog.rows import CATALOG
-from images.catalog.skus import sku_of
+from images.catalog.skus import price_list
 from tests import services
 from tests.emptying import empty
 from tests.emulators.fal import FalEmulator
@@ -215,10 +214,8 @@ def django_db_setup(django_db_setup: None) -> None:
 def published(transactional_db: None) -> None:
     """Publish the catalogue's prices."""
     PriceVersion.objects.bulk_create(
-        PriceVersion(
-            sku=sku_of(model), version=1, unit_micro=model.price_micro, state=PriceState.ACTIVE
-        )
-        for model in CATALOG.values()
+        PriceVersion(sku=sku, version=1, unit_micro=price, state=PriceState.ACTIVE)
+        for sku, price in price_list().items()
     )
 
 

@@ -21,6 +21,21 @@ class Status(StrEnum):
     RETIRED = "retired"
 
 
+@dataclass(frozen=True, slots=True)
+class PriceLine:
+    """What images of a certain quality or size cost instead of their model's price, in micro-USD.
+
+    `name` ends the sku: `openai/gpt-image-2:high`. `quality` is the provider's own word and `size`
+    the one that is generated, None for any; `inputs` is the least number of input images.
+    """
+
+    name: str
+    price_micro: int
+    quality: str | None = None
+    size: str | None = None
+    inputs: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageModel:
     """One row of the catalogue.
@@ -39,6 +54,8 @@ class ImageModel:
     not known. Customers are not told. `costs_micro` is the most one may cost by the
     provider's word for a quality, where that differs; `input_micro` is what each picture that an
     edit starts from adds.
+    `lines` are prices for certain qualities, sizes and numbers of input images; the first that
+    covers a request is its price, and `price_micro` where none does.
     `shutdown_date` is when we stop serving the model, `upstream_off` when its provider is known to
     have switched it off, `successor` the id to use instead.
     """
@@ -70,6 +87,7 @@ class ImageModel:
     cost_micro: int | None = None
     costs_micro: Mapping[str, int] = field(default_factory=dict)
     input_micro: int = 0
+    lines: tuple[PriceLine, ...] = ()
     status: Status = Status.LIVE
     shutdown_date: date | None = None
     upstream_off: date | None = None
@@ -79,6 +97,16 @@ class ImageModel:
     def default_size(self) -> str:
         """Return the size drawn when a request names none."""
         return next(iter(self.sizes.values()))
+
+    def line(self, quality: str | None, size: str | None, inputs: int) -> PriceLine | None:
+        """Return the price line that covers a request, by what it asked for; None: the model's."""
+        word = self.qualities.get(quality or "auto")
+        drawn = self.sizes.get(size or "", self.default_size)
+        for line in self.lines:
+            fits = line.quality in (None, word) and line.size in (None, drawn)
+            if fits and inputs >= line.inputs:
+                return line
+        return None
 
     def most_inputs(self, quality: str | None, price_micro: int) -> int:
         """Return from how many pictures an edit may start without costing us more than its price.

@@ -7,8 +7,9 @@ from datetime import UTC, date, datetime
 import pytest
 
 from geekhub.lib import money
-from images.catalog.model import MAX_N, MAX_PROMPT, OWNERS, ImageModel, Status
+from images.catalog.model import MAX_N, MAX_PROMPT, OWNERS, ImageModel, PriceLine, Status
 from images.catalog.rows import CATALOG, as_of
+from images.catalog.skus import names, price_list, sku_of
 
 SEEDS = {
     "openai/gpt-image-1": ("openai", "0.19", 15, 45),
@@ -72,6 +73,30 @@ def test_who_goes_names_a_successor_that_stays(row: ImageModel) -> None:
         successor = CATALOG[row.successor]
         assert successor.id != row.id
         assert (successor.shutdown_date, successor.upstream_off) == (None, None)
+
+
+def test_a_price_line_is_a_row_of_data() -> None:
+    row = CATALOG["openai/gpt-image-1"]
+    lines = (
+        PriceLine("high:edit", 300_000, quality="high", inputs=1),
+        PriceLine("high", 250_000, quality="high"),
+        PriceLine("wide", 200_000, size="1536x1024"),
+    )
+    priced = replace(row, lines=lines)
+    assert sku_of(priced) == sku_of(priced, quality="low", inputs=2) == row.id
+    # By the provider's own word: hd is high there.
+    assert sku_of(priced, quality="hd") == f"{row.id}:high"
+    assert sku_of(priced, quality="high", inputs=1) == f"{row.id}:high:edit"
+    assert sku_of(priced, quality="medium", size="1536x1024") == f"{row.id}:wide"
+    assert sku_of(priced, quality="high", size="1536x1024") == f"{row.id}:high"
+    assert price_list([priced]) == {
+        row.id: 190_000,
+        f"{row.id}:high:edit": 300_000,
+        f"{row.id}:high": 250_000,
+        f"{row.id}:wide": 200_000,
+    }
+    assert names([priced])[f"{row.id}:high"] == f"{row.name}, high"
+    assert len(price_list()) == len(CATALOG)
 
 
 def test_upstream_names_are_each_providers_own() -> None:

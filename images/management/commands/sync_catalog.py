@@ -8,8 +8,7 @@ from billing.models.prices import SHARED_SKU
 from billing.spending import prices
 from billing.stripe import catalog, client, sharing
 from billing.stripe.sharing import PriceTooFine
-from images.catalog.rows import CATALOG
-from images.catalog.skus import price_list, sku_of
+from images.catalog.skus import names, price_list
 
 
 class Command(BaseCommand):
@@ -35,10 +34,9 @@ class Command(BaseCommand):
             plan = catalog.pending if connected else catalog.price_changes
             changes = plan(wanted)
         elif client.is_connected():
-            names = {sku_of(model): model.name for model in CATALOG.values()}
-            names[SHARED_SKU] = "Other models"
+            called = {**names(), SHARED_SKU: "Other models"}
             stripe = client.connect()
-            changes = catalog.sync(stripe, wanted, now=timezone.now(), names=names)
+            changes = catalog.sync(stripe, wanted, now=timezone.now(), names=called)
         else:
             changes = catalog.price_changes(wanted)
             prices.publish(wanted, counting=sharing.counting)
