@@ -20,11 +20,11 @@ from billing.stripe.client import is_connected
 from geekhub.lib import money
 from geekhub.lib.moments import LONG_AGO
 from geekhub.work.jobs import current
-from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
 from images.catalog.skus import sku_of
 from images.drawing.gateway import gateway_of
 from images.pages.charts import daily
+from images.providers.registry import OWNERS
 from images.usage import platform
 from images.usage.rollups import closed_until
 

@@ -14,12 +14,13 @@ from geekhub.lib import money
 from images.api import shapes
 from images.api.shapes import Audited, Drawn, Model, Picture
 from images.catalog import parameters
-from images.catalog.model import MAX_N, OWNERS, ImageModel
+from images.catalog.model import MAX_N, ImageModel
 from images.drawing import admit
 from images.drawing.gateway import Gateway
 from images.drawing.repeats import Finished
 from images.models import Generation, GenerationStatus, Image
 from images.pixels.pictures import FORMATS
+from images.providers.registry import OWNERS
 from images.stores.contract import ImageStore
 from images.usage import status
 

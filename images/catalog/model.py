@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
 
-OWNERS = {"openai": "OpenAI", "google": "Google", "xai": "xAI", "fal": "fal.ai"}
 MAX_SEED = 2**31 - 1
 MAX_N = 8
 MAX_PROMPT = 4000

@@ -25,7 +25,7 @@ from images.pixels.turns import ALONE, Pixels, Turns
 from images.policies.bad_keys import BadKeys
 from images.providers.base import Provider
 from images.providers.downloads import Downloads
-from images.providers.registry import MAKERS
+from images.providers.registry import PROVIDERS
 from images.providers.sandbox import Sandbox
 from images.stores.configured import image_store
 from images.stores.contract import ImageStore
@@ -107,10 +107,10 @@ async def open_gateway() -> AsyncIterator[Gateway]:
         downloads = Downloads(settings.PROVIDER_DOWNLOAD_HOSTS)
         stack.push_async_callback(downloads.aclose)
         providers: dict[str, Provider] = {}
-        for name, make in MAKERS.items():
+        for name, registered in PROVIDERS.items():
             config = settings.PROVIDERS[name]
             if config["key"]:
-                providers[name] = make(config, downloads)
+                providers[name] = registered.make(config, downloads)
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
         store = image_store()

@@ -1,6 +1,7 @@
-"""The providers that are configured, each with its connections."""
+"""Every provider there is: what people call it, and how it is made with its connections."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import httpx
 
@@ -39,4 +40,18 @@ def _fal(config: Mapping[str, str], downloads: Downloads) -> Provider:
     return fal.Fal(http=client, downloads=downloads, queue_url=config["queue_base_url"])
 
 
-MAKERS = {"openai": _openai, "google": _google, "xai": _xai, "fal": _fal}
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A provider as it is called by people, and how it is made from its settings."""
+
+    owner: str
+    make: Callable[[Mapping[str, str], Downloads], Provider]
+
+
+PROVIDERS: Mapping[str, Registered] = {
+    "openai": Registered("OpenAI", _openai),
+    "google": Registered("Google", _google),
+    "xai": Registered("xAI", _xai),
+    "fal": Registered("fal.ai", _fal),
+}
+OWNERS: Mapping[str, str] = {name: provider.owner for name, provider in PROVIDERS.items()}

@@ -18,10 +18,10 @@ from accounts.staff.lists import StaffAdmin
 from accounts.staff.show import lines, usd
 from billing.staff import organizations as billing_organizations
 from geekhub.lib.ids import REQUEST_ID
-from images.catalog.model import OWNERS
 from images.catalog.rows import CATALOG
 from images.drawing.errors import ENDINGS
 from images.models import Generation, GenerationStatus
+from images.providers.registry import OWNERS
 from images.usage import platform
 
 

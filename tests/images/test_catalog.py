@@ -7,9 +7,10 @@ from datetime import UTC, date, datetime
 import pytest
 
 from geekhub.lib import money
-from images.catalog.model import MAX_N, MAX_PROMPT, OWNERS, ImageModel, PriceLine, Status
+from images.catalog.model import MAX_N, MAX_PROMPT, ImageModel, PriceLine, Status
 from images.catalog.rows import CATALOG, as_of
 from images.catalog.skus import names, price_list, sku_of
+from images.providers.registry import OWNERS
 
 SEEDS = {
     "openai/gpt-image-1": ("openai", "0.19", 15, 45),

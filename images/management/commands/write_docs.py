@@ -7,9 +7,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from geekhub.lib import money
 from images.catalog import parameters
-from images.catalog.model import OWNERS, ImageModel, Status
+from images.catalog.model import ImageModel, Status
 from images.catalog.parameters import Endpoint, Parameter
 from images.catalog.rows import CATALOG
+from images.providers.registry import OWNERS
 
 DOCS = Path("docs")
 BEGIN = "<!-- Written by manage.py write_docs from images/catalog/{}. Change it there. -->"
