@@ -87,7 +87,7 @@ def test_a_database_that_goes_while_a_picture_is_drawn_is_not_to_be_tried_again_
         gate.set()
         client.join()
     (answer,) = answers
-    error = expect_error(answer, "service_unavailable", says="what became of it")
+    error = expect_error(answer, "service_unavailable", says="shows the outcome")
     assert f"GET /v1/generation?id={error['request_id']}" in error["message"]
     assert answer.headers["x-should-retry"] == "false"
     assert "retry-after" in answer.headers

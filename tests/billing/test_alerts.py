@@ -278,7 +278,9 @@ def test_the_budget_of_an_organization_or_a_tag_is_told_at_each_threshold(
     for sent in mail.outbox:
         assert sent.to == ["admin@a.test", "billing@a.test", "owner@a.test"]
         assert words in sent.body
-    assert sorted(sent.subject.split(" %")[0] for sent in mail.outbox) == ["100", "50", "80"]
+    assert sorted(sent.subject for sent in mail.outbox) == [
+        f"{acme.name}: {percent}% of a budget is used" for percent in (100, 50, 80)
+    ]
 
 
 DETAILS = {

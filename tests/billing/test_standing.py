@@ -390,7 +390,7 @@ def test_the_api_says_402_and_where_to_go(
     expect_error(
         answer,
         "insufficient_balance",
-        says=("suspended. What", f"{settings.PUBLIC_URL}/dashboard/billing"),
+        says=("suspended. See its billing page", f"{settings.PUBLIC_URL}/dashboard/billing"),
     )
     assert "stolen" not in answer.text
     assert len(openai.calls) == 2

@@ -167,7 +167,7 @@ HEADINGS = re.compile(
 
 
 # The same in both languages.
-SAME = {"id", "error", "subtotal", "n", "prompt", "playground"}
+SAME = {"id", "error", "subtotal", "n", "prompt", "playground", "sku"}
 
 
 def english() -> set[str]:

@@ -892,10 +892,8 @@ def test_the_line_of_the_shared_item_opens_to_models_and_pictures(
     assert f'<a href="{where}">Other models</a>' in page.text
     answer = owner.get(where)
     text = text_of(answer.text)
-    assert (
-        "On the invoice $0.20 2000 × $0.0001 In the ledger $0.20 5 pictures Compared Equal" in text
-    )
-    assert f"By model Model Pictures Amount {FLUX} 2 $0.08 {IMAGEN} 3 $0.12" in text
+    assert "On the invoice $0.20 2000 × $0.0001 In the ledger $0.20 5 images Compared Equal" in text
+    assert f"By model Model Images Amount {FLUX} 2 $0.08 {IMAGEN} 3 $0.12" in text
     for entry in entries:
         assert f'href="/dashboard/usage/{entry.request_id}"' in answer.text
     images = Image.objects.filter(generation__hold__ledger_entries__in=entries)
@@ -1078,14 +1076,14 @@ def test_the_organization_and_its_tags_get_budgets(
     shown = text_of(owner.get(page).text)
     # What is nearest to a request comes first, and of one kind by name.
     for words in (
-        r"Tag café all requests with the tag each day .*? 2 of 4 pictures 50 % .*?"
-        r"Tag team-a all requests with the tag each month .*? \$0\.00 of \$5\.00 0 % .*?"
-        r"Whole organization all keys, playgrounds too each week .*? \$0\.08 of \$10\.00 0 %",
-        r"Remove the budget of the whole organization for each week\?",
+        r"Tag café all requests with the tag per day .*? 2 of 4 images 50% .*?"
+        r"Tag team-a all requests with the tag per month .*? \$0\.00 of \$5\.00 0% .*?"
+        r"Whole organization all keys, playgrounds too per week .*? \$0\.08 of \$10\.00 0%",
+        r"Remove the budget of the whole organization per week\?",
         r"Remove the budget of the tag team-a per month\?",
     ):
         assert re.search(words, shown), words
-    assert "Whole organization, each week" in text_of(owner.get(f"{page}/{whole.pk}").text)
+    assert "Whole organization, per week" in text_of(owner.get(f"{page}/{whole.pk}").text)
     owner.post(f"{page}/{whole.pk}", {"usd": "4", "images": "8"})
     whole.refresh_from_db()
     assert (whole.limit_micro, whole.limit_images) == (4 * USD, 8)
@@ -1386,7 +1384,7 @@ def test_an_alert_names_the_budget_also_after_it_was_removed(
                 assert budgets.remove(budget)
         text = text_of(owner.get(f"{PATH}/alerts").text)
         for whose in ("the whole organization", "the tag web"):
-            assert text.count(f"50 % of the budget of {whose} for the day is used.") == 1
+            assert text.count(f"50% of the budget of {whose} for this day is used.") == 1
 
 
 def test_what_was_told_is_shown_with_what_became_of_it(

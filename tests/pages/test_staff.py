@@ -315,7 +315,7 @@ def test_an_organization_is_shown_with_its_budgets(
     budgets.set_for(acme.pk, Holder(scopes.TAG, "a<b"), None, Period.DAY, limit_images=7)
     budgets.set_for(globex.pk, Holder(scopes.TAG, "theirs"), 1, Period.DAY)
     text = " ".join(re.sub(r"<[^>]*>", " ", client.get(path).text).split())
-    assert "Tag a&lt;b all requests with the tag day 0 of 7 pictures" in text
+    assert "Tag a&lt;b all requests with the tag day 0 of 7 images" in text
     assert "Whole organization all keys, playgrounds too week $0.00 of $9.50" in text
     assert "theirs" not in text
 
