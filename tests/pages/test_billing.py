@@ -1031,8 +1031,8 @@ def test_budgets_are_set_changed_and_removed(
     # One with a period, in which something was drawn.
     make_request(key, timezone.now(), delivered=2)
     assert BudgetPeriod.objects.get(budget=mine).spent_micro == 80_000
-    assert "$0.08 of $4.00 2 %" in text_of(owner.get(page).text)
-    assert "0 of 10 images 0 %" in text_of(owner.get(page).text)
+    assert "$0.08 of $4.00 2%" in text_of(owner.get(page).text)
+    assert "0 of 10 images 0%" in text_of(owner.get(page).text)
     owner.post(f"{page}/{mine.pk}/remove")
     assert list(Budget.objects.all()) == [theirs]
     assert actions(acme) == ["budget.set"] * 4 + ["budget.removed"]

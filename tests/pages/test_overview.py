@@ -58,7 +58,7 @@ def test_the_numbers_are_the_ledger_s(
     text = client.get(PATH).text
 
     # 10 USD were given; 2 + 8 + 1 pictures at 0.04 and one at 0.065.
-    assert numbers(text)[:3] == ["$9.495", "$0.185", "75 %"]
+    assert numbers(text)[:3] == ["$9.495", "$0.185", "75%"]
     assert float(numbers(text)[3]) == pytest.approx(2.0, rel=0.062)
     assert "for 4 images" in text
     assert "3 of 4 requests" in text
@@ -215,7 +215,7 @@ def test_a_running_request_is_in_neither_number(
     make_request(key, ago(seconds=1), running=True)
     log_in(client, owner_of(acme))
     text = client.get(PATH).text
-    assert numbers(text)[2] == "50 %"
+    assert numbers(text)[2] == "50%"
     assert "1 of 2 requests, 2 running" in text
 
 
