@@ -23,7 +23,7 @@ ERRORS: Mapping[str, "StrPromise"] = {
     "invalid_request_error": _("The model cannot generate this request."),
     "content_policy_violation": _("The provider refused the prompt or the image."),
     "insufficient_balance": _("Not enough balance."),
-    "guardrail_blocked": _("The limits of this key do not allow it."),
+    "guardrail_blocked": _("A limit does not allow it."),
     "model_not_found": _("The model is not available."),
     "rate_limit_exceeded": _("Too many requests at once. Wait a moment and try again."),
     "service_unavailable": _("Part of our service is unavailable. Try again shortly."),
