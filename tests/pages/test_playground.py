@@ -237,7 +237,7 @@ def test_a_budget_of_the_persons_key_counts(
     draw(alice)
     app.drain()
     answer = draw(alice)
-    assert "The limits of this key do not allow it." in answer.text
+    assert "A limit does not allow it." in answer.text
     assert Generation.objects.get().cost_micro == 40_000
 
 
@@ -258,7 +258,7 @@ def test_a_paused_key_draws_nothing_and_can_be_resumed(alice: Visitor, acme: Org
     assert key.prefix not in alice.get("/dashboard/keys").text
     keys.pause(key, "It spent too much.")
     answer = draw(alice, sandbox="on")
-    assert "The limits of this key do not allow it." in answer.text
+    assert "A limit does not allow it." in answer.text
     assert "It spent too much." in answer.text
     assert not Generation.objects.exists()
     assert f"/dashboard/keys/{key.pk}/resume" in alice.get("/dashboard/keys").text
