@@ -46,7 +46,7 @@ class Scope:
     phrase: "StrPromise | str" = "%(name)s"
     # The label of the form's field for a subject that is not among those offered.
     typed: "StrPromise | str" = ""
-    # Whoever manages keys may set it, as well as those who manage the billing.
+    # People who manage keys may set it, as well as those who manage the billing.
     by_key_managers: bool = False
 
     @property

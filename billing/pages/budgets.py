@@ -1,7 +1,7 @@
 """The budgets: how much of each is used, and what may be changed by whom.
 
-Whoever sees the bills sees the budgets. They are set by those who manage the billing; a key's also
-by those who manage the keys, who could make one without a budget anyway.
+Anyone who sees the bills sees the budgets. They are set by those who manage the billing; a key's
+also by those who manage the keys, who could make one without a budget anyway.
 """
 
 import uuid

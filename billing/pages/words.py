@@ -34,7 +34,7 @@ INVOICE_STATES: Mapping[str, tuple["StrPromise", str]] = {
     "uncollectible": (_("Uncollectible"), "wrong"),
 }
 # What our own movements say of themselves, in the ledger's English; of others staff say why. The
-# payment of an invoice is told by the invoice.
+# payment of an invoice is named by the invoice.
 NOTES = frozenset(
     {
         gettext_noop("Sign-up bonus"),
@@ -143,45 +143,45 @@ class MovementRow:
 # --- Alerts ---------------------------------------------------------------------------------------
 
 
-type Told = dict[str, Any]
+type Details = dict[str, Any]
 
 
-def _budget(told: Told, budget: Called | None) -> str:
-    period = PERIODS.get(told["period"], told["period"])
-    whose = told.get("member") or (budget or scopes.called_in(told)).phrase
+def _budget(details: Details, budget: Called | None) -> str:
+    period = PERIODS.get(details["period"], details["period"])
+    whose = details.get("member") or (budget or scopes.called_in(details)).phrase
     text = _now("%(percent)s%% of the budget of %(whose)s for this %(period)s is used.")
-    return text % {"percent": told["percent"], "whose": whose, "period": period}
+    return text % {"percent": details["percent"], "whose": whose, "period": period}
 
 
-def _low_balance(told: Told, budget: Called | None) -> str:
+def _low_balance(details: Details, budget: Called | None) -> str:
     text = _now("Only $%(left)s is available, less than $%(below)s.")
-    return text % {"left": told["available_usd"], "below": told["below_usd"]}
+    return text % {"left": details["available_usd"], "below": details["below_usd"]}
 
 
-def _recharge_failed(told: Told, budget: Called | None) -> str:
+def _recharge_failed(details: Details, budget: Called | None) -> str:
     text = _now("An automatic recharge of $%(usd)s failed: %(why)s")
-    return text % {"usd": told["amount_usd"], "why": told["reason"]}
+    return text % {"usd": details["amount_usd"], "why": details["reason"]}
 
 
-def _payment_failed(told: Told, budget: Called | None) -> str:
-    return _now("Payment of invoice %(number)s failed.") % {"number": told["invoice"]}
+def _payment_failed(details: Details, budget: Called | None) -> str:
+    return _now("Payment of invoice %(number)s failed.") % {"number": details["invoice"]}
 
 
-def _suspended(told: Told, budget: Called | None) -> str:
+def _suspended(details: Details, budget: Called | None) -> str:
     return _now("The organization was suspended.")
 
 
-def _resumed(told: Told, budget: Called | None) -> str:
+def _resumed(details: Details, budget: Called | None) -> str:
     return _now("The organization was resumed.")
 
 
-def _test(told: Told, budget: Called | None) -> str:
-    return _now("A test requested by %(by)s.") % {"by": told["by"]}
+def _test(details: Details, budget: Called | None) -> str:
+    return _now("A test requested by %(by)s.") % {"by": details["by"]}
 
 
 # Every kind of alert, and what it says on the page; what it says by e-mail is the template of that
 # name in `templates/emails`.
-ALERTS: Mapping[str, Callable[[Told, Called | None], str]] = {
+ALERTS: Mapping[str, Callable[[Details, Called | None], str]] = {
     "budget": _budget,
     "low_balance": _low_balance,
     "recharge_failed": _recharge_failed,

@@ -57,7 +57,7 @@ def _record(action: str, budget: Budget, actor: User | None, subject: Called) ->
         limits["usd"] = money.to_usd(budget.limit_micro)
     if budget.limit_images is not None:
         limits["images"] = budget.limit_images
-    # What is written down does not depend on the language of whoever did it.
+    # What is written down does not depend on the language of the person who did it.
     with translation.override(settings.LANGUAGE_CODE):
         label = subject.label
     audit.record(action, organization=budget.organization, actor=actor, subject=label, **limits)

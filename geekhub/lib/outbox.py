@@ -31,7 +31,7 @@ class Outbox[Row: Attempted]:
     """How the rows of a table that are not over, `waiting`, are worked on.
 
     The pause after a failed attempt doubles from `first_pause` up to `longest_pause`. After `tries`
-    attempts a row is given up, by whoever works on it; None is never.
+    attempts the worker gives a row up; None: never.
     """
 
     table: type[Row]

@@ -1,4 +1,4 @@
-"""The worker: all jobs, round after round, until it is told to stop."""
+"""The worker: all jobs, round after round, until it is stopped."""
 
 import logging
 import threading

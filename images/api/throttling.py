@@ -1,4 +1,4 @@
-"""The limits of a key and its organization, as DRF sees them and as answers tell them."""
+"""The limits of a key and its organization, as DRF sees them and as answers report them."""
 
 from typing import cast
 

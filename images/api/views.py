@@ -157,7 +157,7 @@ async def pictures(call: Call, request_id: str, index: str | None = None) -> Res
             "id": request_id,
             "object": "image.deleted",
             "deleted": [image.index for image in gone],
-            # Told to nobody any more; their objects go when the store is back.
+            # No longer shown to anyone; their objects are deleted when the store is back.
             "pending": [image.index for image in marked if image not in gone],
         }
     )

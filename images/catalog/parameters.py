@@ -173,7 +173,7 @@ def _upstream_quality(asked: Drawing, model: ImageModel) -> str | None:
 
 
 def compressed_here(asked: Drawing, model: ImageModel) -> bool:
-    """Return whether a compression was asked for that the provider cannot be told."""
+    """Return whether the provider has no way to be asked for the requested compression."""
     lossy = asked.output_compression is not None and asked.output_format in ("jpeg", "webp")
     return lossy and asked.output_format not in model.compresses
 

@@ -42,7 +42,7 @@ class IdempotencyKeyReused(Exception):
 
 
 class ImagesDeleted(Exception):
-    """None of the pictures of the request that this one repeats is there any more."""
+    """All images of the request that this one repeats have been deleted."""
 
 
 class NotStoredYet(Exception):
@@ -190,8 +190,8 @@ async def wait(
 ) -> Finished | None:
     """Return what a running request came to, on whichever host it runs; None when it failed.
 
-    `pause` waits so many seconds, and may raise when nobody waits for the answer any more. Nothing
-    is held meanwhile, no connection and no thread. Raises IdempotencyKeyInUse when the clock's time
+    `pause` waits so many seconds, and may raise when nobody is waiting for the answer. Nothing is
+    held meanwhile, no connection and no thread. Raises IdempotencyKeyInUse when the clock's time
     is over.
     """
     seconds = FIRST_LOOK
@@ -265,7 +265,7 @@ async def _with_bytes(image: Image, store: ImageStore) -> bytes:
 
 
 async def _unless_lost(fetched: Awaitable[bytes]) -> bytes | None:
-    """Return what is fetched; None when the store does not have it any more."""
+    """Return what is fetched; None when the store no longer has it."""
     try:
         return await fetched
     except FileNotFoundError:

@@ -90,7 +90,7 @@ class Candidate:
 
     @property
     def compressed_here(self) -> bool:
-        """Return whether a compression was asked for that the provider cannot be told."""
+        """Return whether the provider has no way to be asked for the requested compression."""
         return parameters.compressed_here(self.request, self.model)
 
     def for_provider(self, *, deadline: float, sandbox: bool, caller: str) -> ImageRequest:

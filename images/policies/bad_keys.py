@@ -33,7 +33,7 @@ class TooManyBadKeys(Exception):
 class BadKeys:
     """What one process remembers of keys, which it knows by their digests.
 
-    `clock` tells seconds and never goes back.
+    `clock` returns seconds and never goes back.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
